@@ -1,0 +1,179 @@
+"""A checkpoint as a mapping from tensor name to array; tensors are read when asked for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from types import TracebackType
+from typing import Any, Self
+
+import ml_dtypes
+import numpy as np
+
+from ..errors import MissingTensorError
+from .source import Array, SourceFile, aligned_empty, quoted
+from .storage import SAFETENSORS, Storage
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the header says of a tensor: all of it checked against the file.
+
+    `dtype` is the format's own name ("BF16", "F8_E4M3", "Q4_K"), `shape` is in NumPy's order,
+    `offset` is the first byte in `file`.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    file: str
+
+
+class Checkpoint(Mapping[str, Array]):
+    """Tensors of one or several open files, by name, in the order of their data.
+
+    `ckpt[name]` reads that tensor into a fresh array; nothing is cached. Reading is safe from
+    several threads. Use it as a context manager, or call `close()`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        format: str,
+        sources: Sequence[SourceFile],
+        tensors: Mapping[str, TensorInfo],
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self.path = path
+        self.format = format
+        self.metadata = metadata
+        self.sources = tuple(sources)
+        self._sources = {source.path: source for source in sources}
+        self._tensors = dict(tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __repr__(self) -> str:
+        return f"<{self.format} checkpoint {self.path}: {len(self)} tensors>"
+
+    def info(self, name: str) -> TensorInfo:
+        """The header's row of a tensor; nothing is read. MissingTensorError if there is none."""
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise MissingTensorError(
+                f"[{self.format}] {self.path}: has no tensor {quoted(str(name))}"
+            ) from None
+
+    def __getitem__(self, name: str) -> Array:
+        """The whole tensor, dtype as stored; FileError if the file has changed meanwhile."""
+        return self._decoded(self.info(name), 0, None)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows `start:stop` of the first axis, as `ckpt[name][start:stop]`, reading only those."""
+        return self._decoded(self.info(name), start, stop)
+
+    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """The stored bytes of rows `start:stop` of the first axis: uint8 [rows, bytes of a row].
+
+        A row is the last axis; all others are flattened. The bytes are those of the file.
+        """
+        info = self.info(name)
+        offset, nbytes, shape = self._span(info, start, stop)
+        raw = aligned_empty(nbytes)
+        self._sources[info.file].read_into(offset, raw.data)
+        rows = prod(shape[:-1])
+        storage = SAFETENSORS[info.dtype]
+        row_bytes = (shape[-1] if shape else 1) // storage.block * storage.block_bytes
+        return raw.reshape(rows, row_bytes)
+
+    def read_into(self, name: str, buffer: Any) -> None:
+        """Fill `buffer` (writable, contiguous, of `info(name).nbytes` bytes) as stored."""
+        info = self.info(name)
+        # Arrays of ml_dtypes do not offer the buffer protocol themselves.
+        plain = buffer.reshape(-1).view(np.uint8) if _is_contiguous_array(buffer) else buffer
+        target = memoryview(plain)
+        if target.readonly or not target.c_contiguous or target.nbytes != info.nbytes:
+            state = "read-only" if target.readonly else f"{target.nbytes} bytes"
+            raise ValueError(
+                f"[read_into] buffer for {quoted(name)}: {state}; "
+                f"{info.nbytes} writable contiguous bytes are required"
+            )
+        if info.nbytes:
+            self._sources[info.file].read_into(info.offset, target.cast("B"))
+
+    def close(self) -> None:
+        """Close the files; what was read stays valid."""
+        for source in self.sources:
+            source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _span(
+        self, info: TensorInfo, start: int, stop: int | None
+    ) -> tuple[int, int, tuple[int, ...]]:
+        """(first byte, bytes, shape) of rows `start:stop` of the first axis."""
+        if start == 0 and stop is None:
+            return info.offset, info.nbytes, info.shape
+        if not info.shape:
+            raise ValueError(f"[read_rows] tensor {quoted(info.name)} has no axis to slice")
+        stop = info.shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= info.shape[0]:
+            raise ValueError(
+                f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)}; "
+                f"it has {info.shape[0]}"
+            )
+        storage = SAFETENSORS[info.dtype]
+        row = prod(info.shape[1:])
+        if start * row % storage.block or stop * row % storage.block:
+            raise ValueError(
+                f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)} cut a block; "
+                f"{info.dtype} is stored {storage.block} elements at a time"
+            )
+        first = start * row // storage.block * storage.block_bytes
+        last = stop * row // storage.block * storage.block_bytes
+        return info.offset + first, last - first, (stop - start, *info.shape[1:])
+
+    def _decoded(self, info: TensorInfo, start: int, stop: int | None) -> Array:
+        offset, nbytes, shape = self._span(info, start, stop)
+        storage = SAFETENSORS[info.dtype]
+        source = self._sources[info.file]
+        raw = aligned_empty(nbytes)
+        source.read_into(offset, raw.data)
+        if info.dtype == "BOOL" and nbytes and raw.max() > 1:
+            # NumPy's own operations on such a "bool" disagree with each other.
+            raise source.error(
+                f"tensor {quoted(info.name)} holds the byte {raw.max()}; BOOL is 0 or 1"
+            )
+        return _as_elements(raw, storage).reshape(shape)
+
+
+def _is_contiguous_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and bool(value.flags.c_contiguous)
+
+
+def _as_elements(raw: Array, storage: Storage) -> Array:
+    if storage.name == "F4":
+        out = aligned_empty(2 * raw.size)
+        out[0::2] = raw & 15
+        out[1::2] = raw >> 4
+        return out.view(ml_dtypes.float4_e2m1fn)
+    assert storage.dtype is not None
+    return raw.view(storage.dtype)
