@@ -1,0 +1,35 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "moe/base/cpu.h"
+#include "moe/base/parallel.h"
+#include "moe/kernels/table.h"
+
+namespace moe::bindings {
+
+namespace py = pybind11;
+
+void bind_config(py::module_& m) {
+  m.def("isa", [] { return std::string(kernels().name); }, "The instruction set in use.");
+  m.def("set_isa", [](const std::string& name) { set_isa(name.c_str()); }, py::arg("name"));
+  m.def(
+      "runnable_isas",
+      [] {
+        int count = 0;
+        const KernelTable* const* tables = all_kernels(&count);
+        std::vector<std::string> names;
+        for (int i = 0; i < count; ++i) {
+          if (can_run(*tables[i])) names.emplace_back(tables[i]->name);
+        }
+        return names;
+      },
+      "Instruction sets of this build that this machine runs, worst first.");
+  m.def("cpu_name", &cpu_name);
+  m.def("num_threads", &num_threads);
+  m.def("set_num_threads", &set_num_threads, py::arg("threads"));
+}
+
+}  // namespace moe::bindings

@@ -1,0 +1,30 @@
+// The extension module: every bind_* in the token's order. No arithmetic here.
+
+#include <pybind11/pybind11.h>
+
+#include "moe/base/check.h"
+
+namespace moe::bindings {
+
+namespace py = pybind11;
+
+void bind_config(py::module_&);
+
+}  // namespace moe::bindings
+
+PYBIND11_MODULE(_core, m) {
+  using namespace moe::bindings;
+  m.doc() = "moekit's kernels. Use them through moekit.ops.";
+  py::register_exception_translator([](std::exception_ptr error) {
+    try {
+      if (error) std::rethrow_exception(error);
+    } catch (const moe::ValueError& e) {
+      py::set_error(PyExc_ValueError, e.what());
+    } catch (const moe::TypeError& e) {
+      py::set_error(PyExc_TypeError, e.what());
+    } catch (const moe::CannotRun& e) {
+      py::set_error(PyExc_RuntimeError, e.what());
+    }
+  });
+  bind_config(m);
+}

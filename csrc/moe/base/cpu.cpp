@@ -1,0 +1,78 @@
+#include "moe/base/cpu.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+#include <cstring>
+#endif
+
+namespace moe {
+
+#if defined(__x86_64__)
+
+namespace {
+
+struct Leaf {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Leaf cpuid(unsigned leaf, unsigned subleaf = 0) {
+  Leaf r;
+  if (__get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx) == 0) return {};
+  return r;
+}
+
+// Which register state the operating system saves when it switches threads.
+uint64_t saved_state() {
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+bool has(unsigned word, unsigned bit) { return (word >> bit) & 1u; }
+
+}  // namespace
+
+uint32_t cpu_features() {
+  const Leaf one = cpuid(1);
+  if (!has(one.ecx, 27)) return 0;  // OSXSAVE: without it xgetbv itself is illegal
+  const uint64_t state = saved_state();
+  const Leaf seven = cpuid(7);
+  const Leaf seven_one = cpuid(7, 1);
+  const Leaf extended = cpuid(0x80000001u);
+
+  uint32_t features = 0;
+  const bool ymm_saved = (state & 0x6) == 0x6;
+  const bool zmm_saved = (state & 0xe6) == 0xe6;
+  if (ymm_saved && has(one.ecx, 12) && has(one.ecx, 28) && has(one.ecx, 29) && has(seven.ebx, 5) &&
+      has(seven.ebx, 3) && has(seven.ebx, 8) && has(extended.ecx, 5)) {
+    features |= kAvx2;
+  }
+  if ((features & kAvx2) && zmm_saved && has(seven.ebx, 16) && has(seven.ebx, 17) &&
+      has(seven.ebx, 30) && has(seven.ebx, 31)) {
+    features |= kAvx512;
+    if (has(seven.ecx, 11)) features |= kAvx512Vnni;
+    if (has(seven_one.eax, 5)) features |= kAvx512Bf16;
+  }
+  return features;
+}
+
+std::string cpu_name() {
+  char name[49] = {};
+  for (unsigned i = 0; i < 3; ++i) {
+    const Leaf r = cpuid(0x80000002u + i);
+    std::memcpy(name + 16 * i, &r, sizeof(r));
+  }
+  const std::string text(name);
+  const size_t end = text.find_last_not_of(' ');
+  return end == std::string::npos ? "unknown" : text.substr(0, end + 1);
+}
+
+#else
+
+uint32_t cpu_features() { return 0; }
+std::string cpu_name() { return "unknown"; }
+
+#endif
+
+}  // namespace moe

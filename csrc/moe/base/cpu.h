@@ -1,0 +1,22 @@
+#pragma once
+// What the processor and the operating system can run.
+
+#include <cstdint>
+#include <string>
+
+namespace moe {
+
+enum CpuFeature : uint32_t {
+  kAvx2 = 1u << 0,        // AVX2, FMA, F16C, BMI1, BMI2, LZCNT
+  kAvx512 = 1u << 1,      // AVX-512 F, BW, DQ, VL
+  kAvx512Vnni = 1u << 2,  // int8 dot products
+  kAvx512Bf16 = 1u << 3,  // bfloat16 pair dot products
+};
+
+/// A set of CpuFeature bits: CPUID and the state that the operating system saves (XCR0), both.
+uint32_t cpu_features();
+
+/// The processor's own name, e.g. "AMD EPYC"; "unknown" where it cannot be asked.
+std::string cpu_name();
+
+}  // namespace moe

@@ -1,0 +1,57 @@
+#pragma once
+// Threads live behind this header: one region, its team, a barrier, and dynamic tasks.
+
+#include <atomic>
+#include <cstdint>
+
+namespace moe {
+
+/// Refers to a callable without owning it (std::function would allocate in every call).
+template <class Signature>
+class FunctionRef;
+template <class Result, class... Args>
+class FunctionRef<Result(Args...)> {
+ public:
+  template <class F>
+  FunctionRef(F& f)  // NOLINT: implicit on purpose, a lambda is passed where it is called
+      : object_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* object, Args... args) -> Result { return (*static_cast<F*>(object))(args...); }) {}
+  Result operator()(Args... args) const { return call_(object_, args...); }
+
+ private:
+  void* object_;
+  Result (*call_)(void*, Args...);
+};
+
+/// The threads of one parallel region, seen from one of them.
+struct Team {
+  int index;
+  int size;
+  /// Every thread of the team has to come here.
+  void barrier();
+};
+
+/// Runs `body(team)` on up to `threads` threads at once and waits for all. `body` must not throw.
+/// One thread (and a forked child) runs it in place.
+void parallel(int threads, FunctionRef<void(Team&)> body) noexcept;
+
+/// Hands out 0, 1, 2, … to whoever asks first.
+class TaskQueue {
+ public:
+  int64_t take() { return next_.fetch_add(1, std::memory_order_relaxed); }
+
+ private:
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
+/// Calls `body(begin, end)` over [0, count) in pieces of `grain`, on as many threads as pay off.
+/// Results must not depend on where the pieces are cut.
+void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) noexcept;
+
+/// Threads used by every operation: MOEKIT_NUM_THREADS, else what the process may run on. 1 in a
+/// forked child, where the parent's threads do not exist any more.
+int num_threads();
+/// Sets it for this process; throws ValueError unless 1 <= threads <= 1024.
+void set_num_threads(int threads);
+
+}  // namespace moe

@@ -1,0 +1,76 @@
+#pragma once
+// The functions that an instruction set provides, as constant tables: reading one runs no
+// instruction that the processor may lack. All are single-threaded, noexcept, and take raw pointers.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "moe/quant/format.h"
+
+namespace moe {
+
+/// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the integers'
+/// sum for every kDepthBlock columns and a sum for every 32. Padded with zeros to whole words.
+struct ActivationLayout {
+  int64_t words = 0;
+  int64_t blocks = 0;     // of kDepthBlock columns
+  int64_t row_bytes = 0;  // rows' distance: an odd number of cache lines, so that rows do not share sets
+  int64_t scales_at = 0, block_sums_at = 0, group_sums_at = 0;  // bytes from the row's start
+
+  static ActivationLayout of(Dot dot, int64_t cols);
+};
+inline constexpr int kSumGroup = 32;
+
+/// One call: every given row against two panels (thirty-two outputs), the whole depth.
+struct GemmCall {
+  const std::byte* panels[2];  // gate and up of the same outputs, or two neighbours (or one twice)
+  int64_t blocks;              // blocks along the depth, of the format's kDepth
+  const std::byte* x;          // activation rows
+  const ActivationLayout* layout;
+  const int32_t* rows;  // which of them, or null for 0, 1, 2, …
+  int64_t count;        // how many
+  float* out;           // [count][2 * kPanelRows]
+};
+using GemmFn = void (*)(const GemmCall&) noexcept;
+inline constexpr int kGemmOutputs = 2 * kPanelRows;
+
+struct GemmKernels {
+  /// [format][dot]; null where the format has no such path. [f][kF32] is the exact one.
+  GemmFn run[kFormatCount][kDotKinds];
+};
+
+struct ConvertKernels {
+  /// Writes one activation row for `dot` from `cols` floats.
+  void (*activations[kDotKinds])(const float* x, int64_t cols, const ActivationLayout&,
+                                 std::byte* row) noexcept;
+};
+
+/// Which function joins the two halves of an expert's first layer.
+enum class Activation : uint8_t { kSilu, kGeluTanh, kRelu, kRelu2, kNone };
+
+struct RowwiseKernels {
+  /// out[i] = act(gate[i]) * up[i]; `pairs` is [count][gate 16 | up 16], out rows `stride` apart.
+  void (*gate)(Activation, const float* pairs, int64_t count, int outputs, float* out,
+               int64_t stride) noexcept;
+  /// out[i] += weight * x[i]
+  void (*add_scaled)(float* out, const float* x, float weight, int64_t n) noexcept;
+};
+
+struct KernelTable {
+  const char* name;
+  const GemmKernels* gemm;
+  const ConvertKernels* convert;
+  const RowwiseKernels* rowwise;
+};
+
+/// The table in use: MOEKIT_ISA's, else the last one of isas.cmake that this machine runs. Throws
+/// CannotRun if MOEKIT_ISA names an unknown one or one that this machine cannot run.
+const KernelTable& kernels();
+/// Switches to the named table (tests walk through all of them). Throws as kernels() does.
+void set_isa(const char* name);
+/// Every compiled table, worst first; `count` receives how many.
+const KernelTable* const* all_kernels(int* count);
+/// Whether this machine can run it.
+bool can_run(const KernelTable& table);
+
+}  // namespace moe

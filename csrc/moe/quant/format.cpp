@@ -1,0 +1,36 @@
+#include "moe/quant/format.h"
+
+#include "moe/base/check.h"
+#include "moe/quant/formats.h"
+
+namespace moe {
+
+namespace {
+
+template <class F>
+constexpr FormatInfo info_of(std::string_view name, double max_error) {
+  return {name,    F::kDepth,  F::kBlockBytes, F::kTrailerBytes,
+          F::kDot, max_error, &F::encode,     &F::at};
+}
+
+constexpr FormatInfo kFormats[] = {
+#define MOE_FORMAT(id, name, F, max_error) info_of<F>(name, max_error),
+#include "moe/quant/formats.inc"
+#undef MOE_FORMAT
+};
+
+}  // namespace
+
+const FormatInfo& format_info(Format format) { return kFormats[static_cast<int>(format)]; }
+
+Format parse_format(std::string_view name) {
+  std::string known;
+  for (int i = 0; i < kFormatCount; ++i) {
+    if (kFormats[i].name == name) return static_cast<Format>(i);
+    known += known.empty() ? "" : ", ";
+    known += kFormats[i].name;
+  }
+  throw ValueError(message("[format] '", name, "' is not a weight format; known: ", known));
+}
+
+}  // namespace moe

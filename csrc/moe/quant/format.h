@@ -1,0 +1,75 @@
+#pragma once
+// What a weight format is: how a panel of sixteen output rows lies in memory, how it is written from
+// floats, and how it is read back. One header per family of formats; formats.inc lists them all.
+//
+// A format F is a struct of constants and static functions:
+//
+//   kDepth              depth (input columns) of one block; a panel's depth is padded to a multiple
+//   kBlockBytes         bytes of a block for sixteen rows; blocks follow each other along the depth
+//   kTrailerBytes       bytes after the last block (scales that hold for a whole row)
+//   kDot                the dot product of its fast path (see Dot)
+//   kSteps              32-bit activation words that a block consumes in its fast path
+//   decode<V>(block, trailer, out)   kDepth float vectors, the weights' exact values     (exact path)
+//   weights<V>(block, step)          the operand of the fast dot product at a step       (fast path)
+//   encode(rows, depth, panel)       writes a panel from sixteen rows of floats
+//   at(panel, depth, row, k)         one weight's value; packing written as one equation
+//
+// No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "moe/base/half.h"
+
+namespace moe {
+
+inline constexpr int kPanelRows = 16;
+
+/// Depth after which partial sums are added to the total, in every kernel: bounds the rounding error
+/// of long sums (NMSE grows with the length of one run) and is the range of one activation scale.
+inline constexpr int kDepthBlock = 512;
+
+/// The dot products that kernels are written for; the kind of activation row goes with it.
+enum class Dot : uint8_t {
+  kF32,   // a word is one float
+  kBf16,  // a word is two bfloat16
+  kU8S8,  // a word is four int8 with a scale per kDepthBlock; weights are unsigned bytes
+};
+inline constexpr int kDotKinds = 3;
+
+inline constexpr int depth_per_word(Dot dot) {
+  return dot == Dot::kF32 ? 1 : dot == Dot::kBf16 ? 2 : 4;
+}
+
+enum class Format : uint8_t {
+#define MOE_FORMAT(id, ...) id,
+#include "moe/quant/formats.inc"
+#undef MOE_FORMAT
+  kCount
+};
+inline constexpr int kFormatCount = static_cast<int>(Format::kCount);
+
+/// The facts of a format that need no template.
+struct FormatInfo {
+  std::string_view name;
+  int depth;
+  int64_t block_bytes;
+  int64_t trailer_bytes;
+  Dot dot;
+  double max_error;  // bound on NMSE of encode → decode for Gaussian weights
+  void (*encode)(const float* rows, int64_t depth, std::byte* panel);
+  float (*at)(const std::byte* panel, int64_t depth, int row, int64_t k);
+
+  int64_t blocks(int64_t cols) const { return (cols + depth - 1) / depth; }
+  /// Bytes of a panel, sixteen rows × cols, in whole cache lines.
+  int64_t panel_bytes(int64_t cols) const {
+    return (blocks(cols) * block_bytes + trailer_bytes + 63) / 64 * 64;
+  }
+};
+
+const FormatInfo& format_info(Format format);
+/// Throws ValueError that lists the known names.
+Format parse_format(std::string_view name);
+
+}  // namespace moe

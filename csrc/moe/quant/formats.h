@@ -1,0 +1,6 @@
+#pragma once
+// Every format's struct.
+
+#include "moe/quant/floats.h"
+#include "moe/quant/format.h"
+#include "moe/quant/int8.h"

@@ -1,0 +1,232 @@
+#pragma once
+// AVX2, FMA, F16C: sixteen lanes are two registers.
+
+#include <immintrin.h>
+
+namespace moe::MOE_ISA {
+
+inline constexpr int kLanes = 16;
+inline constexpr int kTileRows = 6;  // 6 × 2 accumulators, 2 weights, 1 broadcast: 15 of 16 registers
+inline constexpr int kTilePanels = 1;
+
+struct F32x16 {
+  __m256 lo, hi;
+};
+struct I32x16 {
+  __m256i lo, hi;
+};
+struct U8x64 {
+  __m256i lo, hi;
+};
+struct Mask16 {
+  __m256 lo, hi;
+};
+
+MOE_INLINE F32x16 zero_f32() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+MOE_INLINE F32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+MOE_INLINE I32x16 set1_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+
+MOE_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+MOE_INLINE __m256i load_half(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+MOE_INLINE I32x16 load_i32(const int32_t* p) { return {load_half(p), load_half(p + 8)}; }
+MOE_INLINE U8x64 load_u8(const void* p) {
+  return {load_half(p), load_half(static_cast<const char*>(p) + 32)};
+}
+MOE_INLINE void store(float* p, F32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+MOE_INLINE void store_half(void* p, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+MOE_INLINE void store_i32(int32_t* p, I32x16 a) {
+  store_half(p, a.lo);
+  store_half(p + 8, a.hi);
+}
+MOE_INLINE void store_u8(void* p, U8x64 a) {
+  store_half(p, a.lo);
+  store_half(static_cast<char*>(p) + 32, a.hi);
+}
+
+/// Lanes below n: all ones.
+MOE_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+MOE_INLINE F32x16 load_first(const float* p, int n) {
+  return {_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, first_lanes(n - 8))};
+}
+MOE_INLINE void store_first(float* p, F32x16 a, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), a.lo);
+  _mm256_maskstore_ps(p + 8, first_lanes(n - 8), a.hi);
+}
+
+MOE_INLINE __m256 widen_bf16(const bf16* p) {
+  const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+MOE_INLINE F32x16 load(const bf16* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+MOE_INLINE F32x16 load(const f16* p) {
+  const auto* h = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
+}
+MOE_INLINE __m128i narrow_bf16(__m256 a) {
+  const __m256i u = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+  const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0x08);
+  return _mm256_castsi256_si128(packed);
+}
+MOE_INLINE void store(bf16* p, F32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16(a.lo));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), narrow_bf16(a.hi));
+}
+MOE_INLINE void store(f16* p, F32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
+                   _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+
+MOE_INLINE F32x16 add(F32x16 a, F32x16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 sub(F32x16 a, F32x16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 mul(F32x16 a, F32x16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 div(F32x16 a, F32x16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+MOE_INLINE F32x16 max(F32x16 a, F32x16 b) {
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 min(F32x16 a, F32x16 b) {
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 sqrt(F32x16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+
+MOE_INLINE I32x16 bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+MOE_INLINE F32x16 from_bits(I32x16 a) {
+  return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)};
+}
+MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+MOE_INLINE F32x16 abs(F32x16 a) { return from_bits(and_bits(bits(a), set1_i32(0x7fffffff))); }
+MOE_INLINE I32x16 add(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
+  return {_mm256_slli_epi32(a.lo, count), _mm256_slli_epi32(a.hi, count)};
+}
+MOE_INLINE I32x16 round_to_i32(F32x16 a) {
+  return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
+}
+MOE_INLINE F32x16 to_f32(I32x16 a) {
+  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+
+MOE_INLINE Mask16 less(F32x16 a, F32x16 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};
+}
+MOE_INLINE Mask16 equal(F32x16 a, F32x16 b) {
+  return {_mm256_cmp_ps(a.lo, b.lo, _CMP_EQ_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_EQ_OQ)};
+}
+MOE_INLINE Mask16 is_nan(F32x16 a) {
+  return {_mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q), _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q)};
+}
+MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
+  return {_mm256_blendv_ps(if_false.lo, if_true.lo, m.lo),
+          _mm256_blendv_ps(if_false.hi, if_true.hi, m.hi)};
+}
+MOE_INLINE uint32_t to_bitmask(Mask16 m) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(m.lo)) |
+         (static_cast<uint32_t>(_mm256_movemask_ps(m.hi)) << 8);
+}
+
+MOE_INLINE float reduce_add(F32x16 a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+MOE_INLINE float reduce_max(F32x16 a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+MOE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+struct Words {
+  __m256i v;  // the word in all eight lanes
+};
+MOE_INLINE Words broadcast_word(const uint32_t* p) {
+  return {_mm256_set1_epi32(static_cast<int32_t>(*p))};
+}
+
+MOE_INLINE F32x16 dot_f32(F32x16 acc, Words x, F32x16 w) {
+  const __m256 value = _mm256_castsi256_ps(x.v);
+  return {_mm256_fmadd_ps(value, w.lo, acc.lo), _mm256_fmadd_ps(value, w.hi, acc.hi)};
+}
+
+MOE_INLINE __m256 even_bf16(__m256i a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 16)); }
+MOE_INLINE __m256 odd_bf16(__m256i a) {
+  return _mm256_castsi256_ps(_mm256_and_si256(a, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
+  const __m256 x0 = even_bf16(x.v), x1 = odd_bf16(x.v);
+  const __m256 lo = _mm256_fmadd_ps(x0, even_bf16(w.lo), acc.lo);
+  const __m256 hi = _mm256_fmadd_ps(x0, even_bf16(w.hi), acc.hi);
+  return {_mm256_fmadd_ps(x1, odd_bf16(w.lo), lo), _mm256_fmadd_ps(x1, odd_bf16(w.hi), hi)};
+}
+
+// The one-instruction product of unsigned and signed bytes saturates at 16 bits; even and odd bytes
+// are widened instead, which is exact.
+MOE_INLINE __m256i dot_half(__m256i acc, __m256i x, __m256i w) {
+  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),
+                                         _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
+  const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
+  return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+}
+MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
+  return {dot_half(acc.lo, x.v, w.lo), dot_half(acc.hi, x.v, w.hi)};
+}
+
+MOE_INLINE U8x64 low_nibbles(U8x64 a) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)};
+}
+MOE_INLINE U8x64 high_nibbles(U8x64 a) {
+  const __m256i m = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), m),
+          _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), m)};
+}
+MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(b));
+  return {_mm256_xor_si256(a.lo, m), _mm256_xor_si256(a.hi, m)};
+}
+template <int j>
+MOE_INLINE F32x16 byte_to_f32(U8x64 a) {
+  const __m256i m = _mm256_set1_epi32(255);
+  return {_mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(a.lo, 8 * j), m)),
+          _mm256_cvtepi32_ps(_mm256_and_si256(_mm256_srli_epi32(a.hi, 8 * j), m))};
+}
+template <int j>
+MOE_INLINE F32x16 pair_to_f32(U8x64 a) {
+  if constexpr (j == 0) return {even_bf16(a.lo), even_bf16(a.hi)};
+  return {odd_bf16(a.lo), odd_bf16(a.hi)};
+}
+
+}  // namespace moe::MOE_ISA

@@ -1,0 +1,161 @@
+#pragma once
+// AVX-512 (F, BW, DQ, VL), with VNNI and BF16 dot products where the object has them.
+
+#include <immintrin.h>
+
+namespace moe::MOE_ISA {
+
+inline constexpr int kLanes = 16;
+inline constexpr int kTileRows = 12;  // 12 × 2 accumulators, 2 weights: 26 of 32 registers
+inline constexpr int kTilePanels = 2;
+
+struct F32x16 {
+  __m512 v;
+};
+struct I32x16 {
+  __m512i v;
+};
+struct U8x64 {
+  __m512i v;
+};
+struct Mask16 {
+  __mmask16 v;
+};
+
+MOE_INLINE F32x16 zero_f32() { return {_mm512_setzero_ps()}; }
+MOE_INLINE F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
+MOE_INLINE I32x16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+
+MOE_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+MOE_INLINE I32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+MOE_INLINE U8x64 load_u8(const void* p) { return {_mm512_loadu_si512(p)}; }
+MOE_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+MOE_INLINE void store_i32(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
+MOE_INLINE void store_u8(void* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
+
+MOE_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+MOE_INLINE F32x16 load_first(const float* p, int n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+MOE_INLINE void store_first(float* p, F32x16 a, int n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+
+MOE_INLINE F32x16 load(const bf16* p) {
+  const __m256i h = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+MOE_INLINE F32x16 load(const f16* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+// Not vcvtneps2bf16: that one flushes subnormals, and every instruction set rounds alike here.
+MOE_INLINE void store(bf16* p, F32x16 a) {
+  const __m512i u = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i safe = _mm512_mask_or_epi32(rounded, nan, u, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(safe, 16)));
+}
+MOE_INLINE void store(f16* p, F32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+MOE_INLINE F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+MOE_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+MOE_INLINE F32x16 sqrt(F32x16 a) { return {_mm512_sqrt_ps(a.v)}; }
+
+MOE_INLINE I32x16 bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
+MOE_INLINE F32x16 from_bits(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+MOE_INLINE F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
+MOE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
+  return {_mm512_slli_epi32(a.v, static_cast<unsigned>(count))};
+}
+MOE_INLINE I32x16 round_to_i32(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+MOE_INLINE F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+
+MOE_INLINE Mask16 less(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+MOE_INLINE Mask16 equal(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+MOE_INLINE Mask16 is_nan(F32x16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
+MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
+  return {_mm512_mask_blend_ps(m.v, if_false.v, if_true.v)};
+}
+MOE_INLINE uint32_t to_bitmask(Mask16 m) { return m.v; }
+
+MOE_INLINE float reduce_add(F32x16 a) {
+  const __m256 eight =
+      _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+MOE_INLINE float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+
+MOE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+struct Words {
+  __m512i v;  // the word in all sixteen lanes; an embedded broadcast where it is used once
+};
+MOE_INLINE Words broadcast_word(const uint32_t* p) {
+  return {_mm512_set1_epi32(static_cast<int32_t>(*p))};
+}
+
+MOE_INLINE F32x16 dot_f32(F32x16 acc, Words x, F32x16 w) {
+  return {_mm512_fmadd_ps(_mm512_castsi512_ps(x.v), w.v, acc.v)};
+}
+
+MOE_INLINE __m512 even_bf16(__m512i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
+MOE_INLINE __m512 odd_bf16(__m512i a) {
+  return _mm512_castsi512_ps(
+      _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
+#ifdef __AVX512BF16__
+  return {_mm512_dpbf16_ps(acc.v, (__m512bh)w.v, (__m512bh)x.v)};
+#else
+  const __m512 first = _mm512_fmadd_ps(even_bf16(x.v), even_bf16(w.v), acc.v);
+  return {_mm512_fmadd_ps(odd_bf16(x.v), odd_bf16(w.v), first)};
+#endif
+}
+
+MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
+#ifdef __AVX512VNNI__
+  return {_mm512_dpbusd_epi32(acc.v, w.v, x.v)};
+#else
+  // vpmaddubsw saturates at 16 bits; even and odd bytes are widened instead, which is exact.
+  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(w.v, _mm512_set1_epi16(0xff)),
+                                         _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8));
+  const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w.v, 8), _mm512_srai_epi16(x.v, 8));
+  return {_mm512_add_epi32(acc.v, _mm512_add_epi32(even, odd))};
+#endif
+}
+
+MOE_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+MOE_INLINE U8x64 high_nibbles(U8x64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
+  return {_mm512_xor_si512(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
+}
+template <int j>
+MOE_INLINE F32x16 byte_to_f32(U8x64 a) {
+  return {_mm512_cvtepi32_ps(
+      _mm512_and_si512(_mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(255)))};
+}
+template <int j>
+MOE_INLINE F32x16 pair_to_f32(U8x64 a) {
+  if constexpr (j == 0) return {even_bf16(a.v)};
+  return {odd_bf16(a.v)};
+}
+
+}  // namespace moe::MOE_ISA

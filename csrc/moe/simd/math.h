@@ -1,0 +1,59 @@
+#pragma once
+// Elementary functions over the vocabulary: the same polynomial, hence nearly the same bits, for
+// every instruction set.
+
+#include "moe/simd/vec.h"
+
+namespace moe::MOE_ISA {
+
+/// e^x to about 1 ulp: x = n·ln2 + r, |r| <= ln2/2, a degree-6 polynomial in r (Cephes' expf).
+/// Below -86.5 it is 0, above 88.7 infinity; NaN stays NaN.
+MOE_INLINE F32x16 exp(F32x16 x) {
+  const F32x16 low = set1(-86.5f), high = set1(88.72283f);
+  const F32x16 clamped = min(max(x, low), high);
+  const I32x16 n = round_to_i32(mul(clamped, set1(1.44269504088896341f)));
+  const F32x16 nf = to_f32(n);
+  F32x16 r = fma(nf, set1(-0.693359375f), clamped);
+  r = fma(nf, set1(2.12194440e-4f), r);
+  F32x16 p = set1(1.9875691500e-4f);
+  p = fma(p, r, set1(1.3981999507e-3f));
+  p = fma(p, r, set1(8.3334519073e-3f));
+  p = fma(p, r, set1(4.1665795894e-2f));
+  p = fma(p, r, set1(1.6666665459e-1f));
+  p = fma(p, r, set1(5.0000001201e-1f));
+  p = add(fma(mul(p, r), r, r), set1(1.0f));
+  // 2^n in two factors: n = 128 alone would leave the exponent's range.
+  const I32x16 half = sub(n, set1_i32(1));
+  const F32x16 scale = from_bits(shift_left(add(half, set1_i32(127)), 23));
+  F32x16 y = mul(mul(p, scale), set1(2.0f));
+  y = select(less(x, low), zero_f32(), y);
+  y = select(less(high, x), set1(__builtin_inff()), y);
+  return select(is_nan(x), x, y);
+}
+
+/// 1 / (1 + e^-x)
+MOE_INLINE F32x16 sigmoid(F32x16 x) {
+  const F32x16 one = set1(1.0f);
+  return div(one, add(one, exp(sub(zero_f32(), x))));
+}
+
+/// tanh(x) = 1 - 2 / (e^2x + 1)
+MOE_INLINE F32x16 tanh(F32x16 x) {
+  const F32x16 one = set1(1.0f);
+  return sub(one, div(set1(2.0f), add(exp(add(x, x)), one)));
+}
+
+/// x · sigmoid(x) (Elfwing et al. 2017). -inf gives 0, as the limit does.
+MOE_INLINE F32x16 silu(F32x16 x) {
+  const F32x16 y = div(x, add(set1(1.0f), exp(sub(zero_f32(), x))));
+  return select(equal(x, set1(-__builtin_inff())), zero_f32(), y);
+}
+
+/// GELU, tanh form (Hendrycks & Gimpel 2016).
+MOE_INLINE F32x16 gelu_tanh(F32x16 x) {
+  const F32x16 inner =
+      mul(set1(0.7978845608028654f), fma(mul(mul(x, x), x), set1(0.044715f), x));
+  return mul(mul(set1(0.5f), x), add(set1(1.0f), tanh(inner)));
+}
+
+}  // namespace moe::MOE_ISA

@@ -1,0 +1,185 @@
+#pragma once
+// The vocabulary in the compiler's generic vectors: any processor, no intrinsics.
+
+namespace moe::MOE_ISA {
+
+inline constexpr int kLanes = 16;
+// The register tile of a matrix product: kTileRows rows of activations × kTilePanels weight panels.
+inline constexpr int kTileRows = 2;
+inline constexpr int kTilePanels = 1;
+
+using FloatLanes = float __attribute__((vector_size(64)));
+using IntLanes = int32_t __attribute__((vector_size(64)));
+using UintLanes = uint32_t __attribute__((vector_size(64)));
+
+struct F32x16 {
+  FloatLanes v;
+};
+struct I32x16 {
+  IntLanes v;
+};
+struct U8x64 {
+  UintLanes v;
+};
+struct Mask16 {
+  IntLanes v;  // -1 or 0
+};
+
+MOE_INLINE F32x16 zero_f32() { return {FloatLanes{}}; }
+MOE_INLINE F32x16 set1(float x) { return {FloatLanes{} + x}; }
+MOE_INLINE I32x16 set1_i32(int32_t x) { return {IntLanes{} + x}; }
+
+MOE_INLINE F32x16 load(const float* p) {
+  F32x16 r;
+  std::memcpy(&r.v, p, 64);
+  return r;
+}
+MOE_INLINE I32x16 load_i32(const int32_t* p) {
+  I32x16 r;
+  std::memcpy(&r.v, p, 64);
+  return r;
+}
+MOE_INLINE U8x64 load_u8(const void* p) {
+  U8x64 r;
+  std::memcpy(&r.v, p, 64);
+  return r;
+}
+MOE_INLINE void store(float* p, F32x16 a) { std::memcpy(p, &a.v, 64); }
+MOE_INLINE void store_i32(int32_t* p, I32x16 a) { std::memcpy(p, &a.v, 64); }
+MOE_INLINE void store_u8(void* p, U8x64 a) { std::memcpy(p, &a.v, 64); }
+
+MOE_INLINE F32x16 load_first(const float* p, int n) {
+  F32x16 r = zero_f32();
+  std::memcpy(&r.v, p, static_cast<size_t>(n) * 4);
+  return r;
+}
+MOE_INLINE void store_first(float* p, F32x16 a, int n) {
+  std::memcpy(p, &a.v, static_cast<size_t>(n) * 4);
+}
+
+MOE_INLINE F32x16 load(const bf16* p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = to_float(p[i]);
+  return r;
+}
+MOE_INLINE F32x16 load(const f16* p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = to_float(p[i]);
+  return r;
+}
+MOE_INLINE void store(bf16* p, F32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = to_bf16(a.v[i]);
+}
+MOE_INLINE void store(f16* p, F32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = to_f16(a.v[i]);
+}
+
+MOE_INLINE F32x16 add(F32x16 a, F32x16 b) { return {a.v + b.v}; }
+MOE_INLINE F32x16 sub(F32x16 a, F32x16 b) { return {a.v - b.v}; }
+MOE_INLINE F32x16 mul(F32x16 a, F32x16 b) { return {a.v * b.v}; }
+MOE_INLINE F32x16 div(F32x16 a, F32x16 b) { return {a.v / b.v}; }
+/// a·b + c; rounded once where the processor can, twice here.
+MOE_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {a.v * b.v + c.v}; }
+/// As the x86 instructions: the second operand where either is NaN.
+MOE_INLINE F32x16 max(F32x16 a, F32x16 b) { return {a.v > b.v ? a.v : b.v}; }
+MOE_INLINE F32x16 min(F32x16 a, F32x16 b) { return {a.v < b.v ? a.v : b.v}; }
+MOE_INLINE F32x16 sqrt(F32x16 a) {
+  for (int i = 0; i < 16; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
+  return a;
+}
+
+MOE_INLINE I32x16 bits(F32x16 a) { return {reinterpret_cast<IntLanes>(a.v)}; }
+MOE_INLINE F32x16 from_bits(I32x16 a) { return {reinterpret_cast<FloatLanes>(a.v)}; }
+MOE_INLINE F32x16 abs(F32x16 a) { return from_bits({bits(a).v & 0x7fffffff}); }
+MOE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {a.v + b.v}; }
+MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {a.v - b.v}; }
+MOE_INLINE I32x16 shift_left(I32x16 a, int count) { return {a.v << count}; }
+MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) { return {a.v & b.v}; }
+
+/// Nearest integer, ties to even; |a| < 2^31.
+MOE_INLINE I32x16 round_to_i32(F32x16 a) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(__builtin_rintf(a.v[i]));
+  return r;
+}
+MOE_INLINE F32x16 to_f32(I32x16 a) { return {__builtin_convertvector(a.v, FloatLanes)}; }
+
+MOE_INLINE Mask16 less(F32x16 a, F32x16 b) { return {a.v < b.v}; }
+MOE_INLINE Mask16 equal(F32x16 a, F32x16 b) { return {a.v == b.v}; }
+MOE_INLINE Mask16 is_nan(F32x16 a) { return {a.v != a.v}; }
+MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
+  return {m.v ? if_true.v : if_false.v};
+}
+/// Bit i is lane i.
+MOE_INLINE uint32_t to_bitmask(Mask16 m) {
+  uint32_t r = 0;
+  for (int i = 0; i < 16; ++i) r |= (m.v[i] ? 1u : 0u) << i;
+  return r;
+}
+
+/// The lanes' sum in one fixed tree: ((i, i+8), (i, i+4), (i, i+2), (i, i+1)).
+MOE_INLINE float reduce_add(F32x16 a) {
+  float s[16];
+  std::memcpy(s, &a.v, 64);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) s[i] = s[i] + s[i + half];
+  }
+  return s[0];
+}
+MOE_INLINE float reduce_max(F32x16 a) {
+  float r = a.v[0];
+  for (int i = 1; i < 16; ++i) r = a.v[i] > r ? a.v[i] : r;
+  return r;
+}
+
+MOE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+
+// ---- one step of a dot product: a word of activations against sixteen rows of weights ----
+
+struct Words {
+  uint32_t v;
+};
+MOE_INLINE Words broadcast_word(const uint32_t* p) { return {*p}; }
+
+/// acc[i] + x · w[i]
+MOE_INLINE F32x16 dot_f32(F32x16 acc, Words x, F32x16 w) {
+  float value;
+  std::memcpy(&value, &x.v, 4);
+  return {acc.v + w.v * value};
+}
+
+/// acc[i] + x0·w[2i] + x1·w[2i+1] with bfloat16 pairs, products and sums in float.
+MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
+  float x0, x1;
+  const uint32_t low = x.v << 16, high = x.v & 0xffff0000u;
+  std::memcpy(&x0, &low, 4);
+  std::memcpy(&x1, &high, 4);
+  const FloatLanes w0 = reinterpret_cast<FloatLanes>(w.v << 16);
+  const FloatLanes w1 = reinterpret_cast<FloatLanes>(w.v & 0xffff0000u);
+  return {acc.v + (w1 * x1 + w0 * x0)};
+}
+
+/// acc[i] + sum over j < 4 of x_j · w[4i+j]: w unsigned, x signed bytes; exact.
+MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
+  for (int j = 0; j < 4; ++j) {
+    const auto xj = static_cast<int32_t>(static_cast<int8_t>(x.v >> (8 * j)));
+    acc.v += reinterpret_cast<IntLanes>((w.v >> (8 * j)) & 0xffu) * xj;
+  }
+  return acc;
+}
+
+MOE_INLINE U8x64 low_nibbles(U8x64 a) { return {a.v & 0x0f0f0f0fu}; }
+MOE_INLINE U8x64 high_nibbles(U8x64 a) { return {(a.v >> 4) & 0x0f0f0f0fu}; }
+MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) { return {a.v ^ (0x01010101u * b)}; }
+/// Byte j of each lane's word, zero-extended to float.
+template <int j>
+MOE_INLINE F32x16 byte_to_f32(U8x64 a) {
+  return {__builtin_convertvector(reinterpret_cast<IntLanes>((a.v >> (8 * j)) & 0xffu), FloatLanes)};
+}
+/// bfloat16 j (0 or 1) of each lane's pair.
+template <int j>
+MOE_INLINE F32x16 pair_to_f32(U8x64 a) {
+  return {reinterpret_cast<FloatLanes>(j == 0 ? a.v << 16 : a.v & 0xffff0000u)};
+}
+
+}  // namespace moe::MOE_ISA

@@ -1,0 +1,12 @@
+# cmake -DOBJECT=<object> -DNAME=<isa> -DNM=<nm> -P isa_symbols.cmake
+execute_process(COMMAND ${NM} --defined-only ${OBJECT} OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+if(failed)
+  message(FATAL_ERROR "nm could not read ${OBJECT}")
+endif()
+string(LENGTH "${NAME}" length)
+string(REGEX MATCHALL "[^\n]+ [WVu] [^\n]+" weak "${symbols}")
+foreach(line ${weak})
+  if(NOT line MATCHES "${length}${NAME}")
+    message(SEND_ERROR "weak symbol outside of moe::${NAME}: ${line}")
+  endif()
+endforeach()
