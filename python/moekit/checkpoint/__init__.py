@@ -1,6 +1,7 @@
 """Reading checkpoints: strict, bounded, without memory maps and without pickle.
 
-    with moekit.checkpoint.open_directory("path/to/model") as ckpt:   # or open("x.safetensors")
+    with moekit.checkpoint.open_model("directory or x.gguf") as ckpt:   # all files of a model
+    with moekit.checkpoint.open("x.safetensors or x.gguf") as ckpt:     # one file
         ckpt.keys(); len(ckpt); "model.norm.weight" in ckpt           # a Mapping of str to array
         ckpt.info(name)        # TensorInfo: name dtype shape nbytes offset file; reads nothing
         ckpt[name]             # the tensor in a fresh, 64-byte-aligned array, dtype as stored
@@ -12,6 +13,10 @@
     config = moekit.checkpoint.read_config("path/to/model")           # config.json as a dict
     read_json(directory, name), read_text(directory, name, limit), has_file(directory, name)
 
+Tensors of ggml's quantised types come as float32 from `ckpt[name]` and `read_rows`, and as the
+file's bytes from `blocks`; `info(name).dtype` is the GGUF name in capitals ("Q4_K"). GGUF metadata
+are ints, floats, bools, str, NumPy arrays and, for arrays of strings, a lazy `Sequence[str]`.
+
 Opening reads headers only. bfloat16, float8 and float4 tensors have the dtypes of `ml_dtypes`.
 Tensors come in the order of their data, so that loading in the mapping's order reads files from
 front to back. A file that breaks its format's rules, or shrinks while it is open, is a `FileError`
@@ -21,7 +26,17 @@ front to back. A file that breaks its format's rules, or shrinks while it is ope
 import os
 
 from ..errors import FileError, MissingTensorError
-from .directory import has_file, open_directory, read_bytes, read_config, read_json, read_text
+from .directory import (
+    has_file,
+    open_directory,
+    open_model,
+    read_bytes,
+    read_config,
+    read_json,
+    read_text,
+)
+from .ggml_dequant import dequantize
+from .gguf import open_gguf
 from .safetensors import open_safetensors
 from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
@@ -31,9 +46,11 @@ __all__ = [
     "FileError",
     "MissingTensorError",
     "TensorInfo",
+    "dequantize",
     "has_file",
     "open",
     "open_directory",
+    "open_model",
     "read_bytes",
     "read_config",
     "read_json",
@@ -42,8 +59,13 @@ __all__ = [
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:
-    """One `.safetensors` file as a mapping from tensor name to array."""
+    """One `.safetensors` or `.gguf` file as a mapping from tensor name to array.
+
+    Of a split GGUF set only the named part is read; `open_model` reads the set.
+    """
     name = os.fsdecode(path)
     if name.endswith(".safetensors"):
         return open_safetensors(SourceFile(name, "safetensors"))
-    raise FileError(f"[checkpoint] {name}: unknown ending; a .safetensors file is required")
+    if name.endswith(".gguf"):
+        return open_gguf(SourceFile(name, "gguf"))
+    raise FileError(f"[checkpoint] {name}: unknown ending; .safetensors or .gguf is required")

@@ -10,10 +10,11 @@ from itertools import islice
 from typing import cast
 
 from ..errors import FileError
+from .gguf import open_gguf_splits, split_number
 from .safetensors import open_safetensors
 from .source import SourceFile, allowed_folders, quoted
 from .strict_json import is_text, parse_object
-from .tensors import Checkpoint, TensorInfo
+from .tensors import Checkpoint, join
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -97,11 +98,26 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, object]:
     return read_json(directory, "config.json")
 
 
+def open_model(path: str | os.PathLike[str]) -> Checkpoint:
+    """The weights that a user's path means: a directory, or a `.gguf` or `.safetensors` file.
+
+    The first file of a split GGUF set (`x-00001-of-00003.gguf`) stands for the whole set, whose
+    other files may be links only as those of a directory may.
+    """
+    name = os.fsdecode(path)
+    if name.endswith(".safetensors"):
+        return open_safetensors(SourceFile(name, "safetensors"))
+    if not name.endswith(".gguf"):
+        return open_directory(name)
+    return open_gguf_splits(name, allowed_folders(os.path.dirname(name)))
+
+
 def open_directory(path: str | os.PathLike[str]) -> Checkpoint:
     """The weights of a directory as one checkpoint.
 
     `model.safetensors` is read if there is one (as transformers does), else the shards that
-    `model.safetensors.index.json` names. Index and shards must agree tensor by tensor.
+    `model.safetensors.index.json` names, else the one GGUF file or split set that is there.
+    Index and shards must agree tensor by tensor.
     """
     folder = os.fsdecode(path)
     if not os.path.isdir(folder):
@@ -113,18 +129,33 @@ def open_directory(path: str | os.PathLike[str]) -> Checkpoint:
         return open_safetensors(SourceFile(file, "safetensors", allowed_folders(folder)))
     if has_file(folder, INDEX):
         return _open_shards(folder)
+    names = _names(folder)
+    # The other parts of a split set are found from its first one.
+    models = [name for name in names if name.endswith(".gguf") and split_number(name) <= 1]
+    if len(models) == 1:
+        folders = allowed_folders(folder)
+        return open_gguf_splits(_path_in(folder, models[0]), folders, first_folders=folders)
+    if models:
+        raise FileError(
+            f"[checkpoint] {folder}: several GGUF models, {_listing(models)}; name one of them"
+        )
     raise FileError(
-        f"[checkpoint] {folder}: no weights among {_listing(folder)}; "
-        f"{SINGLE} or {INDEX} is required"
+        f"[checkpoint] {folder}: no weights among {_listing(names)}; "
+        f"{SINGLE}, {INDEX} or a .gguf file is required"
     )
 
 
-def _listing(folder: str) -> str:
+def _names(folder: str) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in islice(entries, MAX_LISTED))
+            return sorted(entry.name for entry in islice(entries, MAX_LISTED))
     except OSError as error:
-        return f"its files ({error.strerror})"
+        raise FileError(
+            f"[checkpoint] {folder}: its files cannot be listed: {error.strerror}"
+        ) from error
+
+
+def _listing(names: list[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (" ".join(quoted(name) for name in names[:8]) or "no files") + more
 
@@ -195,14 +226,3 @@ def _require_agreement(
                 f"[safetensors] {folder}: shard {quoted(shard)} has tensor {quoted(name)}, "
                 f"{INDEX} {says}"
             )
-
-
-def join(path: str, format: str, parts: list[Checkpoint]) -> Checkpoint:
-    """Several open checkpoints as one that owns their files; metadata of the first one wins."""
-    tensors: dict[str, TensorInfo] = {}
-    metadata: dict[str, object] = {}
-    for part in parts:
-        tensors.update({name: part.info(name) for name in part})
-        metadata = {**part.metadata, **metadata}
-    sources = [source for part in parts for source in part.sources]
-    return Checkpoint(path, format, sources, tensors, metadata)

@@ -10,8 +10,12 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import MissingTensorError
+from .ggml_dequant import dequantize
+from .ggml_types import STORAGE
 from .source import Array, SourceFile, aligned_empty, quoted
-from .storage import SAFETENSORS, Storage
+from .storage import Storage
+
+_PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +78,10 @@ class Checkpoint(Mapping[str, Array]):
             ) from None
 
     def __getitem__(self, name: str) -> Array:
-        """The whole tensor, dtype as stored; FileError if the file has changed meanwhile."""
+        """The whole tensor: dtype as stored, float32 for ggml's quantised types.
+
+        FileError if the file has become shorter meanwhile.
+        """
         return self._decoded(self.info(name), 0, None)
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
@@ -91,7 +98,7 @@ class Checkpoint(Mapping[str, Array]):
         raw = aligned_empty(nbytes)
         self._sources[info.file].read_into(offset, raw.data)
         rows = prod(shape[:-1])
-        storage = SAFETENSORS[info.dtype]
+        storage = STORAGE[info.dtype]
         row_bytes = (shape[-1] if shape else 1) // storage.block * storage.block_bytes
         return raw.reshape(rows, row_bytes)
 
@@ -140,7 +147,7 @@ class Checkpoint(Mapping[str, Array]):
                 f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)}; "
                 f"it has {info.shape[0]}"
             )
-        storage = SAFETENSORS[info.dtype]
+        storage = STORAGE[info.dtype]
         row = prod(info.shape[1:])
         if start * row % storage.block or stop * row % storage.block:
             raise ValueError(
@@ -153,8 +160,10 @@ class Checkpoint(Mapping[str, Array]):
 
     def _decoded(self, info: TensorInfo, start: int, stop: int | None) -> Array:
         offset, nbytes, shape = self._span(info, start, stop)
-        storage = SAFETENSORS[info.dtype]
+        storage = STORAGE[info.dtype]
         source = self._sources[info.file]
+        if storage.dtype is None:
+            return _read_dequantised(source, offset, nbytes, storage).reshape(shape)
         raw = aligned_empty(nbytes)
         source.read_into(offset, raw.data)
         if info.dtype == "BOOL" and nbytes and raw.max() > 1:
@@ -165,8 +174,31 @@ class Checkpoint(Mapping[str, Array]):
         return _as_elements(raw, storage).reshape(shape)
 
 
+def join(path: str, format: str, parts: list[Checkpoint]) -> Checkpoint:
+    """Several open checkpoints as one that owns their files; metadata of the first one wins."""
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, object] = {}
+    for part in parts:
+        tensors.update({name: part.info(name) for name in part})
+        metadata = {**part.metadata, **metadata}
+    sources = [source for part in parts for source in part.sources]
+    return Checkpoint(path, format, sources, tensors, metadata)
+
+
 def _is_contiguous_array(value: object) -> bool:
     return isinstance(value, np.ndarray) and bool(value.flags.c_contiguous)
+
+
+def _read_dequantised(source: SourceFile, offset: int, nbytes: int, storage: Storage) -> Array:
+    # Piece by piece, so that the stored bytes are never in memory as a whole beside the values.
+    count = nbytes // storage.block_bytes
+    out = aligned_empty(count * storage.block * 4).view(np.float32).reshape(count, storage.block)
+    step = max(1, _PIECE_BYTES // storage.block_bytes)
+    for first in range(0, count, step):
+        piece = np.empty((min(step, count - first), storage.block_bytes), np.uint8)
+        source.read_into(offset + first * storage.block_bytes, piece.reshape(-1).data)
+        dequantize(piece, storage.name, out[first : first + step])
+    return out
 
 
 def _as_elements(raw: Array, storage: Storage) -> Array:
