@@ -1,0 +1,1 @@
+"""The parts of a model: small classes over moekit.ops."""

@@ -1,0 +1,197 @@
+"""What the tokens of one sequence leave behind for those that follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+RowShape = tuple[int, ...]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_ALIGNMENT_BYTES = 64  # a cache line: vector loads of a row never straddle two
+_FIRST_CAPACITY = 64
+
+
+class KVCache:
+    """Keys and values of one sequence, layer by layer; a batch is a list of caches.
+
+    ``rows[layer]`` lists the shapes of what one token leaves in that layer: ``((Hk, D), (Hk, Dv))``
+    for grouped-query attention, ``((L + R,),)`` for MLA's latent and rotary part, with one shape more
+    for an indexer's keys, ``()`` for a layer that keeps no rows.
+
+    ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the rows are rounded to when they
+    are appended. Memory grows geometrically, so appending costs amortised constant time.
+
+    ``state`` holds whatever a recurrent layer carries instead of rows, under any key. Replace its
+    values, never write into them: forks share them.
+
+    >>> cache = KVCache([((8, 128), (8, 128))] * 32, dtype="bfloat16")
+    >>> keys, values = cache.append(0, k, v)  # k, v: [T, 8, 128]; keys, values: [length, 8, 128]
+    """
+
+    def __init__(
+        self, rows: Sequence[Sequence[RowShape]], dtype: npt.DTypeLike | str = "float32"
+    ) -> None:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+        if name not in _DTYPES:
+            raise TypeError(f"[KVCache] dtype is {name}; {', '.join(_DTYPES)} are possible")
+        self.dtype = _DTYPES[name]
+        self.state: dict[Any, Any] = {}
+        self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
+
+    def append(self, layer: int, *rows: Array) -> tuple[Array, ...]:
+        """Keeps the rows of T more tokens and returns all of the layer's rows.
+
+        One ``[T, *shape]`` array for each of the layer's shapes; returned are ``[length + T, *shape]``
+        views, valid until the next call that changes this layer. ValueError if a shape differs.
+        """
+        streams = self._streams(layer)
+        if len(rows) != len(streams):
+            raise ValueError(
+                f"[KVCache.append] {len(rows)} arrays were given for layer {layer}; "
+                f"it keeps {len(streams)}"
+            )
+        for given, stream in zip(rows, streams, strict=True):
+            if given.shape[1:] != stream.shape or given.shape[:1] != rows[0].shape[:1]:
+                raise ValueError(
+                    f"[KVCache.append] shape {list(given.shape)} was given for layer {layer}; "
+                    f"[{len(rows[0])}, {', '.join(map(str, stream.shape))}] is required"
+                )
+        return tuple(stream.append(given) for given, stream in zip(rows, streams, strict=True))
+
+    def view(self, layer: int) -> tuple[Array, ...]:
+        """All rows of a layer, as ``append`` returned them."""
+        return tuple(stream.view() for stream in self._streams(layer))
+
+    @property
+    def length(self) -> int:
+        """Tokens that every layer holds: what a forward pass may continue from.
+
+        Layers differ only inside a forward pass and after one that was interrupted;
+        ``truncate(length)`` heals the latter.
+        """
+        return min((stream.length for layer in self._layers for stream in layer), default=0)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __bool__(self) -> bool:  # an empty cache is a cache all the same
+        return True
+
+    def truncate(self, length: int) -> None:
+        """Forgets every token from position ``length`` on.
+
+        ValueError if it holds fewer, or if a recurrent state is held that cannot go back.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(
+                f"[KVCache.truncate] length is {length}; 0 to {self.length} are possible"
+            )
+        if length == 0:
+            self.state.clear()
+        elif self.state and length < self.length:
+            raise ValueError(
+                f"[KVCache.truncate] length is {length}; recurrent layers hold the state after "
+                f"{self.length} tokens and can only start again from 0"
+            )
+        for layer in self._layers:
+            for stream in layer:
+                stream.length = min(stream.length, length)
+
+    def reserve(self, length: int) -> None:
+        """Makes room for ``length`` tokens at once, where the final length is known."""
+        for layer in self._layers:
+            for stream in layer:
+                stream.reserve(length)
+
+    def fork(self) -> KVCache:
+        """A cache that goes its own way from here, e.g. to reuse a common prefix.
+
+        Nothing is copied now: a layer is when one of the two first writes where the other reads.
+        """
+        twin = KVCache([[stream.shape for stream in layer] for layer in self._layers], self.dtype)
+        twin.state = dict(self.state)
+        twin._layers = [[stream.fork() for stream in layer] for layer in self._layers]
+        return twin
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, room for growth included; rows shared between forks count in each."""
+        return sum(stream.buffer.nbytes for layer in self._layers for stream in layer)
+
+    def _streams(self, layer: int) -> list[_Rows]:
+        if not 0 <= layer < len(self._layers):
+            raise ValueError(
+                f"[KVCache] layer is {layer}; 0 to {len(self._layers) - 1} are possible"
+            )
+        return self._layers[layer]
+
+
+class _Rows:
+    """A growing array of equally shaped rows.
+
+    Rows of shape (Hk, D) lie head by head, [Hk, capacity, D]: a head's rows then stream from memory in
+    one piece, which is what attention reads.
+    """
+
+    def __init__(self, shape: RowShape, dtype: np.dtype[Any]) -> None:
+        self.shape = shape
+        self.length = 0
+        self.buffer = _aligned_empty(self._laid_out(0), dtype)
+        self._capacity = 0
+        self._shared = 0  # rows that a fork reads too
+
+    def append(self, rows: Array) -> Array:
+        start, stop = self.length, self.length + len(rows)
+        if stop > self._capacity or start < self._shared:
+            grown = max(stop, self._capacity, _FIRST_CAPACITY)
+            if stop > self._capacity:
+                grown = max(grown, self._capacity * 3 // 2)
+            self._move(grown)
+        self.length = stop
+        view = self.view()
+        view[start:] = rows
+        return view
+
+    def view(self) -> Array:
+        tokens_first = np.moveaxis(self.buffer, len(self.shape) - 1, 0)
+        return tokens_first[: self.length]
+
+    def reserve(self, capacity: int) -> None:
+        if capacity > self._capacity:
+            self._move(capacity)
+
+    def fork(self) -> _Rows:
+        twin = _Rows(self.shape, self.buffer.dtype)
+        twin.buffer, twin.length, twin._capacity = self.buffer, self.length, self._capacity
+        # The original goes on in place behind the shared rows; the twin always moves out first,
+        # so its own rows are all shared, to the last place of the capacity.
+        twin._shared = self._capacity + 1
+        self._shared = max(self._shared, self.length)
+        return twin
+
+    def _move(self, capacity: int) -> None:
+        old = self.view()
+        self.buffer = _aligned_empty(self._laid_out(capacity), self.buffer.dtype)
+        self._capacity, self._shared = capacity, 0
+        self.view()[:] = old
+
+    def _laid_out(self, capacity: int) -> RowShape:
+        *heads, width = self.shape
+        return (*heads, capacity, width)
+
+
+def _aligned_empty(shape: RowShape, dtype: np.dtype[Any]) -> Array:
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.empty(nbytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT_BYTES
+    return raw[start : start + nbytes].view(dtype).reshape(shape)
