@@ -1,6 +1,6 @@
 #pragma once
-// NumPy arrays at the boundary. The Python layer (moekit/ops) has already turned whatever the caller
-// gave into NumPy arrays of the dtype asked for; what arrives here otherwise is a TypeError.
+// NumPy arrays at the boundary. The Python layer (moekit/ops) has already turned whatever the
+// caller gave into NumPy arrays of the dtype asked for; what arrives here otherwise is a TypeError.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -54,8 +54,8 @@ py::array_t<T> new_array(std::vector<py::ssize_t> shape) {
   return py::array_t<T>(std::move(shape));
 }
 
-/// Plain float dtypes by name: ml_dtypes' types have no fixed number, and float16 and bfloat16 no C++
-/// type, so they cannot be asked for as data_of<T> does.
+/// Plain float dtypes by name: ml_dtypes' types have no fixed number, and float16 and bfloat16 no
+/// C++ type, so they cannot be asked for as data_of<T> does.
 inline DType dtype_of(const py::array& array, const char* op, const char* argument) {
   const auto name = std::string(py::str(array.dtype().attr("name")));
   if (name == "float32") return DType::kF32;

@@ -16,7 +16,8 @@ Buffer::Buffer(size_t bytes) {
   void* memory = std::aligned_alloc(alignment, rounded);
   if (memory == nullptr) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  if (large) madvise(memory, rounded, MADV_HUGEPAGE);  // advice: its failure costs speed, nothing else
+  if (large)
+    madvise(memory, rounded, MADV_HUGEPAGE);  // advice: its failure costs speed, nothing else
 #endif
   data_ = static_cast<std::byte*>(memory);
   bytes_ = rounded;

@@ -51,8 +51,8 @@ class Buffer {
   size_t bytes_ = 0;
 };
 
-/// A thread's own scratch of at least `bytes`, kept between calls so that decoding a token allocates
-/// nothing. `slot` tells apart buffers that live at the same time.
+/// A thread's own scratch of at least `bytes`, kept between calls so that decoding a token
+/// allocates nothing. `slot` tells apart buffers that live at the same time.
 enum class Scratch { kActivations, kHidden, kRows, kPlan, kTile, kAttention, kCount };
 std::byte* scratch(Scratch slot, size_t bytes);
 

@@ -33,16 +33,16 @@ std::string message(const Parts&... parts) {
 }  // namespace moe
 
 /// Op boundary: throws ValueError before any thread starts.
-#define MOE_CHECK(condition, ...)                                     \
-  do {                                                                \
+#define MOE_CHECK(condition, ...)                                           \
+  do {                                                                      \
     if (!(condition)) throw ::moe::ValueError(::moe::message(__VA_ARGS__)); \
   } while (false)
 
 /// Our own mistakes; checked in debug and sanitizer builds only.
 #ifdef MOE_DEBUG_CHECKS
-#define MOE_DCHECK(condition)                                                              \
-  do {                                                                                     \
-    if (!(condition)) __builtin_trap();                                                    \
+#define MOE_DCHECK(condition)           \
+  do {                                  \
+    if (!(condition)) __builtin_trap(); \
   } while (false)
 #else
 #define MOE_DCHECK(condition) static_cast<void>(0)

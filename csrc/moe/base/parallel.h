@@ -15,7 +15,9 @@ class FunctionRef<Result(Args...)> {
   template <class F>
   FunctionRef(F& f)  // NOLINT: implicit on purpose, a lambda is passed where it is called
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
-        call_([](void* object, Args... args) -> Result { return (*static_cast<F*>(object))(args...); }) {}
+        call_([](void* object, Args... args) -> Result {
+          return (*static_cast<F*>(object))(args...);
+        }) {}
   Result operator()(Args... args) const { return call_(object_, args...); }
 
  private:

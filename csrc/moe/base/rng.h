@@ -1,5 +1,6 @@
 #pragma once
-// Random numbers that depend on (seed, counter) alone: the same on every machine and for any thread.
+// Random numbers that depend on (seed, counter) alone: the same on every machine and for any
+// thread.
 
 #include <cstdint>
 

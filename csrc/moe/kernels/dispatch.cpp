@@ -9,9 +9,9 @@
 
 namespace moe {
 
-#define MOE_ISA_ROW(isa, needs)     \
-  namespace isa {                   \
-  extern const KernelTable kTable;  \
+#define MOE_ISA_ROW(isa, needs)    \
+  namespace isa {                  \
+  extern const KernelTable kTable; \
   }
 #include "moe_isas.inc"
 #undef MOE_ISA_ROW
@@ -51,7 +51,8 @@ const KernelTable* find(std::string_view name) {
     known += known.empty() ? "" : ", ";
     known += table->name;
   }
-  throw CannotRun(message("[isa] '", name, "' is not an instruction set of this build; known: ", known));
+  throw CannotRun(
+      message("[isa] '", name, "' is not an instruction set of this build; known: ", known));
 }
 
 const KernelTable* choose() {

@@ -1,6 +1,7 @@
 #pragma once
 // The functions that an instruction set provides, as constant tables: reading one runs no
-// instruction that the processor may lack. All are single-threaded, noexcept, and take raw pointers.
+// instruction that the processor may lack. All are single-threaded, noexcept, and take raw
+// pointers.
 
 #include <cstddef>
 #include <cstdint>
@@ -9,12 +10,14 @@
 
 namespace moe {
 
-/// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the integers'
-/// sum for every kDepthBlock columns and a sum for every 32. Padded with zeros to whole words.
+/// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the
+/// integers' sum for every kDepthBlock columns and a sum for every 32. Padded with zeros to whole
+/// words.
 struct ActivationLayout {
   int64_t words = 0;
-  int64_t blocks = 0;     // of kDepthBlock columns
-  int64_t row_bytes = 0;  // rows' distance: an odd number of cache lines, so that rows do not share sets
+  int64_t blocks = 0;  // of kDepthBlock columns
+  int64_t row_bytes =
+      0;  // rows' distance: an odd number of cache lines, so that rows do not share sets
   int64_t scales_at = 0, block_sums_at = 0, group_sums_at = 0;  // bytes from the row's start
 
   static ActivationLayout of(Dot dot, int64_t cols);

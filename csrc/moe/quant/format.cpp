@@ -9,7 +9,7 @@ namespace {
 
 template <class F>
 constexpr FormatInfo info_of(std::string_view name, double max_error) {
-  return {name,    F::kDepth,  F::kBlockBytes, F::kTrailerBytes,
+  return {name,    F::kDepth, F::kBlockBytes, F::kTrailerBytes,
           F::kDot, max_error, &F::encode,     &F::at};
 }
 

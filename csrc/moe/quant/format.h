@@ -1,6 +1,7 @@
 #pragma once
-// What a weight format is: how a panel of sixteen output rows lies in memory, how it is written from
-// floats, and how it is read back. One header per family of formats; formats.inc lists them all.
+// What a weight format is: how a panel of sixteen output rows lies in memory, how it is written
+// from floats, and how it is read back. One header per family of formats; formats.inc lists them
+// all.
 //
 // A format F is a struct of constants and static functions:
 //
@@ -9,10 +10,10 @@
 //   kTrailerBytes       bytes after the last block (scales that hold for a whole row)
 //   kDot                the dot product of its fast path (see Dot)
 //   kSteps              32-bit activation words that a block consumes in its fast path
-//   decode<V>(block, trailer, out)   kDepth float vectors, the weights' exact values     (exact path)
-//   weights<V>(block, step)          the operand of the fast dot product at a step       (fast path)
-//   encode(rows, depth, panel)       writes a panel from sixteen rows of floats
-//   at(panel, depth, row, k)         one weight's value; packing written as one equation
+//   decode<V>(block, trailer, out)   kDepth float vectors, the weights' exact values     (exact
+//   path) weights<V>(block, step)          the operand of the fast dot product at a step (fast
+//   path) encode(rows, depth, panel)       writes a panel from sixteen rows of floats at(panel,
+//   depth, row, k)         one weight's value; packing written as one equation
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
@@ -26,8 +27,9 @@ namespace moe {
 
 inline constexpr int kPanelRows = 16;
 
-/// Depth after which partial sums are added to the total, in every kernel: bounds the rounding error
-/// of long sums (NMSE grows with the length of one run) and is the range of one activation scale.
+/// Depth after which partial sums are added to the total, in every kernel: bounds the rounding
+/// error of long sums (NMSE grows with the length of one run) and is the range of one activation
+/// scale.
 inline constexpr int kDepthBlock = 512;
 
 /// The dot products that kernels are written for; the kind of activation row goes with it.

@@ -8,7 +8,8 @@
 
 namespace moe {
 
-/// [k / 4][row][k % 4] bytes q + 128 with q in [-127, 127]; sixteen float scales at the panel's end.
+/// [k / 4][row][k % 4] bytes q + 128 with q in [-127, 127]; sixteen float scales at the panel's
+/// end.
 struct Int8Format {
   static constexpr int kDepth = 4;
   static constexpr int64_t kBlockBytes = 64;
@@ -42,7 +43,8 @@ struct Int8Format {
     auto* scale = const_cast<float*>(scales(panel, depth));
     for (int r = 0; r < kPanelRows; ++r) {
       float largest = 0.0f;
-      for (int64_t k = 0; k < depth; ++k) largest = std::max(largest, std::fabs(rows[r * depth + k]));
+      for (int64_t k = 0; k < depth; ++k)
+        largest = std::max(largest, std::fabs(rows[r * depth + k]));
       scale[r] = largest / 127.0f;
       const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
       for (int64_t k = 0; k < depth; ++k) {

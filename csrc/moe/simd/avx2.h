@@ -6,7 +6,8 @@
 namespace moe::MOE_ISA {
 
 inline constexpr int kLanes = 16;
-inline constexpr int kTileRows = 6;  // 6 × 2 accumulators, 2 weights, 1 broadcast: 15 of 16 registers
+inline constexpr int kTileRows =
+    6;  // 6 × 2 accumulators, 2 weights, 1 broadcast: 15 of 16 registers
 inline constexpr int kTilePanels = 1;
 
 struct F32x16 {
@@ -132,9 +133,7 @@ MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
-MOE_INLINE F32x16 to_f32(I32x16 a) {
-  return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
-}
+MOE_INLINE F32x16 to_f32(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 
 MOE_INLINE Mask16 less(F32x16 a, F32x16 b) {
   return {_mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ), _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ)};

@@ -93,8 +93,7 @@ MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
 MOE_INLINE uint32_t to_bitmask(Mask16 m) { return m.v; }
 
 MOE_INLINE float reduce_add(F32x16 a) {
-  const __m256 eight =
-      _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
   const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
@@ -116,8 +115,7 @@ MOE_INLINE F32x16 dot_f32(F32x16 acc, Words x, F32x16 w) {
 
 MOE_INLINE __m512 even_bf16(__m512i a) { return _mm512_castsi512_ps(_mm512_slli_epi32(a, 16)); }
 MOE_INLINE __m512 odd_bf16(__m512i a) {
-  return _mm512_castsi512_ps(
-      _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+  return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
 }
 MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
 #ifdef __AVX512BF16__
@@ -149,8 +147,8 @@ MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
 }
 template <int j>
 MOE_INLINE F32x16 byte_to_f32(U8x64 a) {
-  return {_mm512_cvtepi32_ps(
-      _mm512_and_si512(_mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(255)))};
+  return {
+      _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(a.v, 8 * j), _mm512_set1_epi32(255)))};
 }
 template <int j>
 MOE_INLINE F32x16 pair_to_f32(U8x64 a) {

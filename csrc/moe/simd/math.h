@@ -51,8 +51,7 @@ MOE_INLINE F32x16 silu(F32x16 x) {
 
 /// GELU, tanh form (Hendrycks & Gimpel 2016).
 MOE_INLINE F32x16 gelu_tanh(F32x16 x) {
-  const F32x16 inner =
-      mul(set1(0.7978845608028654f), fma(mul(mul(x, x), x), set1(0.044715f), x));
+  const F32x16 inner = mul(set1(0.7978845608028654f), fma(mul(mul(x, x), x), set1(0.044715f), x));
   return mul(mul(set1(0.5f), x), add(set1(1.0f), tanh(inner)));
 }
 

@@ -174,7 +174,8 @@ MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) { return {a.v ^ (0x01010101u * b)
 /// Byte j of each lane's word, zero-extended to float.
 template <int j>
 MOE_INLINE F32x16 byte_to_f32(U8x64 a) {
-  return {__builtin_convertvector(reinterpret_cast<IntLanes>((a.v >> (8 * j)) & 0xffu), FloatLanes)};
+  return {
+      __builtin_convertvector(reinterpret_cast<IntLanes>((a.v >> (8 * j)) & 0xffu), FloatLanes)};
 }
 /// bfloat16 j (0 or 1) of each lane's pair.
 template <int j>

@@ -20,8 +20,8 @@ static void activations_bf16(const float* x, int64_t cols, const ActivationLayou
   for (; k < layout.words * 2; ++k) out[k] = {0};
 }
 
-/// int8 with one scale per kDepthBlock columns: scale = max|x| / 127. A row with NaN or Inf gets NaN
-/// scales there: the damage stays visible, and in that row.
+/// int8 with one scale per kDepthBlock columns: scale = max|x| / 127. A row with NaN or Inf gets
+/// NaN scales there: the damage stays visible, and in that row.
 static void activations_u8s8(const float* x, int64_t cols, const ActivationLayout& layout,
                              std::byte* row) noexcept {
   auto* out = reinterpret_cast<int8_t*>(row);
@@ -34,7 +34,8 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
     F32x16 largest = zero_f32();
     uint32_t bad = 0;
     for (int i = 0; i < count; i += kLanes) {
-      const F32x16 v = count - i >= kLanes ? load(x + begin + i) : load_first(x + begin + i, count - i);
+      const F32x16 v =
+          count - i >= kLanes ? load(x + begin + i) : load_first(x + begin + i, count - i);
       largest = max(abs(v), largest);
       bad |= to_bitmask(is_nan(sub(v, v)));  // Inf − Inf is NaN
     }

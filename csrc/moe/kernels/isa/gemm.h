@@ -32,8 +32,9 @@ struct ExactDot {
   static constexpr bool kScaled = false;
 
   template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P], int64_t first_word,
-                        int64_t count, const ActivationLayout&, int64_t, F32x16 (&sum)[R][P]) {
+  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
+                        int64_t first_word, int64_t count, const ActivationLayout&, int64_t,
+                        F32x16 (&sum)[R][P]) {
     const uint32_t* words[R];
     MOE_UNROLL
     for (int r = 0; r < R; ++r) words[r] = reinterpret_cast<const uint32_t*>(x[r]) + first_word;
@@ -65,8 +66,9 @@ struct Bf16Dot {
   static constexpr bool kScaled = false;
 
   template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P], int64_t first_word,
-                        int64_t count, const ActivationLayout&, int64_t, F32x16 (&sum)[R][P]) {
+  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
+                        int64_t first_word, int64_t count, const ActivationLayout&, int64_t,
+                        F32x16 (&sum)[R][P]) {
     const uint32_t* words[R];
     MOE_UNROLL
     for (int r = 0; r < R; ++r) words[r] = reinterpret_cast<const uint32_t*>(x[r]) + first_word;
@@ -89,17 +91,17 @@ struct Bf16Dot {
 };
 
 /// Unsigned weight bytes × signed activation bytes, exact 32-bit sums over a depth block (at most
-/// 512 · 255 · 127 < 2^24), then one activation scale. The weights' offset enters as the start of the
-/// integer sum: Σ (q − o)·x = Σ q·x − o·Σ x.
+/// 512 · 255 · 127 < 2^24), then one activation scale. The weights' offset enters as the start of
+/// the integer sum: Σ (q − o)·x = Σ q·x − o·Σ x.
 template <class F>
 struct IntegerDot {
   static constexpr Dot kKind = Dot::kU8S8;
   static constexpr bool kScaled = true;  // by the row scales in the trailer, once, at the end
 
   template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P], int64_t first_word,
-                        int64_t count, const ActivationLayout& layout, int64_t depth_block,
-                        F32x16 (&sum)[R][P]) {
+  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
+                        int64_t first_word, int64_t count, const ActivationLayout& layout,
+                        int64_t depth_block, F32x16 (&sum)[R][P]) {
     const uint32_t* words[R];
     I32x16 integer[R][P];
     MOE_UNROLL
@@ -138,8 +140,9 @@ struct IntegerDot {
 /// One depth block of R rows × P panels, added to out (or written, for the first block).
 template <class F, class D, int R, int P>
 [[gnu::noinline]] static void tile(const std::byte* const* rows, const PanelRange* panels,
-                                   int64_t first_word, int64_t count, const ActivationLayout& layout,
-                                   int64_t depth_block, float* out) noexcept {
+                                   int64_t first_word, int64_t count,
+                                   const ActivationLayout& layout, int64_t depth_block,
+                                   float* out) noexcept {
   const std::byte* x[R];
   PanelRange w[P];
   F32x16 sum[R][P];

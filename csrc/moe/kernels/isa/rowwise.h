@@ -25,22 +25,21 @@ static void gate(Activation activation, const float* pairs, int64_t count, int o
   const auto relu = [](F32x16 x) { return max(x, zero_f32()); };
   switch (activation) {
     case Activation::kSilu:
-      return gate_rows([](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(silu(g), u); },
-                       pairs, count, outputs, out, stride);
-    case Activation::kGeluTanh:
-      return gate_rows(
-          [](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(gelu_tanh(g), u); }, pairs,
-          count, outputs, out, stride);
-    case Activation::kRelu:
-      return gate_rows([=](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(relu(g), u); },
-                       pairs, count, outputs, out, stride);
-    case Activation::kRelu2:
-      return gate_rows(
-          [=](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(mul(relu(g), relu(g)), u); },
-          pairs, count, outputs, out, stride);
-    case Activation::kNone:
-      return gate_rows([](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(g, u); }, pairs,
+      return gate_rows([](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(silu(g), u); }, pairs,
                        count, outputs, out, stride);
+    case Activation::kGeluTanh:
+      return gate_rows([](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(gelu_tanh(g), u); },
+                       pairs, count, outputs, out, stride);
+    case Activation::kRelu:
+      return gate_rows([=](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(relu(g), u); }, pairs,
+                       count, outputs, out, stride);
+    case Activation::kRelu2:
+      return gate_rows([=](F32x16 g, F32x16 u)
+                           MOE_INLINE_LAMBDA { return mul(mul(relu(g), relu(g)), u); },
+                       pairs, count, outputs, out, stride);
+    case Activation::kNone:
+      return gate_rows([](F32x16 g, F32x16 u) MOE_INLINE_LAMBDA { return mul(g, u); }, pairs, count,
+                       outputs, out, stride);
   }
 }
 

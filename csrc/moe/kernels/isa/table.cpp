@@ -1,9 +1,9 @@
 // Compiled once per instruction set, into its own namespace (see cmake/isas.cmake).
 
+#include "moe/kernels/table.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
 #include "moe/kernels/isa/rowwise.h"
-#include "moe/kernels/table.h"
 
 #define MOE_STRING_OF(x) #x
 #define MOE_STRING(x) MOE_STRING_OF(x)
