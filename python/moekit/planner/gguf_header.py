@@ -1,0 +1,117 @@
+"""A configuration from a GGUF file's header: the metadata keys of llama.cpp, in hub words.
+
+The reading itself is `moekit.checkpoint`'s; this only renames. The vocabulary's size comes from
+the token list or from `<arch>.vocab_size`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+# general.architecture -> model_type
+_ARCHITECTURES = {
+    "llama": "mixtral",
+    "qwen2moe": "qwen2_moe",
+    "qwen3moe": "qwen3_moe",
+    "olmoe": "olmoe",
+    "deepseek": "deepseek",
+    "deepseek2": "deepseek_v3",
+    "gpt-oss": "gpt_oss",
+    "glm4moe": "glm4_moe",
+    "llama4": "llama4_text",
+    "granitemoe": "granitemoe",
+    "dots1": "dots1",
+    "phimoe": "phimoe",
+    "minimax-m2": "minimax_m2",
+    "ernie4_5-moe": "ernie4_5_moe",
+    "hunyuan-moe": "hunyuan_v1_moe",
+}
+# key after the architecture's name -> field of config.json
+_KEYS = {
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.sliding_window": "sliding_window",
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_shared_count": "n_shared_experts",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "interleave_moe_layer_step": "interleave_moe_layer_step",
+    "nextn_predict_layers": "num_nextn_predict_layers",
+    "vocab_size": "vocab_size",
+}
+
+
+def config_from_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that a GGUF header's `metadata` amounts to."""
+    arch = metadata.get("general.architecture")
+    if not isinstance(arch, str) or arch not in _ARCHITECTURES:
+        raise ValueError(
+            f"[plan_model] general.architecture is {arch!r}; known are {', '.join(_ARCHITECTURES)}"
+        )
+    config: dict[str, Any] = {"model_type": _ARCHITECTURES[arch]}
+    for key, name in _KEYS.items():
+        value = metadata.get(f"{arch}.{key}")
+        if value is not None:
+            config[name] = _plain(value)
+    if arch == "llama" and not config.get("num_experts"):
+        config["model_type"] = "llama"
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and "vocab_size" not in config:
+        config["vocab_size"] = len(tokens)
+    if arch == "deepseek2":
+        _latent(config, metadata, arch)
+    # MTP layers are counted among the blocks there, apart here
+    extra = config.get("num_nextn_predict_layers")
+    if isinstance(extra, int) and isinstance(config.get("num_hidden_layers"), int):
+        config["num_hidden_layers"] -= extra
+    return config
+
+
+def _latent(config: dict[str, Any], metadata: Mapping[str, Any], arch: str) -> None:
+    """MLA head sizes: newer files hold them under `_mla` keys, older ones under the plain keys."""
+    config["num_key_value_heads"] = config.get("num_attention_heads")
+    config.setdefault("q_lora_rank", None)
+    rope = config.get("qk_rope_head_dim", 64)
+    key = metadata.get(
+        f"{arch}.attention.key_length_mla", metadata.get(f"{arch}.attention.key_length")
+    )
+    value = metadata.get(
+        f"{arch}.attention.value_length_mla", metadata.get(f"{arch}.attention.value_length")
+    )
+    if key is not None:
+        config["qk_nope_head_dim"] = _plain(key) - rope
+    if value is not None:
+        config["v_head_dim"] = _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """A Python number; lists that repeat one value (per-layer keys) become that value."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list) and value and all(v == value[0] for v in value):
+        return value[0]
+    return value
+
+
+def config_from_gguf(path: Path) -> dict[str, Any]:
+    """The configuration in a GGUF file's header; no tensor is read."""
+    checkpoint: Any = import_module("moekit.checkpoint")
+    opened = checkpoint.open(path)
+    try:
+        return config_from_metadata(opened.metadata)
+    finally:
+        close = getattr(opened, "close", None)
+        if close is not None:
+            close()
