@@ -10,6 +10,9 @@
         ckpt.blocks(name, start, stop)      # the stored bytes as uint8 [rows, bytes of a row]
         ckpt.metadata; ckpt.format; ckpt.path
 
+    weights = moekit.checkpoint.open_weights(ckpt, config)  # the names of the unquantised model:
+        weights[name]; weights.read_rows(name, e, e + 1)    # FP8, MXFP4, GPTQ, AWQ as float32
+        weights.info(name)     # WeightInfo: scheme ("plain", "fp8", ...), shape, parts
     config = moekit.checkpoint.read_config("path/to/model")           # config.json as a dict
     read_json(directory, name), read_text(directory, name, limit), has_file(directory, name)
 
@@ -40,17 +43,21 @@ from .gguf import open_gguf
 from .safetensors import open_safetensors
 from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
+from .weights import WeightInfo, Weights, open_weights
 
 __all__ = [
     "Checkpoint",
     "FileError",
     "MissingTensorError",
     "TensorInfo",
+    "WeightInfo",
+    "Weights",
     "dequantize",
     "has_file",
     "open",
     "open_directory",
     "open_model",
+    "open_weights",
     "read_bytes",
     "read_config",
     "read_json",

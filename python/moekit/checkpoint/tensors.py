@@ -9,7 +9,7 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 
-from ..errors import MissingTensorError
+from ..errors import FileError, MissingTensorError
 from .ggml_dequant import dequantize
 from .ggml_types import STORAGE
 from .source import Array, SourceFile, aligned_empty, quoted
@@ -76,6 +76,12 @@ class Checkpoint(Mapping[str, Array]):
             raise MissingTensorError(
                 f"[{self.format}] {self.path}: has no tensor {quoted(str(name))}"
             ) from None
+
+    def error(self, info: TensorInfo | None, problem: str) -> FileError:
+        """The exception that says `problem` of a tensor, or of the checkpoint as a whole."""
+        if info is None:
+            return FileError(f"[{self.format}] {self.path}: {problem}")
+        return self._sources[info.file].error(f"tensor {quoted(info.name)} {problem}")
 
     def __getitem__(self, name: str) -> Array:
         """The whole tensor: dtype as stored, float32 for ggml's quantised types.
