@@ -10,10 +10,10 @@
 //   kTrailerBytes       bytes after the last block (scales that hold for a whole row)
 //   kDot                the dot product of its fast path (see Dot)
 //   kSteps              32-bit activation words that a block consumes in its fast path
-//   decode<V>(block, trailer, out)   kDepth float vectors, the weights' exact values     (exact
-//   path) weights<V>(block, step)          the operand of the fast dot product at a step (fast
-//   path) encode(rows, depth, panel)       writes a panel from sixteen rows of floats at(panel,
-//   depth, row, k)         one weight's value; packing written as one equation
+//   decode<V>(block, trailer, out)   exact path: kDepth float vectors, the weights' exact values
+//   weights<V>(block, step)          fast path: the operand of the dot product at a step
+//   encode(rows, depth, panel)       writes a panel from sixteen rows of floats
+//   at(panel, depth, row, k)         one weight's value; packing written as one equation
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
