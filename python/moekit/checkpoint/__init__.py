@@ -14,6 +14,8 @@
         weights[name]; weights.read_rows(name, e, e + 1)    # FP8, MXFP4, GPTQ, AWQ as float32
         weights.info(name)     # WeightInfo: scheme ("plain", "fp8", ...), shape, parts
     config = moekit.checkpoint.read_config("path/to/model")           # config.json as a dict
+    write_safetensors(path, {name: array}); stream_safetensors(path, specs, arrays)
+    write_model(directory, specs, arrays)                             # sharded, with its index
     read_json(directory, name), read_text(directory, name, limit), has_file(directory, name)
 
 Tensors of ggml's quantised types come as float32 from `ckpt[name]` and `read_rows`, and as the
@@ -44,6 +46,7 @@ from .safetensors import open_safetensors
 from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
 from .weights import WeightInfo, Weights, open_weights
+from .write import stream_safetensors, write_model, write_safetensors
 
 __all__ = [
     "Checkpoint",
@@ -62,6 +65,9 @@ __all__ = [
     "read_config",
     "read_json",
     "read_text",
+    "stream_safetensors",
+    "write_model",
+    "write_safetensors",
 ]
 
 
