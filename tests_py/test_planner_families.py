@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import random
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from moekit.planner.families import FAMILIES
 from moekit.planner.inventory import take_inventory
+from moekit.planner.one_offs import WHOLE_MODELS
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -243,6 +245,33 @@ def _longcat(d: Draw) -> dict[str, Any]:
     return {k: v for k, v in config.items() if k not in aliases}
 
 
+def _gemma4(d: Draw) -> dict[str, Any]:
+    shared = d.pick(0, 1)
+    kinds = d.kinds("sliding_attention", "full_attention")
+    if shared:  # a shared layer needs an earlier one of its kind
+        kinds = ["sliding_attention", *["full_attention"] * (d.layers - 1)]
+    return d.base(
+        layer_types=kinds,
+        head_dim=d.head_dim,
+        global_head_dim=2 * d.head_dim,
+        num_global_key_value_heads=d.pick(None, 1),
+        attention_k_eq_v=d.flag(),
+        attention_bias=d.flag(),
+        num_kv_shared_layers=shared,
+        use_double_wide_mlp=d.flag(),
+        hidden_size_per_layer_input=d.pick(0, 6),
+        vocab_size_per_layer_input=51,
+        enable_moe_block=d.flag(),
+        num_experts=d.experts,
+        top_k_experts=2,
+        moe_intermediate_size=d.odd(),
+    )
+
+
+def _jetmoe(d: Draw) -> dict[str, Any]:
+    return d.moe("num_local_experts", kv_channels=d.pick(6, 10))
+
+
 # model_type -> a random configuration of that family
 DRAWS: dict[str, Any] = {
     "llama": lambda d: d.base(
@@ -397,6 +426,8 @@ DRAWS: dict[str, Any] = {
         short_conv_kernel_size=3,
     ),
     "nemotron_h": _nemotron,
+    "gemma4_text": _gemma4,
+    "jetmoe": _jetmoe,
     "switch_transformers": _switch,
     "nllb-moe": _nllb,
 }
@@ -424,19 +455,28 @@ def counted(config: dict[str, Any]) -> int:
     return sum(w.total * n for block, n in inventory.blocks() for w in block.weights)
 
 
+def parameters(model_type: str, config: dict[str, Any], model: Any) -> int:
+    """What the class holds, less what no checkpoint has."""
+    total = sum(p.numel() for p in model.parameters())
+    if model_type == "longcat_flash":
+        # the class allocates gate/up rows for its identity experts too; checkpoints hold none
+        extra = config["zero_expert_num"] * 2 * config["expert_ffn_hidden_size"]
+        total -= extra * config["hidden_size"] * config["num_layers"]
+    return total
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("model_type", sorted(DRAWS))
 def test_total_matches_transformers(model_type: str, seed: int) -> None:
     config = DRAWS[model_type](Draw(seed))
     model = meta_model(model_type, config)
-    expected = sum(p.numel() for p in model.parameters())
-    if model_type == "longcat_flash":
-        # the class allocates gate/up rows for its identity experts too; checkpoints hold none
-        extra = config["zero_expert_num"] * 2 * config["expert_ffn_hidden_size"]
-        expected -= extra * config["hidden_size"] * config["num_layers"]
+    expected = parameters(model_type, config, model)
     assert counted({"model_type": model_type, **config}) == expected
+    # and the configuration as transformers 5 saves it, with every default written out
+    saved = json.loads(model.config.to_json_string(use_diff=False))
+    assert counted(saved) == expected
 
 
 def test_every_family_is_drawn() -> None:
     # DeepSeekMoE's class is remote code and DBRX's sizes are nested; both are checked elsewhere
-    assert set(FAMILIES) | {"switch_transformers", "nllb-moe"} == set(DRAWS) | {"deepseek", "dbrx"}
+    assert set(FAMILIES) | set(WHOLE_MODELS) == set(DRAWS) | {"deepseek", "dbrx"}

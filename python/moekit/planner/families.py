@@ -292,6 +292,7 @@ FAMILIES: dict[str, Family] = {
 ALIASES = {
     "kimi_k2": "deepseek_v3",
     "deepseek_moe": "deepseek",
+    "gemma4": "gemma4_text",
     "llama4": "llama4_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl_moe_text": "qwen3_moe",

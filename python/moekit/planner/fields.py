@@ -46,12 +46,13 @@ class Fields:
         return ValueError(f"[plan_model] {self.model_type}: {name} {given}; {requirement}")
 
     def find(self, names: Names) -> tuple[str, Any]:
-        """The first of `names` that the configuration holds, with its value."""
+        """The first of `names` that the configuration holds, with its value; null comes last."""
         listed = (names,) if isinstance(names, str) else names
-        for name in listed:
-            if name in self.config:
+        present = [name for name in listed if name in self.config]
+        for name in present:
+            if self.config[name] is not None:
                 return name, self.config[name]
-        return listed[0], _MISSING
+        return (present[0], None) if present else (listed[0], _MISSING)
 
     def has(self, names: Names) -> bool:
         """Whether one of `names` is present and not null."""

@@ -6,8 +6,7 @@ the token list or from `<arch>.vocab_size`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ _ARCHITECTURES = {
     "dots1": "dots1",
     "phimoe": "phimoe",
     "minimax-m2": "minimax_m2",
-    "ernie4_5-moe": "ernie4_5_moe",
     "hunyuan-moe": "hunyuan_v1_moe",
 }
+# families whose config.json calls the experts' width intermediate_size
+_ONE_WIDTH = ("gpt-oss", "llama4", "olmoe", "phimoe", "granitemoe", "minimax-m2", "hunyuan-moe")
 # key after the architecture's name -> field of config.json
 _KEYS = {
     "embedding_length": "hidden_size",
@@ -53,8 +53,13 @@ _KEYS = {
 }
 
 
-def config_from_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json that a GGUF header's `metadata` amounts to."""
+def config_from_metadata(
+    metadata: Mapping[str, Any], names: Collection[str] = ()
+) -> dict[str, Any]:
+    """The config.json that a GGUF header amounts to; `names` are its tensors'.
+
+    What the metadata leave out shows in the tensors: tied embeddings, biases, norms of heads.
+    """
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in _ARCHITECTURES:
         raise ValueError(
@@ -72,10 +77,18 @@ def config_from_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
         config["vocab_size"] = len(tokens)
     if arch == "deepseek2":
         _latent(config, metadata, arch)
+    if arch == "llama4":
+        config["intermediate_size_mlp"] = config.get("intermediate_size")
+    if arch in _ONE_WIDTH and "moe_intermediate_size" in config:
+        config["intermediate_size"] = config.pop("moe_intermediate_size")
+    if names:
+        config["tie_word_embeddings"] = "output.weight" not in names
+        config["attention_bias"] = config["qkv_bias"] = "blk.0.attn_q.bias" in names
+        config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in names
     # MTP layers are counted among the blocks there, apart here
-    extra = config.get("num_nextn_predict_layers")
-    if isinstance(extra, int) and isinstance(config.get("num_hidden_layers"), int):
-        config["num_hidden_layers"] -= extra
+    extra, layers = config.get("num_nextn_predict_layers"), config.get("num_hidden_layers")
+    if isinstance(extra, int) and isinstance(layers, int):
+        config["num_hidden_layers"] = layers - extra
     return config
 
 
@@ -107,11 +120,7 @@ def _plain(value: Any) -> Any:
 
 def config_from_gguf(path: Path) -> dict[str, Any]:
     """The configuration in a GGUF file's header; no tensor is read."""
-    checkpoint: Any = import_module("moekit.checkpoint")
-    opened = checkpoint.open(path)
-    try:
-        return config_from_metadata(opened.metadata)
-    finally:
-        close = getattr(opened, "close", None)
-        if close is not None:
-            close()
+    from moekit import checkpoint
+
+    with checkpoint.open(path) as opened:
+        return config_from_metadata(opened.metadata, set(opened.keys()))

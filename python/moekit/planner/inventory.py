@@ -9,9 +9,9 @@ from typing import Any
 
 from . import schedule as s
 from .attention import HIDDEN
-from .encoder_decoder import ENCODER_DECODERS
 from .families import ALIASES, FAMILIES, Family
-from .fields import MAX_VOCABULARY, Fields, Flag, Names
+from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields, Flag, Names
+from .one_offs import WHOLE_MODELS
 from .recurrent import Mamba2
 from .tensors import Block, Inventory, Layer, Weight, matrix, vector
 
@@ -20,7 +20,7 @@ _LAYERS: Names = ("num_hidden_layers", "n_layers", "num_layers")
 
 def known_types() -> list[str]:
     """Every model_type that can be planned, sorted."""
-    return sorted({*FAMILIES, *ALIASES, *ENCODER_DECODERS})
+    return sorted({*FAMILIES, *ALIASES, *WHOLE_MODELS})
 
 
 def take_inventory(config: Mapping[str, Any]) -> Inventory:
@@ -32,8 +32,8 @@ def take_inventory(config: Mapping[str, Any]) -> Inventory:
         )
     name = ALIASES.get(given, given)
     f = Fields(config, given)
-    if name in ENCODER_DECODERS:
-        return ENCODER_DECODERS[name](f)
+    if name in WHOLE_MODELS:
+        return WHOLE_MODELS[name](f)
     if name not in FAMILIES:
         near = get_close_matches(given, known_types(), 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -59,7 +59,7 @@ def _dbrx(f: Fields) -> Fields:
 
 def _decoder(f: Fields, family: Family) -> Inventory:
     hidden, vocab = f.size(HIDDEN), f.size("vocab_size", high=MAX_VOCABULARY)
-    count = f.layers(_LAYERS)
+    count = _layer_count(f)
     single = isinstance(family.linear, Mamba2) and family.norms == 1  # one mixer a layer
     attention = family.kinds(f, count)
     ffn = ["" for _ in attention] if single else family.sparse(f, count)
@@ -84,6 +84,16 @@ def _decoder(f: Fields, family: Family) -> Inventory:
         outside += vector("residual", "hc_head.base", streams)
         outside += vector("residual", "hc_head.scale", 1)
     return Inventory(f.model_type, layers, outside, hidden, tied)
+
+
+def _layer_count(f: Fields) -> int:
+    """The field, or the length of Nemotron-H's list of layers, which may stand alone."""
+    if not f.has(_LAYERS):
+        for name in ("layers_block_type", "hybrid_override_pattern"):
+            listed = f.config.get(name)
+            if isinstance(listed, list | str) and 0 < len(listed) <= MAX_LAYERS:
+                return len(listed)
+    return f.layers(_LAYERS)
 
 
 def _heads_per_layer(f: Fields, count: int) -> list[int | None]:

@@ -63,7 +63,7 @@ class KimiDelta:
             dim = inner.size(("head_dim", "linear_head_dim") if nested else "linear_head_dim", 128)
             kernel = inner.size(("short_conv_kernel_size", "linear_conv_kernel_dim"), 4)
         else:
-            heads, dim = f.size(HEADS), f.size("head_dim", 128)
+            heads, dim = f.size(HEADS), f.size(("linear_head_dim", "head_dim"), 128)
             kernel = f.size("short_conv_kernel_size", 4)
         width = heads * dim
         block = Block()

@@ -77,12 +77,19 @@ def prefill_flops(plan: ModelPlan, prompt: int) -> float:
 
 
 def step_bytes(plan: ModelPlan, context: int, batch: int, tokens: int | None = None) -> float:
-    """Bytes read by one step: weights once, expected distinct experts, each sequence's cache.
+    """Bytes read by one step: the sum of `step_terms`."""
+    return sum(step_terms(plan, context, batch, tokens))
+
+
+def step_terms(
+    plan: ModelPlan, context: int, batch: int, tokens: int | None = None
+) -> tuple[float, float, float]:
+    """Bytes of a step: weights read once, expected distinct experts, each sequence's cache.
 
     `tokens` are the tokens that pass through the experts (`batch` in decode, more in prefill).
     """
     tokens = batch if tokens is None else tokens
-    total = 0.0
+    dense = routed = cached = 0.0
     bits = cache_bits(plan.kv_format)
     layers = [
         (layer.block, layer.count, layer.experts, layer.top_k)
@@ -91,18 +98,17 @@ def step_bytes(plan: ModelPlan, context: int, batch: int, tokens: int | None = N
     ]
     for block, count, experts, top_k in [(plan.inventory.outside, 1, 0, 0), *layers]:
         woken = distinct_experts(experts, top_k, tokens)
-        weights = 0.0
         for weight in block.weights:
             size = plan.nbytes(weight)
             if weight.lookup:
-                weights += min(tokens, weight.shape[0]) * size / weight.shape[0]
+                dense += count * min(tokens, weight.shape[0]) * size / weight.shape[0]
             elif weight.active is not None:
-                weights += size * woken
+                routed += count * size * woken
             else:
-                weights += size * weight.copies
-        cached = sum(cache.read(context) for cache in block.caches) * bits / 8 + 4 * block.state
-        total += (weights + batch * cached) * count
-    return total
+                dense += count * size * weight.copies
+        elements = sum(cache.read(context) for cache in block.caches)
+        cached += count * batch * (elements * bits / 8 + 4 * block.state)
+    return dense, routed, cached
 
 
 def bound(plan: ModelPlan, machine: Machine) -> Roofline:

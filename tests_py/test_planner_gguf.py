@@ -1,0 +1,182 @@
+"""Plans from GGUF headers: the parameters planned are those of the tensors in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moekit.planner import plan_model
+
+gguf = pytest.importorskip("gguf")
+
+H, V, L, E, K, F, HEADS, KV, DIM = 24, 40, 3, 6, 2, 10, 4, 2, 8
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _write(
+    path: Path, arch: str, numbers: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> int:
+    """A GGUF file of zeros; returns the number of elements written."""
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_uint32(f"{arch}.block_count", numbers.pop("block_count", L))
+    for key, value in {
+        "embedding_length": H,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": KV,
+        "expert_count": E,
+        "expert_used_count": K,
+        **numbers,
+    }.items():
+        writer.add_uint32(f"{arch}.{key}", value)
+    writer.add_token_list([f"t{i}" for i in range(V)])
+    total = 0
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+        total += int(np.prod(shape))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return total
+
+
+def _experts(i: int, width: int) -> Shapes:
+    return {
+        f"blk.{i}.ffn_gate_inp.weight": (E, H),
+        f"blk.{i}.ffn_gate_exps.weight": (E, width, H),
+        f"blk.{i}.ffn_up_exps.weight": (E, width, H),
+        f"blk.{i}.ffn_down_exps.weight": (E, H, width),
+    }
+
+
+def _gqa(i: int, dim: int) -> Shapes:
+    return {
+        f"blk.{i}.attn_q.weight": (HEADS * dim, H),
+        f"blk.{i}.attn_k.weight": (KV * dim, H),
+        f"blk.{i}.attn_v.weight": (KV * dim, H),
+        f"blk.{i}.attn_output.weight": (H, HEADS * dim),
+        f"blk.{i}.attn_norm.weight": (H,),
+        f"blk.{i}.ffn_norm.weight": (H,),
+    }
+
+
+def _around(tied: bool) -> Shapes:
+    shapes: Shapes = {"token_embd.weight": (V, H), "output_norm.weight": (H,)}
+    return shapes if tied else {**shapes, "output.weight": (V, H)}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_mixtral(tmp_path: Path, tied: bool) -> None:
+    shapes = _around(tied)
+    for i in range(L):
+        shapes |= _gqa(i, H // HEADS) | _experts(i, F)
+    path = tmp_path / "m.gguf"
+    total = _write(path, "llama", {"feed_forward_length": F}, shapes)
+    plan = plan_model(path)
+    assert plan.total_params == total
+    assert (plan.num_experts, plan.top_k) == (E, K)
+
+
+def test_qwen3_moe(tmp_path: Path) -> None:
+    shapes = _around(False)
+    for i in range(L):
+        shapes |= _gqa(i, DIM) | _experts(i, F)
+        shapes |= {f"blk.{i}.attn_q_norm.weight": (DIM,), f"blk.{i}.attn_k_norm.weight": (DIM,)}
+    path = tmp_path / "q.gguf"
+    numbers = {
+        "feed_forward_length": 99,
+        "expert_feed_forward_length": F,
+        "attention.key_length": DIM,
+    }
+    assert plan_model(
+        path if _write(path, "qwen3moe", numbers, shapes) else ""
+    ).total_params == sum(int(np.prod(s)) for s in shapes.values())
+
+
+@pytest.mark.parametrize("q_rank", [0, 7])
+def test_deepseek2(tmp_path: Path, q_rank: int) -> None:
+    nope, rope, v, rank = 6, 4, 5, 9
+    shapes = _around(False)
+    for i in range(L):
+        shapes |= {
+            f"blk.{i}.attn_norm.weight": (H,),
+            f"blk.{i}.ffn_norm.weight": (H,),
+            f"blk.{i}.attn_kv_a_mqa.weight": (rank + rope, H),
+            f"blk.{i}.attn_kv_a_norm.weight": (rank,),
+            f"blk.{i}.attn_k_b.weight": (HEADS, rank, nope),
+            f"blk.{i}.attn_v_b.weight": (HEADS, v, rank),
+            f"blk.{i}.attn_output.weight": (H, HEADS * v),
+        }
+        if q_rank:
+            shapes |= {
+                f"blk.{i}.attn_q_a.weight": (q_rank, H),
+                f"blk.{i}.attn_q_a_norm.weight": (q_rank,),
+                f"blk.{i}.attn_q_b.weight": (HEADS * (nope + rope), q_rank),
+            }
+        else:
+            shapes |= {f"blk.{i}.attn_q.weight": (HEADS * (nope + rope), H)}
+        if i:
+            shapes |= _experts(i, F)
+            for part in ("gate", "up"):
+                shapes[f"blk.{i}.ffn_{part}_shexp.weight"] = (2 * F, H)
+            shapes[f"blk.{i}.ffn_down_shexp.weight"] = (H, 2 * F)
+        else:
+            shapes |= {
+                "blk.0.ffn_gate.weight": (33, H),
+                "blk.0.ffn_up.weight": (33, H),
+                "blk.0.ffn_down.weight": (H, 33),
+            }
+    numbers = {
+        "feed_forward_length": 33,
+        "expert_feed_forward_length": F,
+        "expert_shared_count": 2,
+        "leading_dense_block_count": 1,
+        "attention.kv_lora_rank": rank,
+        "rope.dimension_count": rope,
+        "attention.key_length": rank + rope,
+        "attention.value_length": rank,
+        "attention.key_length_mla": nope + rope,
+        "attention.value_length_mla": v,
+        "attention.head_count_kv": 1,
+    }
+    if q_rank:
+        numbers["attention.q_lora_rank"] = q_rank
+    path = tmp_path / "d.gguf"
+    total = _write(path, "deepseek2", numbers, shapes)
+    plan = plan_model(str(path))
+    assert plan.total_params == total
+    assert plan.kv_elements_per_token == L * (rank + rope)
+
+
+def test_glm4_moe_leaves_the_last_block_out(tmp_path: Path) -> None:
+    shapes = _around(False)
+    for i in range(L):
+        shapes |= _gqa(i, DIM) | _experts(i, F)
+        shapes |= {f"blk.{i}.attn_{c}.bias": ((HEADS if c == "q" else KV) * DIM,) for c in "qkv"}
+    path = tmp_path / "g.gguf"
+    numbers = {
+        "feed_forward_length": 99,
+        "expert_feed_forward_length": F,
+        "block_count": L + 1,
+        "attention.key_length": DIM,
+        "leading_dense_block_count": 0,
+        "expert_shared_count": 0,
+        "nextn_predict_layers": 1,
+    }
+    total = _write(path, "glm4moe", numbers, shapes)
+    plan = plan_model(path)
+    assert plan.total_params == total
+    assert plan.mtp_params > 0
+
+
+def test_unknown_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "u.gguf"
+    _write(path, "mamba", {}, _around(True))
+    with pytest.raises(ValueError, match=r"general\.architecture is 'mamba'"):
+        plan_model(path)
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"u\.gguf"):
+        plan_model(path)
