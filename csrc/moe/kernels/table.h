@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "moe/kernels/routing.h"
 #include "moe/quant/format.h"
 
 namespace moe {
@@ -64,6 +65,7 @@ struct KernelTable {
   const GemmKernels* gemm;
   const ConvertKernels* convert;
   const RowwiseKernels* rowwise;
+  const RouterKernels* router;
 };
 
 /// The table in use: MOEKIT_ISA's, else the last one of isas.cmake that this machine runs. Throws

@@ -130,6 +130,15 @@ MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) {
 MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
   return {_mm256_slli_epi32(a.lo, count), _mm256_slli_epi32(a.hi, count)};
 }
+MOE_INLINE I32x16 xor_bits(I32x16 a, I32x16 b) {
+  return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)};
+}
+MOE_INLINE I32x16 shift_right(I32x16 a, int count) {
+  return {_mm256_srai_epi32(a.lo, count), _mm256_srai_epi32(a.hi, count)};
+}
+MOE_INLINE I32x16 max(I32x16 a, I32x16 b) {
+  return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
+}
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
@@ -147,6 +156,39 @@ MOE_INLINE Mask16 is_nan(F32x16 a) {
 MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
   return {_mm256_blendv_ps(if_false.lo, if_true.lo, m.lo),
           _mm256_blendv_ps(if_false.hi, if_true.hi, m.hi)};
+}
+MOE_INLINE Mask16 less(I32x16 a, I32x16 b) {
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(b.lo, a.lo)),
+          _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.hi, a.hi))};
+}
+MOE_INLINE Mask16 equal(I32x16 a, I32x16 b) {
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(a.lo, b.lo)),
+          _mm256_castsi256_ps(_mm256_cmpeq_epi32(a.hi, b.hi))};
+}
+MOE_INLINE I32x16 select(Mask16 m, I32x16 if_true, I32x16 if_false) {
+  return bits(select(m, from_bits(if_true), from_bits(if_false)));
+}
+MOE_INLINE Mask16 nonzero_bytes(const uint8_t* p) {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const I32x16 wide = {_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
+  return less(set1_i32(0), wide);
+}
+MOE_INLINE Mask16 first_mask(int n) {
+  return {_mm256_castsi256_ps(first_lanes(n)), _mm256_castsi256_ps(first_lanes(n - 8))};
+}
+MOE_INLINE void store_compressed(int32_t* p, I32x16 a, uint32_t lanes) {
+  int32_t all[16];
+  store_i32(all, a);
+  for (; lanes != 0; lanes &= lanes - 1) *p++ = all[__builtin_ctz(lanes)];
+}
+template <int distance>
+MOE_INLINE F32x16 swap_lanes(F32x16 a) {
+  if constexpr (distance == 8) return {a.hi, a.lo};
+  if constexpr (distance == 4) {
+    return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+  }
+  constexpr int order = distance == 2 ? 0x4e : 0xb1;
+  return {_mm256_permute_ps(a.lo, order), _mm256_permute_ps(a.hi, order)};
 }
 MOE_INLINE uint32_t to_bitmask(Mask16 m) {
   return static_cast<uint32_t>(_mm256_movemask_ps(m.lo)) |

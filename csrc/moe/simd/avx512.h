@@ -81,6 +81,11 @@ MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)};
 MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
   return {_mm512_slli_epi32(a.v, static_cast<unsigned>(count))};
 }
+MOE_INLINE I32x16 xor_bits(I32x16 a, I32x16 b) { return {_mm512_xor_si512(a.v, b.v)}; }
+MOE_INLINE I32x16 shift_right(I32x16 a, int count) {
+  return {_mm512_srai_epi32(a.v, static_cast<unsigned>(count))};
+}
+MOE_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 MOE_INLINE I32x16 round_to_i32(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 MOE_INLINE F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
@@ -89,6 +94,26 @@ MOE_INLINE Mask16 equal(F32x16 a, F32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.
 MOE_INLINE Mask16 is_nan(F32x16 a) { return {_mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q)}; }
 MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
   return {_mm512_mask_blend_ps(m.v, if_false.v, if_true.v)};
+}
+MOE_INLINE Mask16 less(I32x16 a, I32x16 b) { return {_mm512_cmplt_epi32_mask(a.v, b.v)}; }
+MOE_INLINE Mask16 equal(I32x16 a, I32x16 b) { return {_mm512_cmpeq_epi32_mask(a.v, b.v)}; }
+MOE_INLINE I32x16 select(Mask16 m, I32x16 if_true, I32x16 if_false) {
+  return {_mm512_mask_blend_epi32(m.v, if_false.v, if_true.v)};
+}
+MOE_INLINE Mask16 nonzero_bytes(const uint8_t* p) {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm_test_epi8_mask(b, b)};
+}
+MOE_INLINE Mask16 first_mask(int n) { return {first_lanes(n)}; }
+// Through a register: compressing into memory is microcode on some processors.
+MOE_INLINE void store_compressed(int32_t* p, I32x16 a, uint32_t lanes) {
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), a.v));
+}
+template <int distance>
+MOE_INLINE F32x16 swap_lanes(F32x16 a) {
+  if constexpr (distance == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+  if constexpr (distance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+  return {_mm512_permute_ps(a.v, distance == 2 ? 0x4e : 0xb1)};
 }
 MOE_INLINE uint32_t to_bitmask(Mask16 m) { return m.v; }
 

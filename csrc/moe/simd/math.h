@@ -6,14 +6,11 @@
 
 namespace moe::MOE_ISA {
 
-/// e^x to about 1 ulp: x = n·ln2 + r, |r| <= ln2/2, a degree-6 polynomial in r (Cephes' expf).
-/// Below -86.5 it is 0, above 88.7 infinity; NaN stays NaN.
-MOE_INLINE F32x16 exp(F32x16 x) {
-  const F32x16 low = set1(-86.5f), high = set1(88.72283f);
-  const F32x16 clamped = min(max(x, low), high);
-  const I32x16 n = round_to_i32(mul(clamped, set1(1.44269504088896341f)));
-  const F32x16 nf = to_f32(n);
-  F32x16 r = fma(nf, set1(-0.693359375f), clamped);
+/// e^x = p · 2^n for |x| < 89: n·ln2 is taken off x, then a degree-6 polynomial (Cephes' expf).
+MOE_INLINE F32x16 exp_parts(F32x16 x, I32x16* n) {
+  *n = round_to_i32(mul(x, set1(1.44269504088896341f)));
+  const F32x16 nf = to_f32(*n);
+  F32x16 r = fma(nf, set1(-0.693359375f), x);
   r = fma(nf, set1(2.12194440e-4f), r);
   F32x16 p = set1(1.9875691500e-4f);
   p = fma(p, r, set1(1.3981999507e-3f));
@@ -21,7 +18,14 @@ MOE_INLINE F32x16 exp(F32x16 x) {
   p = fma(p, r, set1(4.1665795894e-2f));
   p = fma(p, r, set1(1.6666665459e-1f));
   p = fma(p, r, set1(5.0000001201e-1f));
-  p = add(fma(mul(p, r), r, r), set1(1.0f));
+  return add(fma(mul(p, r), r, r), set1(1.0f));
+}
+
+/// e^x to about 1 ulp. Below -86.5 it is 0, above 88.7 infinity; NaN stays NaN.
+MOE_INLINE F32x16 exp(F32x16 x) {
+  const F32x16 low = set1(-86.5f), high = set1(88.72283f);
+  I32x16 n;
+  const F32x16 p = exp_parts(min(max(x, low), high), &n);
   // 2^n in two factors: n = 128 alone would leave the exponent's range.
   const I32x16 half = sub(n, set1_i32(1));
   const F32x16 scale = from_bits(shift_left(add(half, set1_i32(127)), 23));
@@ -29,6 +33,13 @@ MOE_INLINE F32x16 exp(F32x16 x) {
   y = select(less(x, low), zero_f32(), y);
   y = select(less(high, x), set1(__builtin_inff()), y);
   return select(is_nan(x), x, y);
+}
+
+/// e^x for -86.5 <= x <= 88.3 (not checked, NaN not kept): exp() without its special cases.
+MOE_INLINE F32x16 exp_bounded(F32x16 x) {
+  I32x16 n;
+  const F32x16 p = exp_parts(x, &n);
+  return from_bits(add(bits(p), shift_left(n, 23)));
 }
 
 /// 1 / (1 + e^-x)

@@ -96,6 +96,11 @@ MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {a.v - b.v}; }
 MOE_INLINE I32x16 shift_left(I32x16 a, int count) { return {a.v << count}; }
 MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) { return {a.v & b.v}; }
 
+MOE_INLINE I32x16 xor_bits(I32x16 a, I32x16 b) { return {a.v ^ b.v}; }
+/// Copies the sign bit in.
+MOE_INLINE I32x16 shift_right(I32x16 a, int count) { return {a.v >> count}; }
+MOE_INLINE I32x16 max(I32x16 a, I32x16 b) { return {a.v > b.v ? a.v : b.v}; }
+
 /// Nearest integer, ties to even; |a| < 2^31.
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
   I32x16 r;
@@ -109,6 +114,37 @@ MOE_INLINE Mask16 equal(F32x16 a, F32x16 b) { return {a.v == b.v}; }
 MOE_INLINE Mask16 is_nan(F32x16 a) { return {a.v != a.v}; }
 MOE_INLINE F32x16 select(Mask16 m, F32x16 if_true, F32x16 if_false) {
   return {m.v ? if_true.v : if_false.v};
+}
+MOE_INLINE Mask16 less(I32x16 a, I32x16 b) { return {a.v < b.v}; }
+MOE_INLINE Mask16 equal(I32x16 a, I32x16 b) { return {a.v == b.v}; }
+MOE_INLINE I32x16 select(Mask16 m, I32x16 if_true, I32x16 if_false) {
+  return {m.v ? if_true.v : if_false.v};
+}
+/// Lanes whose byte is not zero; reads sixteen bytes.
+MOE_INLINE Mask16 nonzero_bytes(const uint8_t* p) {
+  Mask16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = p[i] != 0 ? -1 : 0;
+  return r;
+}
+/// Lanes below n.
+MOE_INLINE Mask16 first_mask(int n) {
+  Mask16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = i < n ? -1 : 0;
+  return r;
+}
+/// Writes the lanes whose bit is set, in order, from p on; up to 16 integers may be overwritten.
+MOE_INLINE void store_compressed(int32_t* p, I32x16 a, uint32_t lanes) {
+  for (int i = 0; i < 16; ++i) {
+    *p = a.v[i];
+    p += (lanes >> i) & 1u;
+  }
+}
+/// Lane i gets lane i ^ distance (1, 2, 4 or 8).
+template <int distance>
+MOE_INLINE F32x16 swap_lanes(F32x16 a) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ distance];
+  return r;
 }
 /// Bit i is lane i.
 MOE_INLINE uint32_t to_bitmask(Mask16 m) {

@@ -3,6 +3,7 @@
 #include "moe/kernels/table.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
+#include "moe/kernels/isa/router.h"
 #include "moe/kernels/isa/rowwise.h"
 
 #define MOE_STRING_OF(x) #x
@@ -12,6 +13,6 @@ namespace moe::MOE_ISA {
 
 extern const KernelTable kTable;
 constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels, &kConvertKernels,
-                                      &kRowwiseKernels};
+                                      &kRowwiseKernels, &kRouterKernels};
 
 }  // namespace moe::MOE_ISA
