@@ -1,0 +1,87 @@
+#include "simd/vec_check.h"
+
+#include "moe/simd/math.h"
+#include "moe/simd/vec.h"
+
+#define MOE_STRING_OF(x) #x
+#define MOE_STRING(x) MOE_STRING_OF(x)
+
+namespace moe::MOE_ISA {
+
+#define MOE_UNARY(name) [](const float* x, float* y) noexcept { store(y, name(load(x))); }
+#define MOE_BINARY(name) \
+  [](const float* a, const float* b, float* y) noexcept { store(y, name(load(a), load(b))); }
+
+extern const VecCheck kVecCheck;
+constinit const VecCheck kVecCheck = {
+    .name = MOE_STRING(MOE_ISA),
+    .exp = MOE_UNARY(exp),
+    .sigmoid = MOE_UNARY(sigmoid),
+    .tanh = MOE_UNARY(tanh),
+    .silu = MOE_UNARY(silu),
+    .gelu_tanh = MOE_UNARY(gelu_tanh),
+    .sqrt = MOE_UNARY(sqrt),
+    .abs = MOE_UNARY(abs),
+    .add = MOE_BINARY(add),
+    .sub = MOE_BINARY(sub),
+    .mul = MOE_BINARY(mul),
+    .div = MOE_BINARY(div),
+    .max = MOE_BINARY(max),
+    .min = MOE_BINARY(min),
+    .fma = [](const float* a, const float* b, const float* c,
+              float* y) noexcept { store(y, fma(load(a), load(b), load(c))); },
+    .load_bf16 = [](const uint16_t* x,
+                    float* y) noexcept { store(y, load(reinterpret_cast<const bf16*>(x))); },
+    .load_f16 = [](const uint16_t* x,
+                   float* y) noexcept { store(y, load(reinterpret_cast<const f16*>(x))); },
+    .store_bf16 = [](const float* x,
+                     uint16_t* y) noexcept { store(reinterpret_cast<bf16*>(y), load(x)); },
+    .store_f16 = [](const float* x,
+                    uint16_t* y) noexcept { store(reinterpret_cast<f16*>(y), load(x)); },
+    .round_to_i32 = [](const float* x,
+                       int32_t* y) noexcept { store_i32(y, round_to_i32(load(x))); },
+    .load_first = [](const float* x, int n, float* y) noexcept { store(y, load_first(x, n)); },
+    .store_first = [](float* y, const float* x, int n) noexcept { store_first(y, load(x), n); },
+    .compare =
+        [](const float* a, const float* b, uint32_t* below, uint32_t* same, uint32_t* nan,
+           float* y) noexcept {
+          const F32x16 va = load(a), vb = load(b);
+          *below = to_bitmask(less(va, vb));
+          *same = to_bitmask(equal(va, vb));
+          *nan = to_bitmask(is_nan(va));
+          store(y, select(less(va, vb), va, vb));
+        },
+    .reduce_add = [](const float* x) noexcept { return reduce_add(load(x)); },
+    .reduce_max = [](const float* x) noexcept { return reduce_max(load(x)); },
+    .dot_f32 =
+        [](float* acc, const uint32_t* word, const float* w) noexcept {
+          store(acc, dot_f32(load(acc), broadcast_word(word), load(w)));
+        },
+    .dot_bf16 =
+        [](float* acc, const uint32_t* word, const uint16_t* w) noexcept {
+          store(acc, dot_bf16(load(acc), broadcast_word(word), load_u8(w)));
+        },
+    .dot_u8s8 =
+        [](int32_t* acc, const uint32_t* word, const uint8_t* w) noexcept {
+          store_i32(acc, dot_u8s8(load_i32(acc), broadcast_word(word), load_u8(w)));
+        },
+    .nibbles =
+        [](const uint8_t* x, uint8_t* low, uint8_t* high, uint8_t* flipped) noexcept {
+          const U8x64 bytes = load_u8(x);
+          store_u8(low, low_nibbles(bytes));
+          store_u8(high, high_nibbles(bytes));
+          store_u8(flipped, xor_bytes(bytes, 0xa5));
+        },
+    .widen =
+        [](const uint8_t* x, float* y, float* z) noexcept {
+          const U8x64 bytes = load_u8(x);
+          store(y, byte_to_f32<0>(bytes));
+          store(y + 16, byte_to_f32<1>(bytes));
+          store(y + 32, byte_to_f32<2>(bytes));
+          store(y + 48, byte_to_f32<3>(bytes));
+          store(z, pair_to_f32<0>(bytes));
+          store(z + 16, pair_to_f32<1>(bytes));
+        },
+};
+
+}  // namespace moe::MOE_ISA

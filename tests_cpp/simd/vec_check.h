@@ -1,0 +1,44 @@
+#pragma once
+// The vocabulary of one instruction set behind plain arrays of sixteen lanes. vec_check.cpp is compiled
+// once per instruction set, as the kernels are; vec_test.cpp compares every one with plain formulas.
+
+#include <cstdint>
+
+namespace moe {
+
+struct VecCheck {
+  const char* name;
+
+  using Unary = void (*)(const float* x, float* y) noexcept;
+  Unary exp, sigmoid, tanh, silu, gelu_tanh, sqrt, abs;
+
+  using Binary = void (*)(const float* a, const float* b, float* y) noexcept;
+  Binary add, sub, mul, div, max, min;
+  void (*fma)(const float* a, const float* b, const float* c, float* y) noexcept;
+
+  void (*load_bf16)(const uint16_t* x, float* y) noexcept;
+  void (*load_f16)(const uint16_t* x, float* y) noexcept;
+  void (*store_bf16)(const float* x, uint16_t* y) noexcept;
+  void (*store_f16)(const float* x, uint16_t* y) noexcept;
+  void (*round_to_i32)(const float* x, int32_t* y) noexcept;
+
+  void (*load_first)(const float* x, int n, float* y) noexcept;
+  void (*store_first)(float* y, const float* x, int n) noexcept;
+
+  /// Bits: lane i of a < b, a == b, isnan(a); y[i] = a < b ? a : b through select.
+  void (*compare)(const float* a, const float* b, uint32_t* less, uint32_t* equal, uint32_t* nan,
+                  float* y) noexcept;
+  float (*reduce_add)(const float* x) noexcept;
+  float (*reduce_max)(const float* x) noexcept;
+
+  void (*dot_f32)(float* acc, const uint32_t* word, const float* w) noexcept;
+  void (*dot_bf16)(float* acc, const uint32_t* word, const uint16_t* w) noexcept;
+  void (*dot_u8s8)(int32_t* acc, const uint32_t* word, const uint8_t* w) noexcept;
+
+  /// 64 bytes in, 64 bytes out: low nibbles, high nibbles, x ^ 0xa5.
+  void (*nibbles)(const uint8_t* x, uint8_t* low, uint8_t* high, uint8_t* flipped) noexcept;
+  /// y[j][i]: byte j of word i as a float; z[j][i]: bfloat16 j of word i.
+  void (*widen)(const uint8_t* x, float* y, float* z) noexcept;
+};
+
+}  // namespace moe
