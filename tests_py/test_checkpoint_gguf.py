@@ -147,8 +147,9 @@ def test_rows_of_a_vector_may_not_cut_a_block(tmp_path):
             ckpt.read_rows("v", 0, 31)
 
 
-def test_large_quantised_tensor_is_decoded_in_pieces(tmp_path):
-    count = 300_000  # more than one piece of 4 MiB
+def test_large_quantised_tensor_is_decoded_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("moekit.checkpoint.tensors._PIECE_BYTES", 1000)
+    count = 1003
     blocks = np.random.default_rng(2).integers(0, 256, (count, 18), dtype=np.uint8)
     blocks[:, 1] &= 0x3B  # finite scales
     content = gguf_file([], [info("t", (32 * count,), 2)], blocks.tobytes())
@@ -232,6 +233,8 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "10^8 tensors": (gguf_file(info_count=10**8), "declares 100000000 tensors"),
     "2^64-1 tensors": (gguf_file(info_count=2**64 - 1), "declares 18446744073709551615 tensors"),
     "2^63 pairs": (gguf_file(pair_count=2**63), "and 9223372036854775808 key-value pairs"),
+    "10^6 tensors that fit": (gguf_file(info_count=10**6), "at most 524288 and 65536 are read"),
+    "70000 pairs that fit": (gguf_file(pair_count=70_000), "at most 524288 and 65536 are read"),
     "one pair too many": (gguf_file([scalar("a", 4, 1)], pair_count=2), "and 2 key-value pairs"),
     "one tensor too many": (
         gguf_file([], [ONE], F32 + bytes(64), info_count=2),
@@ -239,12 +242,12 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     ),
     "key longer than the file": (
         gguf_file([u64(10**9) + b"k" + bytes(20)]),
-        "key 0 at byte 24 has 1000000000 bytes; at most 65535",
+        "key at byte 24 has 1000000000 bytes; at most 65535",
     ),
     "key of 2^64-1 bytes": (gguf_file([u64(2**64 - 1) + b"k" + bytes(20)]), "at most 65535"),
-    "key past the end": (gguf_file([u64(1000) + b"k" + bytes(20)]), "key 0 at byte 32 takes 1000"),
-    "key empty": (gguf_file([pair("", 4, u32(1))]), "key 0 is empty"),
-    "key not utf-8": (gguf_file([pair(b"\xff", 4, u32(1))]), "key 0 at byte 24 is not UTF-8"),
+    "key past the end": (gguf_file([u64(1000) + b"k" + bytes(20)]), "key at byte 32 takes 1000"),
+    "key empty": (gguf_file([pair("", 4, u32(1))]), "key before byte 32 is empty"),
+    "key not utf-8": (gguf_file([pair(b"\xff", 4, u32(1))]), "key at byte 24 is not UTF-8"),
     "key twice": (gguf_file(REPEATED), "key 'a' stands twice"),
     "type 13": (valued(13, u32(1)), "value of 'k' has type 13; types 0 to 12 are read"),
     "type 2^32-1": (valued(2**32 - 1, u32(1)), "has type 4294967295"),
@@ -259,16 +262,16 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "array of 2^61 u64": (valued(ARRAY, array(10, 2**61, b"")), "takes 18446744073709551616 bytes"),
     "array of 2^64-1 f64": (valued(ARRAY, array(12, 2**64 - 1, b"")), "takes 147573952589676412"),
     "array of type 13": (valued(ARRAY, array(13, 1, u32(1))), "elements of type 13"),
-    "array cut": (valued(ARRAY, u32(4)), "count of value of 'k'"),
+    "array cut": (valued(ARRAY, u32(4)), "element count of 'k' at byte"),
     "10^8 strings": (valued(ARRAY, array(STRING, 10**8, text("x"))), "takes 800000000 bytes"),
     "2^64-1 strings": (valued(ARRAY, array(STRING, 2**64 - 1, b"")), "takes 147573952589676412"),
     "one string too many": (
         valued(ARRAY, array(STRING, 2, text("x" * 20))),
-        "string 1 of value of 'k' at byte .* takes 8 bytes",
+        "value, string 1, of 'k' at byte .* takes 8 bytes",
     ),
     "string in an array past the end": (
         valued(ARRAY, array(STRING, 1, u64(2**63) + bytes(40))),
-        "string 0 of value of 'k' at byte .* takes 9223372036854775808 bytes",
+        "value, string 0, of 'k' at byte .* takes 9223372036854775808 bytes",
     ),
     "nested too deep": (valued(ARRAY, DEEP), "nested deeper than 2 arrays"),
     "nested without end": (valued(ARRAY, ENDLESS), "nested deeper than 2 arrays"),
@@ -311,7 +314,10 @@ MALFORMED: dict[str, tuple[bytes, str]] = {
     "same offset": (two(0), "'b' begins at 96 and overlaps 'a', which ends at 128"),
     "overlap of a longer tensor": (two(32, 96, kind=28), "overlaps 'a'"),
     "data cut": (one(data=F32[:-1]), "ends at 96, file ends at 95"),
-    "infos cut": (one(name="tensor")[:60], "offset of 'tensor' at byte 54 takes 8 bytes"),
+    "infos cut": (
+        one(name="tensor")[:60],
+        "shape, type and offset of 'tensor' at byte 42 takes 20 bytes",
+    ),
 }
 
 

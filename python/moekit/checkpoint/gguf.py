@@ -3,11 +3,12 @@
 Layout (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic, version, counts, typed
 key-value pairs, tensor infos, then the aligned data that the infos' offsets point into. Bounds
 that the format leaves open: key 65535 bytes (its own), tensor name 1024 bytes, header 128 MiB,
-arrays of arrays two deep.
+2**19 tensors, 2**16 pairs, arrays of arrays two deep.
 """
 
 import os
 import re
+import struct
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,11 +26,14 @@ MAX_ALIGNMENT = 1 << 20
 MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 1024
 MAX_ARRAY_DEPTH = 2
+MAX_TENSORS = 1 << 19
+MAX_PAIRS = 1 << 16
 MAX_SPLITS = 1024
 # The least that one entry takes: a key of one byte with a one-byte value; a name of one byte with
 # one dimension.
 _PAIR_BYTES = 8 + 1 + 4 + 1
 _INFO_BYTES = 8 + 1 + 4 + 8 + 4 + 8
+_INFO_FORMATS = {dims: struct.Struct(f"<{dims}QIQ") for dims in range(1, 5)}
 _SPLIT_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
@@ -115,6 +119,11 @@ def read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, An
     _require_version(source, cursor.integer(4, "version"))
     tensor_count = cursor.integer(8, "tensor count")
     pair_count = cursor.integer(8, "key-value count")
+    if tensor_count > MAX_TENSORS or pair_count > MAX_PAIRS:
+        raise source.error(
+            f"declares {tensor_count} tensors and {pair_count} key-value pairs; at most "
+            f"{MAX_TENSORS} and {MAX_PAIRS} are read"
+        )
     least = tensor_count * _INFO_BYTES + pair_count * _PAIR_BYTES
     if least > source.size - cursor.position:
         raise source.error(
@@ -151,42 +160,44 @@ def _require_version(source: SourceFile, version: int) -> None:
 
 def _read_pairs(cursor: Cursor, count: int) -> dict[str, Any]:
     metadata: dict[str, Any] = {}
-    for index in range(count):
-        key = cursor.text(f"key {index}", MAX_KEY_BYTES)
+    for _ in range(count):
+        cursor.context = ""
+        key = cursor.text("key", MAX_KEY_BYTES)
         if not key:
-            raise cursor.source.error(f"key {index} is empty; a name is required")
+            raise cursor.source.error(f"key before byte {cursor.position} is empty")
         if key in metadata:
             raise cursor.source.error(f"key {quoted(key)} stands twice")
-        kind = cursor.integer(4, f"type of {quoted(key)}")
-        metadata[key] = _read_value(cursor, key, kind)
+        cursor.context = key
+        metadata[key] = _read_value(cursor)
+    cursor.context = ""
     return metadata
 
 
-def _read_value(cursor: Cursor, key: str, kind: int) -> Any:
-    what = f"value of {quoted(key)}"
+def _read_value(cursor: Cursor) -> Any:
+    kind = cursor.integer(4, "type")
     if kind == STRING:
-        return cursor.text(what, cursor.source.size)
+        return cursor.text("value", cursor.source.size)
     if kind == ARRAY:
-        return _read_array(cursor, key, what, MAX_ARRAY_DEPTH)
+        return _read_array(cursor, MAX_ARRAY_DEPTH)
     if kind in SCALARS:
-        return cursor.scalars(kind, 1, what)[0].item()
-    raise cursor.source.error(f"{what} has type {kind}; types 0 to 12 are read")
+        return cursor.scalar(kind, "value")
+    raise cursor.error("value", f"has type {kind}; types 0 to 12 are read")
 
 
-def _read_array(cursor: Cursor, key: str, what: str, depth: int) -> Any:
-    kind = cursor.integer(4, f"type of {what}")
-    count = cursor.integer(8, f"count of {what}")
+def _read_array(cursor: Cursor, depth: int) -> Any:
+    kind = cursor.integer(4, "element type")
+    count = cursor.integer(8, "element count")
     if kind == STRING:
-        return cursor.strings(key, count, what)
+        return cursor.strings(count, "value")
     if kind in SCALARS:
-        return cursor.scalars(kind, count, what)
+        return cursor.scalars(kind, count, "value")
     if kind != ARRAY:
-        raise cursor.source.error(f"{what} has elements of type {kind}; types 0 to 12 are read")
+        raise cursor.error("value", f"has elements of type {kind}; types 0 to 12 are read")
     if depth == 1:
-        raise cursor.source.error(f"{what} is nested deeper than {MAX_ARRAY_DEPTH} arrays")
+        raise cursor.error("value", f"is nested deeper than {MAX_ARRAY_DEPTH} arrays")
     # An inner array takes a type and a count at least.
-    cursor.require(count * 12, what)
-    return [_read_array(cursor, key, what, depth - 1) for _ in range(count)]
+    cursor.require(count * 12, "value")
+    return [_read_array(cursor, depth - 1) for _ in range(count)]
 
 
 def _alignment(metadata: dict[str, Any], source: SourceFile) -> int:
@@ -201,6 +212,7 @@ def _alignment(metadata: dict[str, Any], source: SourceFile) -> int:
 
 def _read_info(cursor: Cursor) -> TensorInfo:
     """One tensor info as it stands in the file: offset within the data, nothing placed yet."""
+    cursor.context = ""
     name = cursor.text("tensor name", MAX_NAME_BYTES)
 
     def refuse(problem: str) -> FileError:
@@ -208,13 +220,13 @@ def _read_info(cursor: Cursor) -> TensorInfo:
 
     if not name:
         raise cursor.source.error(f"tensor name before byte {cursor.position} is empty")
-    dims = cursor.integer(4, f"dimensions of {quoted(name)}")
+    cursor.context = name
+    dims = cursor.integer(4, "number of dimensions")
     if not 1 <= dims <= 4:
         raise refuse(f"has {dims} dimensions; 1 to 4 are read")
-    # The file counts from the fastest axis; NumPy names it last.
-    shape = tuple(cursor.integer(8, f"shape of {quoted(name)}") for _ in range(dims))[::-1]
-    number = cursor.integer(4, f"type of {quoted(name)}")
-    offset = cursor.integer(8, f"offset of {quoted(name)}")
+    form = _INFO_FORMATS[dims]
+    *sizes, number, offset = form.unpack(cursor.take(form.size, "shape, type and offset"))
+    shape = tuple(reversed(sizes))  # the file counts from the fastest axis, NumPy names it last
     storage = GGML.get(number)
     if storage is None:
         what = f" ({NOT_IN_FILES[number]})" if number in NOT_IN_FILES else ""

@@ -32,6 +32,9 @@ SCALARS = {
     12: "<f8",
 }
 _FORMATS = {4: struct.Struct("<I"), 8: struct.Struct("<Q")}
+_SCALAR_FORMATS = {
+    kind: struct.Struct("<" + form) for kind, form in zip(SCALARS, "BbHhIifBQqd", strict=True)
+}
 
 
 class StringArray(Sequence[str]):
@@ -96,6 +99,8 @@ class Cursor:
     def __init__(self, source: SourceFile) -> None:
         self.source = source
         self.position = 0
+        # The key or tensor that is being read, for messages; put together only when one is due.
+        self.context = ""
         self._limit = min(source.size, MAX_HEADER_BYTES)
         self._data = b""
         self._extend(min(self._limit, _FIRST_READ_BYTES))
@@ -107,19 +112,21 @@ class Cursor:
             end = min(self._limit, max(end, 2 * held))
             self._data += bytes(self.source.read(held, end - held))
 
+    def error(self, what: str, problem: str) -> FileError:
+        """The exception that says `problem` of `what`, a part of the current key or tensor."""
+        owner = f" of {quoted(self.context)}" if self.context else ""
+        return self.source.error(f"{what}{owner} {problem}")
+
     def require(self, nbytes: int, what: str) -> None:
         """FileError unless `nbytes` more bytes lie within the file and the header's limit."""
         end = self.position + nbytes
         if end > self._limit:
+            at = f"at byte {self.position} takes"
             if self._limit < self.source.size:
-                raise self.source.error(
-                    f"{what} at byte {self.position} takes the header past {self._limit} bytes; "
-                    "no more are read"
+                raise self.error(
+                    what, f"{at} the header past {self._limit} bytes; no more are read"
                 )
-            raise self.source.error(
-                f"{what} at byte {self.position} takes {nbytes} bytes, "
-                f"file ends at {self.source.size}"
-            )
+            raise self.error(what, f"{at} {nbytes} bytes, file ends at {self.source.size}")
         self._extend(end)
 
     def take(self, nbytes: int, what: str) -> bytes:
@@ -136,16 +143,24 @@ class Cursor:
     def text(self, what: str, limit: int) -> str:
         """A string of at most `limit` bytes, UTF-8."""
         start = self.position
-        length = self.integer(8, f"length of {what}")
+        length = self.integer(8, what)
         if length > limit:
-            raise self.source.error(
-                f"{what} at byte {start} has {length} bytes; at most {limit} are read"
-            )
+            raise self.error(what, f"at byte {start} has {length} bytes; at most {limit} are read")
         data = self.take(length, what)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise self.source.error(f"{what} at byte {start} is not UTF-8") from error
+            raise self.error(what, f"at byte {start} is not UTF-8") from error
+
+    def scalar(self, kind: int, what: str) -> bool | int | float:
+        """One number or bool."""
+        form = _SCALAR_FORMATS[kind]
+        value: bool | int | float = form.unpack(self.take(form.size, what))[0]
+        if kind == BOOL:
+            if value > 1:
+                raise self.error(what, f"holds the byte {value}; 0 or 1 is required")
+            return bool(value)
+        return value
 
     def scalars(self, kind: int, count: int, what: str) -> Array:
         """`count` numbers or bools as an array of their own dtype."""
@@ -153,11 +168,12 @@ class Cursor:
         self.require(count * dtype.itemsize, what)
         values = np.frombuffer(self._data, dtype, count, self.position).copy()
         if kind == BOOL and count and values.view(np.uint8).max() > 1:
-            raise self.source.error(f"{what} holds the byte {values.view(np.uint8).max()}; 0 or 1")
+            found = values.view(np.uint8).max()
+            raise self.error(what, f"holds the byte {found}; 0 or 1 is required")
         self.position += count * dtype.itemsize
         return values
 
-    def strings(self, key: str, count: int, what: str) -> StringArray:
+    def strings(self, count: int, what: str) -> StringArray:
         """`count` strings; each takes 8 bytes at least, so the count is checked before."""
         self.require(count * 8, what)
         first = self.position
@@ -168,16 +184,16 @@ class Cursor:
         for index in range(count):
             if position + 8 > held:
                 self.position = position
-                self.require(8, f"string {index} of {what}")
+                self.require(8, f"{what}, string {index},")
                 data, held = self._data, len(self._data)
             (length,) = unpack(data, position)
             position += 8
             starts[index] = position
             if length > self._limit - position:
                 self.position = position
-                self.require(length, f"string {index} of {what}")
+                self.require(length, f"{what}, string {index},")
             position += length
         starts[count] = position + 8
         self.position = first
         data = self.take(position - first, what)
-        return StringArray(key, self.source.path, data, starts - first)
+        return StringArray(self.context, self.source.path, data, starts - first)
