@@ -106,3 +106,13 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
         moekit("--help")
     assert end.value.code == 0
     assert "moekit plan deepseek-v3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("others", [[], ["--vs", "llama-2-70b"]])
+def test_plot_writes_a_picture(tmp_path: Path, others: list[str]) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "plan.png"
+    assert moekit("mixtral-8x7b", *others, "--plot", str(path), "--batch", "8", "--json") == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert moekit("mixtral-8x7b", "--plot", str(tmp_path / "no" / "x.png")) == 2
+    assert moekit("mixtral-8x7b", "--plot", str(tmp_path / "x.nonsense")) == 2

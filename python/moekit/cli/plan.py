@@ -64,11 +64,6 @@ def add_parser(subparsers: Any) -> None:
     add("--train", type=float, metavar="TOKENS", help="training compute and cost for that many")
     add("--mfu", type=float, default=0.4, help="share of the peak reached in training (0.4)")
     add("--plot", metavar="OUT.png", help="draw memory, speed, experts and cost")
-    add(
-        "--verify",
-        action="store_true",
-        help="measure this machine, predict, run, and print the ratio",
-    )
     add("--list", action="store_true", help="list built-in models and machines")
     add("--json", action="store_true", help="print every figure as JSON")
     parser.set_defaults(run=run)
@@ -102,10 +97,6 @@ def _run(args: argparse.Namespace) -> int:
     machines = chosen or list(planner.machines().values())
     if args.devices is not None:
         machines = [machine.times(args.devices) for machine in machines]
-    if args.verify:
-        from moekit.planner.verify import verify
-
-        return verify(plans[0], json_output=args.json)
     if args.plot:
         _plot(args, plans, machines)
     if args.json:
@@ -203,7 +194,7 @@ def _print(
 def _plot(args: argparse.Namespace, plans: list[Any], machines: list[Any]) -> None:
     from moekit.analysis import plots
 
-    figure = plots.plan_figure(plans, machines, utilisation_price=args.price)
+    figure = plots.plan_figure(plans, machines, price=args.price)
     plots.save(figure, args.plot)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -349,6 +349,18 @@ class ModelPlan:
             f"ModelPlan({name}: {self.active_params / 1e9:.2f}B active of "
             f"{self.total_params / 1e9:.2f}B, {self.format.name} {self.weight_bytes / 1e9:.1f} GB)"
         )
+
+    def at(self, **changes: Any) -> ModelPlan:
+        """The same model with another format, context, batch or kv_format."""
+        if "format" in changes:
+            changes["format"] = find_format(changes["format"])
+        if "context" in changes:
+            check_count("context", changes["context"])
+        if "batch" in changes:
+            check_count("batch", changes["batch"], low=1)
+        if "kv_format" in changes:
+            cache_bits(changes["kv_format"])
+        return replace(self, **changes)
 
     def blocks(self) -> list[tuple[Block, int]]:
         """The distinct blocks with their counts, for anything that adds up its own figure."""
