@@ -9,6 +9,8 @@ namespace moe::bindings {
 namespace py = pybind11;
 
 void bind_config(py::module_&);
+void bind_weights(py::module_&);
+void bind_experts(py::module_&);
 
 }  // namespace moe::bindings
 
@@ -27,4 +29,6 @@ PYBIND11_MODULE(_core, m) {
     }
   });
   bind_config(m);
+  bind_weights(m);
+  bind_experts(m);
 }

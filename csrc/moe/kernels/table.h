@@ -12,11 +12,11 @@
 namespace moe {
 
 /// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the
-/// integers' sum for every kDepthBlock columns and a sum for every 32. Padded with zeros to whole
+/// integers' sum for every kScaleBlock columns and a sum for every 32. Padded with zeros to whole
 /// words.
 struct ActivationLayout {
   int64_t words = 0;
-  int64_t blocks = 0;  // of kDepthBlock columns
+  int64_t blocks = 0;  // of kScaleBlock columns (kU8S8)
   int64_t row_bytes =
       0;  // rows' distance: an odd number of cache lines, so that rows do not share sets
   int64_t scales_at = 0, block_sums_at = 0, group_sums_at = 0;  // bytes from the row's start
@@ -32,11 +32,12 @@ struct GemmCall {
   const std::byte* x;          // activation rows
   const ActivationLayout* layout;
   const int32_t* rows;  // which of them, or null for 0, 1, 2, …
-  int64_t count;        // how many
+  int64_t count;        // how many, at most kGemmRows
   float* out;           // [count][2 * kPanelRows]
 };
 using GemmFn = void (*)(const GemmCall&) noexcept;
 inline constexpr int kGemmOutputs = 2 * kPanelRows;
+inline constexpr int64_t kGemmRows = 256;
 
 struct GemmKernels {
   /// [format][dot]; null where the format has no such path. [f][kF32] is the exact one.
@@ -49,15 +50,25 @@ struct ConvertKernels {
                                  std::byte* row) noexcept;
 };
 
-/// Which function joins the two halves of an expert's first layer.
-enum class Activation : uint8_t { kSilu, kGeluTanh, kRelu, kRelu2, kNone };
+/// The nonlinearity of a feed-forward layer.
+enum class Activation : uint8_t { kSilu, kGeluTanh, kGelu, kRelu, kRelu2, kIdentity, kSwigluOai };
+struct ActivationSpec {
+  Activation kind = Activation::kSilu;
+  /// > 0: gate <= limit and |up| <= limit before the function (gpt-oss 7, DeepSeek-V4 10).
+  float limit = 0.0f;
+};
 
 struct RowwiseKernels {
-  /// out[i] = act(gate[i]) * up[i]; `pairs` is [count][gate 16 | up 16], out rows `stride` apart.
-  void (*gate)(Activation, const float* pairs, int64_t count, int outputs, float* out,
-               int64_t stride) noexcept;
+  /// out[i][j] = act(gate) · up; `pairs` is [count][gate 16 | up 16], out rows `stride` apart, the
+  /// first `outputs` (<= 16) of each are written. The biases, of 16 each, may be null.
+  void (*gate)(const ActivationSpec&, float* pairs, int64_t count, const float* gate_bias,
+               const float* up_bias, int outputs, float* out, int64_t stride) noexcept;
+  /// x[i] = act(x[i])
+  void (*activate)(const ActivationSpec&, float* x, int64_t n) noexcept;
   /// out[i] += weight * x[i]
   void (*add_scaled)(float* out, const float* x, float weight, int64_t n) noexcept;
+  /// out[i] = scale * x[i]
+  void (*scale)(float* out, const float* x, float scale, int64_t n) noexcept;
 };
 
 struct KernelTable {

@@ -73,8 +73,8 @@ struct Bf16Format {
     out[1] = V::template pair<1>(pairs);
   }
   template <class V>
-  [[gnu::always_inline]] static inline typename V::U8 weights(const std::byte* block, int) {
-    return V::load_bytes(block);
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, typename V::U8* out) {
+    out[0] = V::load_bytes(block);
   }
 
   static int64_t index(int row, int64_t k) { return (k / 2 * kPanelRows + row) * 2 + k % 2; }

@@ -30,8 +30,8 @@ struct Int8Format {
     out[3] = mul(sub(V::template byte<3>(bytes), offset), scale);
   }
   template <class V>
-  [[gnu::always_inline]] static inline typename V::U8 weights(const std::byte* block, int) {
-    return V::load_bytes(block);
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, typename V::U8* out) {
+    out[0] = V::load_bytes(block);
   }
 
   static int64_t index(int row, int64_t k) { return (k / 4 * kPanelRows + row) * 4 + k % 4; }

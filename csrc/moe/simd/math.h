@@ -66,4 +66,22 @@ MOE_INLINE F32x16 gelu_tanh(F32x16 x) {
   return mul(mul(set1(0.5f), x), add(set1(1.0f), tanh(inner)));
 }
 
+/// erf to 1.5e-7 absolute (Abramowitz & Stegun 7.1.26).
+MOE_INLINE F32x16 erf(F32x16 x) {
+  const F32x16 a = abs(x);
+  const F32x16 t = div(set1(1.0f), fma(a, set1(0.3275911f), set1(1.0f)));
+  F32x16 p = set1(1.061405429f);
+  p = fma(p, t, set1(-1.453152027f));
+  p = fma(p, t, set1(1.421413741f));
+  p = fma(p, t, set1(-0.284496736f));
+  p = fma(p, t, set1(0.254829592f));
+  const F32x16 y = sub(set1(1.0f), mul(mul(p, t), exp(sub(zero_f32(), mul(a, a)))));
+  return select(less(x, zero_f32()), sub(zero_f32(), y), y);
+}
+
+/// x · Φ(x): GELU, exact form (Hendrycks & Gimpel 2016).
+MOE_INLINE F32x16 gelu(F32x16 x) {
+  return mul(mul(set1(0.5f), x), add(set1(1.0f), erf(mul(x, set1(0.70710678118654752f)))));
+}
+
 }  // namespace moe::MOE_ISA

@@ -6,9 +6,10 @@
 
 namespace moe::MOE_ISA {
 
-static void activations_f32(const float* x, int64_t cols, const ActivationLayout&,
+static void activations_f32(const float* x, int64_t cols, const ActivationLayout& layout,
                             std::byte* row) noexcept {
   std::memcpy(row, x, static_cast<size_t>(cols) * 4);
+  std::memset(row + cols * 4, 0, static_cast<size_t>(layout.words - cols) * 4);
 }
 
 static void activations_bf16(const float* x, int64_t cols, const ActivationLayout& layout,
@@ -20,7 +21,7 @@ static void activations_bf16(const float* x, int64_t cols, const ActivationLayou
   for (; k < layout.words * 2; ++k) out[k] = {0};
 }
 
-/// int8 with one scale per kDepthBlock columns: scale = max|x| / 127. A row with NaN or Inf gets
+/// int8 with one scale per kScaleBlock columns: scale = max|x| / 127. A row with NaN or Inf gets
 /// NaN scales there: the damage stays visible, and in that row.
 static void activations_u8s8(const float* x, int64_t cols, const ActivationLayout& layout,
                              std::byte* row) noexcept {
@@ -29,8 +30,9 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
   auto* block_sums = reinterpret_cast<int32_t*>(row + layout.block_sums_at);
   auto* group_sums = reinterpret_cast<int32_t*>(row + layout.group_sums_at);
   for (int64_t block = 0; block < layout.blocks; ++block) {
-    const int64_t begin = block * kDepthBlock;
-    const int count = static_cast<int>(cols - begin < kDepthBlock ? cols - begin : kDepthBlock);
+    const int64_t begin = block * kScaleBlock;
+    const int64_t rest = cols - begin;
+    const int count = static_cast<int>(rest < 0 ? 0 : rest < kScaleBlock ? rest : kScaleBlock);
     F32x16 largest = zero_f32();
     uint32_t bad = 0;
     for (int i = 0; i < count; i += kLanes) {
@@ -43,15 +45,15 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
     if (bad != 0 || top == 0.0f) {
       scales[block] = bad != 0 ? __builtin_nanf("") : 0.0f;
       block_sums[block] = 0;
-      std::memset(out + begin, 0, kDepthBlock);
-      std::memset(group_sums + block * (kDepthBlock / kSumGroup), 0, kDepthBlock / kSumGroup * 4);
+      std::memset(out + begin, 0, kScaleBlock);
+      std::memset(group_sums + block * (kScaleBlock / kSumGroup), 0, kScaleBlock / kSumGroup * 4);
       continue;
     }
     scales[block] = top / 127.0f;
     // A subnormal maximum would make the inverse infinite; such a block is zero to all purposes.
     const F32x16 inverse = set1(top < 1e-30f ? 0.0f : 127.0f / top);
     int32_t block_sum = 0;
-    for (int g = 0; g < kDepthBlock / kSumGroup; ++g) {
+    for (int g = 0; g < kScaleBlock / kSumGroup; ++g) {
       int32_t group_sum = 0;
       for (int i = g * kSumGroup; i < (g + 1) * kSumGroup; i += kLanes) {
         F32x16 v = zero_f32();
@@ -67,7 +69,7 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
           group_sum += q[j];
         }
       }
-      group_sums[block * (kDepthBlock / kSumGroup) + g] = group_sum;
+      group_sums[block * (kScaleBlock / kSumGroup) + g] = group_sum;
       block_sum += group_sum;
     }
     block_sums[block] = block_sum;

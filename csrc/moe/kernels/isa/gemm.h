@@ -25,38 +25,34 @@ struct PanelRange {
   const std::byte* trailer;  // the panel's
 };
 
+/// One call of a tile: R rows × P panels over one depth block.
+struct TileCall {
+  const std::byte* const* rows;
+  const PanelRange* panels;
+  int64_t first_word;   // of the depth block in an activation row
+  int64_t blocks;       // weight blocks in it
+  int64_t depth_block;  // which one
+  const ActivationLayout* layout;
+  float* out;
+};
+
+MOE_INLINE void accumulate(float* out, bool first, F32x16 sum) {
+  store(out, first ? sum : add(load(out), sum));
+}
+
 /// Exact path: the weights' values in float, activations in float.
 template <class F>
 struct ExactDot {
   static constexpr Dot kKind = Dot::kF32;
   static constexpr bool kScaled = false;
+  static constexpr int kSteps = F::kDepth;
+  using Weight = F32x16;
+  using Sum = F32x16;
 
-  template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
-                        int64_t first_word, int64_t count, const ActivationLayout&, int64_t,
-                        F32x16 (&sum)[R][P]) {
-    const uint32_t* words[R];
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) words[r] = reinterpret_cast<const uint32_t*>(x[r]) + first_word;
-    for (int64_t b = 0; b < count; ++b) {
-      F32x16 value[P][F::kDepth];
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const std::byte* at = w[p].blocks + b * F::kBlockBytes;
-        prefetch(at + kPrefetchBytes);
-        F::template decode<Vec>(at, w[p].trailer, value[p]);
-      }
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        MOE_UNROLL
-        for (int k = 0; k < F::kDepth; ++k) {
-          const Words word = broadcast_word(words[r] + b * F::kDepth + k);
-          MOE_UNROLL
-          for (int p = 0; p < P; ++p) sum[r][p] = dot_f32(sum[r][p], word, value[p][k]);
-        }
-      }
-    }
+  MOE_INLINE void weights(const std::byte* block, const std::byte* trailer, Weight* out) {
+    F::template decode<Vec>(block, trailer, out);
   }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_f32(sum, x, w); }
 };
 
 /// bfloat16 pairs on both sides, float sums.
@@ -64,110 +60,117 @@ template <class F>
 struct Bf16Dot {
   static constexpr Dot kKind = Dot::kBf16;
   static constexpr bool kScaled = false;
+  static constexpr int kSteps = F::kSteps;
+  using Weight = U8x64;
+  using Sum = F32x16;
 
-  template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
-                        int64_t first_word, int64_t count, const ActivationLayout&, int64_t,
-                        F32x16 (&sum)[R][P]) {
-    const uint32_t* words[R];
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) words[r] = reinterpret_cast<const uint32_t*>(x[r]) + first_word;
-    for (int64_t b = 0; b < count; ++b) {
-      U8x64 value[P];
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const std::byte* at = w[p].blocks + b * F::kBlockBytes;
-        prefetch(at + kPrefetchBytes);
-        value[p] = F::template weights<Vec>(at, 0);
-      }
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Words word = broadcast_word(words[r] + b);
-        MOE_UNROLL
-        for (int p = 0; p < P; ++p) sum[r][p] = dot_bf16(sum[r][p], word, value[p]);
-      }
-    }
+  MOE_INLINE void weights(const std::byte* block, const std::byte*, Weight* out) {
+    F::template weights<Vec>(block, out);
   }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_bf16(sum, x, w); }
 };
 
-/// Unsigned weight bytes × signed activation bytes, exact 32-bit sums over a depth block (at most
-/// 512 · 255 · 127 < 2^24), then one activation scale. The weights' offset enters as the start of
-/// the integer sum: Σ (q − o)·x = Σ q·x − o·Σ x.
+/// Unsigned weight bytes × signed activation bytes, exact 32-bit sums.
 template <class F>
 struct IntegerDot {
   static constexpr Dot kKind = Dot::kU8S8;
   static constexpr bool kScaled = true;  // by the row scales in the trailer, once, at the end
+  static constexpr int kSteps = F::kSteps;
+  using Weight = U8x64;
+  using Sum = I32x16;
 
-  template <int R, int P>
-  MOE_INLINE void block(const std::byte* const (&x)[R], const PanelRange (&w)[P],
-                        int64_t first_word, int64_t count, const ActivationLayout& layout,
-                        int64_t depth_block, F32x16 (&sum)[R][P]) {
-    const uint32_t* words[R];
-    I32x16 integer[R][P];
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      words[r] = reinterpret_cast<const uint32_t*>(x[r]) + first_word;
-      const auto* sums = reinterpret_cast<const int32_t*>(x[r] + layout.block_sums_at);
-      const I32x16 start = set1_i32(-F::kOffset * sums[depth_block]);
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) integer[r][p] = start;
-    }
-    for (int64_t b = 0; b < count; ++b) {
-      U8x64 value[P];
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const std::byte* at = w[p].blocks + b * F::kBlockBytes;
-        prefetch(at + kPrefetchBytes);
-        value[p] = F::template weights<Vec>(at, 0);
-      }
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Words word = broadcast_word(words[r] + b);
-        MOE_UNROLL
-        for (int p = 0; p < P; ++p) integer[r][p] = dot_u8s8(integer[r][p], word, value[p]);
-      }
-    }
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const auto* scales = reinterpret_cast<const float*>(x[r] + layout.scales_at);
-      const F32x16 scale = set1(scales[depth_block]);
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) sum[r][p] = mul(to_f32(integer[r][p]), scale);
-    }
+  MOE_INLINE void weights(const std::byte* block, const std::byte*, Weight* out) {
+    F::template weights<Vec>(block, out);
   }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_u8s8(sum, x, w); }
 };
 
-/// One depth block of R rows × P panels, added to out (or written, for the first block).
-template <class F, class D, int R, int P>
-[[gnu::noinline]] static void tile(const std::byte* const* rows, const PanelRange* panels,
-                                   int64_t first_word, int64_t count,
-                                   const ActivationLayout& layout, int64_t depth_block,
-                                   float* out) noexcept {
-  const std::byte* x[R];
-  PanelRange w[P];
-  F32x16 sum[R][P];
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) x[r] = rows[r];
-  MOE_UNROLL
-  for (int p = 0; p < P; ++p) w[p] = panels[p];
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    MOE_UNROLL
-    for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
-  }
-  D::template block<R, P>(x, w, first_word, count, layout, depth_block, sum);
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
+/// `blocks` weight blocks against R rows: sum[r][p] += x[r] · w[p].
+template <class D, class F, int R, int P>
+MOE_INLINE void accumulate_blocks(const uint32_t* const (&x)[R], const PanelRange (&w)[P],
+                                  int64_t first_block, int64_t blocks,
+                                  typename D::Sum (&sum)[R][P]) {
+  for (int64_t b = first_block; b < first_block + blocks; ++b) {
+    typename D::Weight value[P][D::kSteps];
     MOE_UNROLL
     for (int p = 0; p < P; ++p) {
-      float* at = out + r * kGemmOutputs + p * kPanelRows;
-      store(at, depth_block == 0 ? sum[r][p] : add(load(at), sum[r][p]));
+      const std::byte* at = w[p].blocks + b * F::kBlockBytes;
+      MOE_UNROLL
+      for (int64_t line = 0; line < F::kBlockBytes; line += 64)
+        prefetch(at + kPrefetchBytes + line);
+      D::weights(at, w[p].trailer, value[p]);
+    }
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      MOE_UNROLL
+      for (int s = 0; s < D::kSteps; ++s) {
+        const Words word = broadcast_word(x[r] + b * D::kSteps + s);
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], word, value[p][s]);
+      }
     }
   }
 }
 
-using TileFn = void (*)(const std::byte* const*, const PanelRange*, int64_t, int64_t,
-                        const ActivationLayout&, int64_t, float*) noexcept;
+/// One depth block of R rows × P panels, added to out (or written, for the first block).
+template <class F, class D, int R, int P>
+[[gnu::noinline]] static void tile(const TileCall& call) noexcept {
+  const uint32_t* x[R];
+  PanelRange w[P];
+  typename D::Sum sum[R][P];
+  MOE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    x[r] = reinterpret_cast<const uint32_t*>(call.rows[r]) + call.first_word;
+  }
+  MOE_UNROLL
+  for (int p = 0; p < P; ++p) w[p] = call.panels[p];
+
+  if constexpr (D::kKind != Dot::kU8S8) {
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      MOE_UNROLL
+      for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
+    }
+    accumulate_blocks<D, F, R, P>(x, w, 0, call.blocks, sum);
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      MOE_UNROLL
+      for (int p = 0; p < P; ++p) {
+        accumulate(call.out + r * kGemmOutputs + p * kPanelRows, call.depth_block == 0, sum[r][p]);
+      }
+    }
+  } else {
+    // A scale block at a time: at most 128 · 255 · 127 < 2^22. The weights' offset enters as the
+    // start of the integer sum: Σ (q − o)·x = Σ q·x − o·Σ x.
+    constexpr int64_t kBlocks = kScaleBlock / F::kDepth;
+    int64_t scale_block = call.depth_block * (kDepthBlock / kScaleBlock);
+    for (int64_t b = 0; b < call.blocks; b += kBlocks, ++scale_block) {
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto* sums =
+            reinterpret_cast<const int32_t*>(call.rows[r] + call.layout->block_sums_at);
+        const I32x16 start = set1_i32(-F::kOffset * sums[scale_block]);
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) sum[r][p] = start;
+      }
+      const int64_t rest = call.blocks - b;
+      accumulate_blocks<D, F, R, P>(x, w, b, rest < kBlocks ? rest : kBlocks, sum);
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto* scales = reinterpret_cast<const float*>(call.rows[r] + call.layout->scales_at);
+        const F32x16 scale = set1(scales[scale_block]);
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) {
+          float* out = call.out + r * kGemmOutputs + p * kPanelRows;
+          const F32x16 value = to_f32(sum[r][p]);
+          store(out, scale_block == 0 ? mul(value, scale) : fma(value, scale, load(out)));
+        }
+      }
+    }
+  }
+}
+
+using TileFn = void (*)(const TileCall&) noexcept;
 
 template <class F, class D, int P, int... R>
 struct Tiles {
@@ -186,52 +189,41 @@ struct CountTo<0, R...> {
 template <class F, class D, int P, int... R>
 struct TilesUpTo<F, D, P, RowCounts<R...>> : Tiles<F, D, P, R...> {};
 
-/// Rows of one pass over a depth block of the panels: their pointers stay on the stack.
-inline constexpr int64_t kPassRows = 256;
-
 template <class F, class D>
 static void gemm(const GemmCall& call) noexcept {
   using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kTileRows>::Type>;
   constexpr int64_t kBlocksPerDepthBlock = kDepthBlock / F::kDepth;
-  const int64_t words_per_block = F::kDepth / depth_per_word(D::kKind);
-  const std::byte* x[kPassRows];
+  constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
+  const std::byte* trailers[2];
+  const std::byte* x[kGemmRows];
+  for (int p = 0; p < 2; ++p) trailers[p] = call.panels[p] + call.blocks * F::kBlockBytes;
+  for (int64_t i = 0; i < call.count; ++i) {
+    x[i] = call.x + (call.rows != nullptr ? call.rows[i] : i) * call.layout->row_bytes;
+  }
 
-  for (int64_t pass = 0; pass < call.count; pass += kPassRows) {
-    const int64_t count = call.count - pass < kPassRows ? call.count - pass : kPassRows;
-    float* out = call.out + pass * kGemmOutputs;
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = call.rows != nullptr ? call.rows[pass + i] : pass + i;
-      x[i] = call.x + row * call.layout->row_bytes;
-    }
-    // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
-    const int64_t tiles = (count + kTileRows - 1) / kTileRows;
-    int64_t depth_block = 0;
-    for (int64_t b = 0; b < call.blocks; b += kBlocksPerDepthBlock, ++depth_block) {
-      const int64_t blocks =
-          call.blocks - b < kBlocksPerDepthBlock ? call.blocks - b : kBlocksPerDepthBlock;
-      PanelRange panels[2];
-      for (int p = 0; p < 2; ++p) {
-        panels[p] = {call.panels[p] + b * F::kBlockBytes,
-                     call.panels[p] + call.blocks * F::kBlockBytes};
-      }
-      for (int64_t t = 0; t < tiles; ++t) {
-        const int64_t begin = t * count / tiles;
-        const int64_t height = (t + 1) * count / tiles - begin;
-        for (int p = 0; p < 2; p += kTilePanels) {
-          Table::kByRows[height](x + begin, panels + p, b * words_per_block, blocks, *call.layout,
-                                 depth_block, out + begin * kGemmOutputs + p * kPanelRows);
-        }
+  // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
+  const int64_t tiles = (call.count + kTileRows - 1) / kTileRows;
+  int64_t depth_block = 0;
+  for (int64_t b = 0; b < call.blocks; b += kBlocksPerDepthBlock, ++depth_block) {
+    const int64_t rest = call.blocks - b;
+    const int64_t blocks = rest < kBlocksPerDepthBlock ? rest : kBlocksPerDepthBlock;
+    PanelRange panels[2];
+    for (int p = 0; p < 2; ++p) panels[p] = {call.panels[p] + b * F::kBlockBytes, trailers[p]};
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t begin = t * call.count / tiles;
+      const int64_t height = (t + 1) * call.count / tiles - begin;
+      for (int p = 0; p < 2; p += kTilePanels) {
+        Table::kByRows[height]({x + begin, panels + p, b * kWordsPerBlock, blocks, depth_block,
+                                call.layout, call.out + begin * kGemmOutputs + p * kPanelRows});
       }
     }
-    if constexpr (D::kScaled) {
-      for (int p = 0; p < 2; ++p) {
-        const auto* trailer =
-            reinterpret_cast<const float*>(call.panels[p] + call.blocks * F::kBlockBytes);
-        const F32x16 scale = load(trailer);
-        for (int64_t i = 0; i < count; ++i) {
-          float* at = out + i * kGemmOutputs + p * kPanelRows;
-          store(at, mul(load(at), scale));
-        }
+  }
+  if constexpr (D::kScaled) {
+    for (int p = 0; p < 2; ++p) {
+      const F32x16 scale = load(reinterpret_cast<const float*>(trailers[p]));
+      for (int64_t i = 0; i < call.count; ++i) {
+        float* at = call.out + i * kGemmOutputs + p * kPanelRows;
+        store(at, mul(load(at), scale));
       }
     }
   }

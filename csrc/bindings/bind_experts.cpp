@@ -1,0 +1,111 @@
+// The fused block.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "bindings/array.h"
+#include "moe/ops/moe_block.h"
+
+namespace moe::bindings {
+
+namespace {
+
+Activation parse_activation(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "relu2") return Activation::kRelu2;
+  if (name == "identity") return Activation::kIdentity;
+  if (name == "swiglu_oai") return Activation::kSwigluOai;
+  throw ValueError(message("[activation] '", name,
+                           "'; known: silu, gelu, gelu_tanh, relu, relu2, identity, swiglu_oai"));
+}
+
+// What an ExpertBank points at, kept alive by Python.
+struct Bank {
+  const PackedWeight* gate;
+  const PackedWeight* up;
+  const PackedWeight* down;
+  std::optional<py::array> gate_bias, up_bias, down_bias;
+  ActivationSpec activation;
+
+  ExpertBank view() const {
+    return {gate,
+            up,
+            down,
+            bias(gate_bias, up->rows(), "gate_bias"),
+            bias(up_bias, up->rows(), "up_bias"),
+            bias(down_bias, down->rows(), "down_bias"),
+            activation};
+  }
+  const float* bias(const std::optional<py::array>& array, int64_t width, const char* name) const {
+    if (!array) return nullptr;
+    const float* data = data_of<float>(*array, 2, "moe_ffn", name);
+    MOE_CHECK(array->shape(0) == up->experts() && array->shape(1) == width, "[moe_ffn] ", name,
+              " has shape ", shape_text(*array), "; [", up->experts(), ", ", width,
+              "] is required");
+    return data;
+  }
+};
+
+py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::array& weights,
+                       bool weighs_input, const Bank& bank, const Bank* shared,
+                       const std::optional<py::array>& shared_scale, const std::string& compute) {
+  const auto rows = matrix_of<float>(x, "moe_ffn", "x");
+  AssignmentView assignment;
+  assignment.experts = data_of<int32_t>(experts, 2, "moe_ffn", "assignment.experts");
+  assignment.weights = data_of<float>(weights, 2, "moe_ffn", "assignment.weights");
+  assignment.tokens = experts.shape(0);
+  assignment.k = static_cast<int>(experts.shape(1));
+  assignment.weighs_input = weighs_input;
+  MOE_CHECK(weights.shape(0) == experts.shape(0) && weights.shape(1) == experts.shape(1),
+            "[moe_ffn] assignment.weights has shape ", shape_text(weights), "; experts ",
+            shape_text(experts));
+  const ExpertBank routed = bank.view();
+  SharedExpert shared_view;
+  if (shared != nullptr) {
+    shared_view.bank = shared->view();
+    if (shared_scale) {
+      shared_view.scale = data_of<float>(*shared_scale, 1, "moe_ffn", "shared_scale");
+      MOE_CHECK(shared_scale->shape(0) == rows.rows, "[moe_ffn] shared_scale has ",
+                shared_scale->shape(0), " entries; x has ", rows.rows, " rows");
+    }
+  }
+  const Compute how = parse_compute(compute);
+  auto out = new_array<float>({rows.rows, rows.cols});
+  MatrixView<float> to(out.mutable_data(), rows.rows, rows.cols);
+  const py::gil_scoped_release release;
+  moe_ffn(rows, assignment, routed, shared != nullptr ? &shared_view : nullptr, how, to);
+  return out;
+}
+
+}  // namespace
+
+void bind_experts(py::module_& m) {
+  py::class_<Bank>(m, "ExpertBank")
+      .def(py::init([](const PackedWeight* gate, const PackedWeight& up, const PackedWeight& down,
+                       std::optional<py::array> gate_bias, std::optional<py::array> up_bias,
+                       std::optional<py::array> down_bias, const std::string& activation,
+                       float limit) {
+             Bank bank{gate,
+                       &up,
+                       &down,
+                       std::move(gate_bias),
+                       std::move(up_bias),
+                       std::move(down_bias),
+                       {parse_activation(activation), limit}};
+             bank.view();  // wrong biases are told now, not at the first token
+             return bank;
+           }),
+           py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_bias"),
+           py::arg("up_bias"), py::arg("down_bias"), py::arg("activation"), py::arg("limit"),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>());
+  m.def("moe_ffn", &ffn, py::arg("x"), py::arg("experts"), py::arg("weights"),
+        py::arg("weighs_input"), py::arg("bank"), py::arg("shared"), py::arg("shared_scale"),
+        py::arg("compute"));
+}
+
+}  // namespace moe::bindings

@@ -1,0 +1,116 @@
+// PackedWeight and the products that need nothing else.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+
+#include "bindings/array.h"
+#include "moe/ops/grouped_gemm.h"
+#include "moe/weights/packed_weight.h"
+
+namespace moe::bindings {
+
+namespace {
+
+std::unique_ptr<PackedWeight> make_packed(const std::vector<std::string>& formats, int64_t experts,
+                                          int64_t rows, int64_t cols) {
+  std::vector<Format> parsed;
+  for (const std::string& name : formats) parsed.push_back(parse_format(name));
+  return std::make_unique<PackedWeight>(std::move(parsed), experts, rows, cols);
+}
+
+void fill(PackedWeight& packed, int64_t expert, const py::array& values) {
+  const DType dtype = dtype_of(values, "pack", "weight");
+  if (values.ndim() != 2 || values.shape(0) != packed.rows() || values.shape(1) != packed.cols()) {
+    throw ValueError(message("[pack] weight of expert ", expert, " has shape ", shape_text(values),
+                             "; [", packed.rows(), ", ", packed.cols(), "] is required"));
+  }
+  if ((values.flags() & py::array::c_style) == 0) {
+    throw TypeError("[pack] weight is not C-contiguous");
+  }
+  const void* data = values.data();
+  const py::gil_scoped_release release;
+  packed.fill(expert, data, dtype);
+}
+
+py::array_t<float> unpack(const PackedWeight& packed, int64_t expert) {
+  auto out = new_array<float>({packed.rows(), packed.cols()});
+  float* data = out.mutable_data();
+  const py::gil_scoped_release release;
+  packed.unpack(expert, data);
+  return out;
+}
+
+}  // namespace
+
+void bind_weights(py::module_& m) {
+  m.def("format_names", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < kFormatCount; ++i) {
+      names.emplace_back(format_info(static_cast<Format>(i)).name);
+    }
+    return names;
+  });
+  m.def(
+      "packed_bytes",
+      [](const std::string& format, int64_t rows, int64_t cols) {
+        return (rows + kPanelRows - 1) / kPanelRows *
+               format_info(parse_format(format)).panel_bytes(cols);
+      },
+      py::arg("format"), py::arg("rows"), py::arg("cols"), "Bytes of one packed matrix.");
+
+  py::class_<PackedWeight>(m, "PackedWeight")
+      .def(py::init(&make_packed), py::arg("formats"), py::arg("experts"), py::arg("rows"),
+           py::arg("cols"))
+      .def("fill", &fill, py::arg("expert"), py::arg("values"))
+      .def("unpack", &unpack, py::arg("expert"))
+      .def_property_readonly("experts", &PackedWeight::experts)
+      .def_property_readonly("rows", &PackedWeight::rows)
+      .def_property_readonly("cols", &PackedWeight::cols)
+      .def_property_readonly("nbytes", &PackedWeight::nbytes)
+      .def_property_readonly("formats", [](const PackedWeight& packed) {
+        std::vector<std::string> names;
+        for (const Format format : packed.formats()) names.emplace_back(format_info(format).name);
+        return names;
+      });
+
+  m.def(
+      "grouped_matmul",
+      [](const py::array& x, const PackedWeight& weight, const py::array& offsets,
+         const std::string& compute) {
+        const auto rows = matrix_of<float>(x, "grouped_matmul", "x");
+        const int64_t* starts = data_of<int64_t>(offsets, 1, "grouped_matmul", "offsets");
+        MOE_CHECK(offsets.shape(0) == weight.experts() + 1, "[grouped_matmul] offsets has ",
+                  offsets.shape(0), " entries; ", weight.experts() + 1, " are required");
+        const Compute how = parse_compute(compute);
+        auto out = new_array<float>({rows.rows, weight.rows()});
+        MatrixView<float> to(out.mutable_data(), rows.rows, weight.rows());
+        const py::gil_scoped_release release;
+        grouped_matmul(rows, weight, starts, how, to);
+        return out;
+      },
+      py::arg("x"), py::arg("weight"), py::arg("offsets"), py::arg("compute"));
+  m.def(
+      "matmul",
+      [](const py::array& x, const PackedWeight& weight, const std::optional<py::array>& bias,
+         const std::string& compute) {
+        const auto rows = matrix_of<float>(x, "matmul", "x");
+        const float* added = nullptr;
+        if (bias) {
+          added = data_of<float>(*bias, 1, "matmul", "bias");
+          MOE_CHECK(bias->shape(0) == weight.rows(), "[matmul] bias has ", bias->shape(0),
+                    " entries; ", weight.rows(), " are required");
+        }
+        const Compute how = parse_compute(compute);
+        auto out = new_array<float>({rows.rows, weight.rows()});
+        MatrixView<float> to(out.mutable_data(), rows.rows, weight.rows());
+        const py::gil_scoped_release release;
+        matmul(rows, weight, added, how, to);
+        return out;
+      },
+      py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("compute"));
+}
+
+}  // namespace moe::bindings

@@ -1,0 +1,183 @@
+#include "moe/ops/grouped_gemm.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "moe/base/check.h"
+
+namespace moe {
+
+namespace {
+
+// A task streams at least this much: less, and the threads meet too often at the counter.
+constexpr int64_t kTaskBytes = 128 << 10;
+constexpr int64_t kTasksPerThread = 16;
+
+int64_t outputs_per_group(const Product& product) {
+  return product.second != nullptr ? kPanelRows : kGemmOutputs;
+}
+
+int64_t column_groups(const Product& product) {
+  const int64_t outputs = outputs_per_group(product);
+  return product.count == 0 ? 0 : (product.first.rows + outputs - 1) / outputs;
+}
+
+}  // namespace
+
+ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
+    : products_(products), count_(count) {
+  int64_t groups = 0;
+  int64_t group_bytes = kTaskBytes;
+  for (int64_t i = 0; i < count; ++i) {
+    groups += column_groups(products[i]);
+    if (products[i].count > 0)
+      group_bytes = std::min(group_bytes, 2 * products[i].first.panel_bytes);
+  }
+  const int64_t by_bytes = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, group_bytes));
+  const int64_t by_balance = std::max<int64_t>(1, groups / (threads * kTasksPerThread));
+  groups_per_task_ = std::min(by_bytes, by_balance);
+  first_task_.resize(static_cast<size_t>(count) + 1);
+  for (int64_t i = 0; i < count; ++i) {
+    first_task_[i + 1] =
+        first_task_[i] + (column_groups(products[i]) + groups_per_task_ - 1) / groups_per_task_;
+  }
+}
+
+void ProductQueue::work() noexcept {
+  const int64_t total = first_task_[count_];
+  int64_t product = 0;
+  for (int64_t task = tasks_.take(); task < total; task = tasks_.take()) {
+    while (first_task_[product + 1] <= task) ++product;  // tasks come in ascending order
+    const int64_t begin = (task - first_task_[product]) * groups_per_task_;
+    const int64_t end = std::min(begin + groups_per_task_, column_groups(products_[product]));
+    run(products_[product], begin, end);
+  }
+}
+
+void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexcept {
+  const KernelTable& k = kernels();
+  const PackedMatrix& w = product.first;
+  const GemmFn gemm = k.gemm->run[static_cast<int>(w.format)][static_cast<int>(product.x->dot)];
+  alignas(64) float out[kGemmRows * kGemmOutputs];
+  GemmCall call{};
+  call.blocks = format_info(w.format).blocks(w.cols);
+  call.layout = &product.x->layout;
+  call.out = out;
+
+  for (int64_t group = begin; group < end; ++group) {
+    const int64_t column = group * outputs_per_group(product);
+    const int columns = static_cast<int>(std::min(w.rows - column, outputs_per_group(product)));
+    if (product.second != nullptr) {
+      call.panels[0] = w.panel(group);
+      call.panels[1] = product.second->panel(group);
+    } else {
+      call.panels[0] = w.panel(2 * group);
+      call.panels[1] = w.panel(std::min(2 * group + 1, w.panels() - 1));
+    }
+    for (int64_t row = 0; row < product.count; row += kGemmRows) {
+      call.count = std::min(product.count - row, kGemmRows);
+      if (product.rows != nullptr) {
+        call.x = product.x->data;
+        call.rows = product.rows + row;
+      } else {
+        call.x = product.x->row(product.first_row + row);
+      }
+      gemm(call);
+      float* to = product.out.row(row) + column;
+      if (product.second != nullptr) {
+        k.rowwise->gate(product.activation, out, call.count,
+                        product.first_bias ? product.first_bias + column : nullptr,
+                        product.second_bias ? product.second_bias + column : nullptr, columns, to,
+                        product.out.stride);
+        continue;
+      }
+      for (int64_t i = 0; i < call.count; ++i) {
+        float* values = out + i * kGemmOutputs;
+        if (product.first_bias != nullptr) {
+          k.rowwise->add_scaled(values, product.first_bias + column, 1.0f, columns);
+        }
+        if (product.activation.kind != Activation::kIdentity) {
+          k.rowwise->activate(product.activation, values, columns);
+        }
+        std::memcpy(to + i * product.out.stride, values, static_cast<size_t>(columns) * 4);
+      }
+    }
+  }
+}
+
+void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const int64_t* offsets,
+                    Compute compute, MatrixView<float> out) {
+  const int64_t experts = weight.experts();
+  MOE_CHECK(x.cols == weight.cols(), "[grouped_matmul] x has ", x.cols, " columns; experts expect ",
+            weight.cols());
+  MOE_CHECK(offsets[0] == 0 && offsets[experts] == x.rows, "[grouped_matmul] offsets run from ",
+            offsets[0], " to ", offsets[experts], "; x has rows 0 to ", x.rows);
+  for (int64_t e = 0; e < experts; ++e) {
+    MOE_CHECK(offsets[e] <= offsets[e + 1], "[grouped_matmul] offsets[", e, "] is ", offsets[e],
+              ", offsets[", e + 1, "] is ", offsets[e + 1], "; they must not descend");
+  }
+  if (x.rows == 0) return;
+
+  // Rows are converted once for every kind of dot product that occurs among the experts' formats.
+  bool used[kDotKinds] = {};
+  for (int64_t e = 0; e < experts; ++e) {
+    if (offsets[e] < offsets[e + 1])
+      used[static_cast<int>(choose_dot(weight.format(e), compute))] = true;
+  }
+  int64_t bytes = 0;
+  for (int d = 0; d < kDotKinds; ++d) {
+    if (used[d]) bytes += ActivationRows::bytes(static_cast<Dot>(d), x.rows, x.cols);
+  }
+  std::byte* memory = scratch(Scratch::kActivations, static_cast<size_t>(bytes));
+  ActivationRows prepared[kDotKinds];
+  for (int d = 0; d < kDotKinds; ++d) {
+    if (!used[d]) continue;
+    prepared[d] = ActivationRows(static_cast<Dot>(d), x.cols, memory);
+    memory += ActivationRows::bytes(static_cast<Dot>(d), x.rows, x.cols);
+  }
+
+  std::vector<Product> products;
+  for (int64_t e = 0; e < experts; ++e) {
+    if (offsets[e] == offsets[e + 1]) continue;
+    Product product;
+    product.first = weight.matrix(e);
+    product.x = &prepared[static_cast<int>(choose_dot(weight.format(e), compute))];
+    product.first_row = offsets[e];
+    product.count = offsets[e + 1] - offsets[e];
+    product.out = {out.row(offsets[e]), product.count, out.cols, out.stride};
+    products.push_back(product);
+  }
+
+  const int threads = num_threads();
+  ProductQueue queue(products.data(), static_cast<int64_t>(products.size()), threads);
+  TaskQueue conversions;
+  const auto body = [&](Team& team) {
+    for (int64_t r = conversions.take(); r < x.rows; r = conversions.take()) {
+      for (int d = 0; d < kDotKinds; ++d) {
+        if (used[d]) {
+          kernels().convert->activations[d](x.row(r), x.cols, prepared[d].layout,
+                                            prepared[d].row(r));
+        }
+      }
+    }
+    team.barrier();
+    queue.work();
+  };
+  parallel(threads, body);
+}
+
+void matmul(MatrixView<const float> x, const PackedWeight& weight, const float* bias,
+            Compute compute, MatrixView<float> out) {
+  MOE_CHECK(weight.experts() == 1, "[matmul] a weight of ", weight.experts(),
+            " experts; one matrix is required");
+  const int64_t offsets[2] = {0, x.rows};
+  MOE_CHECK(x.cols == weight.cols(), "[matmul] x has ", x.cols, " columns; the weight expects ",
+            weight.cols());
+  grouped_matmul(x, weight, offsets, compute, out);
+  if (bias == nullptr) return;
+  for (int64_t r = 0; r < x.rows; ++r) {
+    kernels().rowwise->add_scaled(out.row(r), bias, 1.0f, weight.rows());
+  }
+}
+
+}  // namespace moe

@@ -1,0 +1,71 @@
+#pragma once
+// Matrix products of segments: rows of activations that go to one expert × that expert's weights.
+
+#include <cstdint>
+#include <vector>
+
+#include "moe/base/parallel.h"
+#include "moe/base/tensor_view.h"
+#include "moe/ops/compute.h"
+#include "moe/weights/packed_weight.h"
+
+namespace moe {
+
+/// Activation rows prepared for one kind of dot product; the memory is the caller's scratch.
+struct ActivationRows {
+  ActivationLayout layout;
+  std::byte* data = nullptr;
+  Dot dot = Dot::kF32;
+
+  static int64_t bytes(Dot dot, int64_t rows, int64_t cols) {
+    return ActivationLayout::of(dot, cols).row_bytes * rows;
+  }
+  ActivationRows() = default;
+  ActivationRows(Dot dot_, int64_t cols, std::byte* data_)
+      : layout(ActivationLayout::of(dot_, cols)), data(data_), dot(dot_) {}
+  std::byte* row(int64_t i) const { return data + i * layout.row_bytes; }
+};
+
+/// One segment's product, x [count, depth] × W → out [count, N], or with `second` the gated pair
+/// out = act(x W1) · (x W2). Everything it points at outlives the call.
+struct Product {
+  PackedMatrix first;
+  const PackedMatrix* second = nullptr;  // same format and shape as `first`
+  const float* first_bias = nullptr;     // [N]
+  const float* second_bias = nullptr;
+  ActivationSpec activation{Activation::kIdentity};  // of the pair, or of a single product
+  const ActivationRows* x = nullptr;
+  const int32_t* rows = nullptr;  // which activation rows; null: first_row, first_row + 1, …
+  int64_t first_row = 0;
+  int64_t count = 0;
+  MatrixView<float> out;  // count rows; columns beyond N are left alone
+};
+
+/// A list of products as tasks for a team: pieces of columns, small enough to share among threads
+/// and large enough to stream. Which thread takes which piece changes no byte.
+class ProductQueue {
+ public:
+  ProductQueue(const Product* products, int64_t count, int threads);
+  /// Takes and computes pieces until none is left. Called by every thread of a team.
+  void work() noexcept;
+
+ private:
+  void run(const Product& product, int64_t begin, int64_t end) noexcept;
+
+  const Product* products_;
+  int64_t count_;
+  int64_t groups_per_task_;
+  std::vector<int64_t> first_task_;  // [count + 1]
+  TaskQueue tasks_;
+};
+
+/// out[r] = x[r] · W_eᵀ for rows offsets[e] … offsets[e + 1]. x is [n, cols], out [n, rows],
+/// offsets [E + 1] ascending from 0 to n. Throws ValueError where they are not.
+void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const int64_t* offsets,
+                    Compute compute, MatrixView<float> out);
+
+/// out = x · Wᵀ (+ bias [rows]) with a weight of one expert.
+void matmul(MatrixView<const float> x, const PackedWeight& weight, const float* bias,
+            Compute compute, MatrixView<float> out);
+
+}  // namespace moe

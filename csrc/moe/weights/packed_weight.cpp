@@ -1,0 +1,94 @@
+#include "moe/weights/packed_weight.h"
+
+#include <cstring>
+
+#include "moe/base/check.h"
+#include "moe/base/half.h"
+#include "moe/base/parallel.h"
+
+namespace moe {
+
+namespace {
+
+void widen(const void* values, DType dtype, int64_t begin, int64_t count, float* out) {
+  switch (dtype) {
+    case DType::kF32:
+      std::memcpy(out, static_cast<const float*>(values) + begin, static_cast<size_t>(count) * 4);
+      return;
+    case DType::kBf16:
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = to_float(static_cast<const bf16*>(values)[begin + i]);
+      return;
+    case DType::kF16:
+      for (int64_t i = 0; i < count; ++i)
+        out[i] = to_float(static_cast<const f16*>(values)[begin + i]);
+      return;
+  }
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(std::vector<Format> formats, int64_t experts, int64_t rows, int64_t cols)
+    : formats_(std::move(formats)), experts_(experts), rows_(rows), cols_(cols) {
+  constexpr int64_t kLargest = int64_t{1} << 40;
+  MOE_CHECK(experts > 0 && rows > 0 && cols > 0 && experts < kLargest && rows < kLargest &&
+                cols < kLargest,
+            "[pack] shape [", experts, ", ", rows, ", ", cols, "]; every size must be positive");
+  MOE_CHECK(formats_.size() == 1 || static_cast<int64_t>(formats_.size()) == experts, "[pack] ",
+            formats_.size(), " formats; one, or one for each of ", experts, " experts");
+  offsets_.reserve(static_cast<size_t>(experts) + 1);
+  offsets_.push_back(0);
+  const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
+  for (int64_t e = 0; e < experts; ++e) {
+    int64_t bytes = 0, end = 0;
+    const bool overflow =
+        __builtin_mul_overflow(panels, format_info(format(e)).panel_bytes(cols), &bytes) ||
+        __builtin_add_overflow(offsets_.back(), bytes, &end) || end > (int64_t{1} << 47);
+    MOE_CHECK(!overflow, "[pack] shape [", experts, ", ", rows, ", ", cols, "] has too many bytes");
+    offsets_.push_back(end);
+  }
+  buffer_ = Buffer(static_cast<size_t>(offsets_.back()));
+}
+
+void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
+  MOE_CHECK(expert >= 0 && expert < experts_, "[pack] expert ", expert, "; there are ", experts_);
+  const PackedMatrix packed = matrix(expert);
+  const FormatInfo& info = format_info(packed.format);
+  const int64_t depth = info.blocks(cols_) * info.depth;
+  std::byte* base = buffer_.data() + offsets_[expert];
+  const auto pack_panels = [&](int64_t begin, int64_t end) {
+    auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
+    for (int64_t p = begin; p < end; ++p) {
+      for (int r = 0; r < kPanelRows; ++r) {
+        float* row = block + r * depth;
+        const int64_t source = p * kPanelRows + r;
+        const int64_t count = source < rows_ ? cols_ : 0;
+        widen(values, dtype, source * cols_, count, row);
+        std::memset(row + count, 0, static_cast<size_t>(depth - count) * 4);
+      }
+      std::byte* panel = base + p * packed.panel_bytes;
+      // The panel's last cache line may be longer than its blocks.
+      std::memset(panel + packed.panel_bytes - 64, 0, 64);
+      info.encode(block, depth, panel);
+    }
+  };
+  parallel_for(packed.panels(), 4, pack_panels);
+}
+
+void PackedWeight::unpack(int64_t expert, float* out) const {
+  MOE_CHECK(expert >= 0 && expert < experts_, "[unpack] expert ", expert, "; there are ", experts_);
+  const PackedMatrix packed = matrix(expert);
+  const FormatInfo& info = format_info(packed.format);
+  const int64_t depth = info.blocks(cols_) * info.depth;
+  const auto read_rows = [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const std::byte* panel = packed.panel(row / kPanelRows);
+      for (int64_t k = 0; k < cols_; ++k) {
+        out[row * cols_ + k] = info.at(panel, depth, static_cast<int>(row % kPanelRows), k);
+      }
+    }
+  };
+  parallel_for(rows_, 64, read_rows);
+}
+
+}  // namespace moe

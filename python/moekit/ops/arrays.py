@@ -1,0 +1,101 @@
+"""Whatever a caller has, as the NumPy arrays that the core reads.
+
+Accepted everywhere: NumPy arrays (``ml_dtypes`` bfloat16 and float8 included), CPU torch tensors and
+anything else that offers DLPack, the buffer protocol or nested sequences. Nothing is copied where
+dtype and layout already fit.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+
+_TORCH_AS_BYTES = {
+    "torch.bfloat16": ("int16", ml_dtypes.bfloat16),
+    "torch.float8_e4m3fn": ("int8", ml_dtypes.float8_e4m3fn),
+    "torch.float8_e5m2": ("int8", ml_dtypes.float8_e5m2),
+}
+
+
+def to_numpy(x: Any, op: str, name: str) -> Array:
+    """``x`` as a NumPy array, without a copy where it has memory of its own.
+
+    Raises TypeError for what is no array of numbers, or lies on another device than the CPU.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        if x.device.type != "cpu":
+            raise TypeError(f"[{op}] {name} is on device {x.device}; cpu is required")
+        x = x.detach()
+        alias = _TORCH_AS_BYTES.get(str(x.dtype))
+        if alias is None:
+            return np.asarray(x.numpy())
+        as_int, dtype = alias
+        return np.asarray(x.view(getattr(torch, as_int)).numpy().view(dtype))
+    try:
+        array = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+    except (BufferError, RuntimeError, ValueError, TypeError) as error:
+        raise TypeError(f"[{op}] {name} cannot be read as an array: {error}") from None
+    if array.dtype.hasobject or array.dtype.kind in "SUmMV" and not _is_ml_dtype(array):
+        raise TypeError(f"[{op}] {name} has dtype {array.dtype}; numbers are required")
+    return array
+
+
+def _is_ml_dtype(array: Array) -> bool:
+    return array.dtype.name.startswith(("bfloat16", "float8", "float4"))
+
+
+def check_ndim(array: Array, ndim: int | tuple[int, ...], op: str, name: str) -> None:
+    """Raises ValueError unless ``array`` has that many dimensions."""
+    wanted = (ndim,) if isinstance(ndim, int) else ndim
+    if array.ndim not in wanted:
+        text = " or ".join(str(n) for n in wanted)
+        raise ValueError(
+            f"[{op}] {name} has shape {list(array.shape)}; {text} dimension(s) are required"
+        )
+
+
+def as_float32(x: Any, op: str, name: str, ndim: int | tuple[int, ...] | None = None) -> Float32:
+    """``x`` as C-contiguous float32: the activations' form. Other float dtypes are converted."""
+    array = to_numpy(x, op, name)
+    if ndim is not None:
+        check_ndim(array, ndim, op, name)
+    if array.dtype == np.float32 and array.flags.c_contiguous:
+        return array
+    if array.dtype.kind not in "fiu" and not _is_ml_dtype(array):
+        raise TypeError(f"[{op}] {name} has dtype {array.dtype}; a float dtype is required")
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def as_integers(
+    x: Any,
+    op: str,
+    name: str,
+    dtype: type[np.signedinteger[Any]] = np.int64,
+    ndim: int | tuple[int, ...] | None = None,
+) -> Array:
+    """``x`` as C-contiguous integers of ``dtype``; floats and values that do not fit are refused."""
+    array = to_numpy(x, op, name)
+    if array.size == 0:
+        array = array.astype(dtype)
+    if ndim is not None:
+        check_ndim(array, ndim, op, name)
+    if array.dtype == dtype:
+        return np.ascontiguousarray(array)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"[{op}] {name} has dtype {array.dtype}; integers are required")
+    limits = np.iinfo(dtype)
+    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+        raise ValueError(f"[{op}] {name} has values beyond {np.dtype(dtype)}")
+    return np.ascontiguousarray(array, dtype=dtype)

@@ -1,0 +1,169 @@
+"""The experts of a layer and the fused mixture-of-experts block."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moekit import _core
+from moekit.ops.arrays import Float32, as_float32
+from moekit.ops.weights import Formats, PackedWeight, pack
+
+if TYPE_CHECKING:
+    from moekit.ops.routing import Assignment
+
+
+class Experts:
+    """E feed-forward experts: ``down · (act(gate · x) * (up · x))``.
+
+    Args:
+        gate: [E, F, H] array or :class:`PackedWeight`; None for experts without a gate, which are
+            ``down · act(up · x)``.
+        up: [E, F, H].
+        down: [E, H, F].
+        format: what arrays are packed into; one name, or one for each expert.
+        activation: ``silu``, ``gelu``, ``gelu_tanh``, ``relu``, ``relu2``, ``identity``, or
+            ``swiglu_oai`` (gpt-oss: ``g · sigmoid(1.702 g) · (u + 1)``).
+        limit: where positive, the gate is clamped to at most ``limit`` and up to ±``limit`` first.
+        gate_bias, up_bias: float32 [E, F]. down_bias: float32 [E, H].
+
+    A dense feed-forward layer, or a shared expert, is the same with E = 1 (or two-dimensional
+    weights). Raises ValueError where shapes do not fit together.
+    """
+
+    def __init__(
+        self,
+        gate: Any,
+        up: Any,
+        down: Any,
+        format: Formats = "bf16",
+        activation: str = "silu",
+        *,
+        limit: float = 0.0,
+        gate_bias: Any = None,
+        up_bias: Any = None,
+        down_bias: Any = None,
+    ) -> None:
+        self.gate = None if gate is None else _packed(gate, format)
+        self.up = _packed(up, format)
+        self.down = _packed(down, format)
+        self.activation = activation
+        self.limit = limit
+        self.gate_bias = _bias(gate_bias, "gate_bias")
+        self.up_bias = _bias(up_bias, "up_bias")
+        self.down_bias = _bias(down_bias, "down_bias")
+        self._check()
+        self._banks: dict[str, _core.ExpertBank] = {}
+        self.bank(activation)
+
+    def _check(self) -> None:
+        up, down = self.up.core, self.down.core
+        if self.gate is not None:
+            gate = self.gate.core
+            if (gate.experts, gate.rows, gate.cols) != (up.experts, up.rows, up.cols):
+                raise ValueError(
+                    f"[experts] gate has shape {list(self.gate.shape)}; up {list(self.up.shape)}"
+                )
+            if self.gate.format != self.up.format:
+                raise ValueError(
+                    f"[experts] gate is {self.gate.format}, up {self.up.format}; one format is "
+                    "required, they are read together"
+                )
+        if (down.experts, down.rows, down.cols) != (up.experts, up.cols, up.rows):
+            raise ValueError(
+                f"[experts] down has shape {list(self.down.shape)}; "
+                f"{[up.experts, up.cols, up.rows]} is required for up {list(self.up.shape)}"
+            )
+
+    def bank(self, activation: str) -> _core.ExpertBank:
+        """What the core reads, for one activation function."""
+        if activation not in self._banks:
+            self._banks[activation] = _core.ExpertBank(
+                None if self.gate is None else self.gate.core,
+                self.up.core,
+                self.down.core,
+                self.gate_bias,
+                self.up_bias,
+                self.down_bias,
+                activation,
+                self.limit,
+            )
+        return self._banks[activation]
+
+    @property
+    def count(self) -> int:
+        """E."""
+        return self.up.core.experts
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.up.core.cols
+
+    @property
+    def inter(self) -> int:
+        """F."""
+        return self.up.core.rows
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        gate = 0 if self.gate is None else self.gate.nbytes
+        return gate + self.up.nbytes + self.down.nbytes
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __repr__(self) -> str:
+        return f"Experts({self.count} × {self.inter} × {self.hidden}, {self.up.format})"
+
+
+def _packed(weight: Any, format: Formats) -> PackedWeight:
+    return weight if isinstance(weight, PackedWeight) else pack(weight, format)
+
+
+def _bias(bias: Any, name: str) -> Float32 | None:
+    if bias is None:
+        return None
+    array = as_float32(bias, "experts", name, (1, 2))
+    return array.reshape(1, -1) if array.ndim == 1 else array
+
+
+def moe_ffn(
+    x: Any,
+    assignment: Assignment,
+    experts: Experts,
+    *,
+    activation: str | None = None,
+    shared: Experts | None = None,
+    shared_scale: Any = None,
+    compute: str = "auto",
+) -> Float32:
+    """The fused block, one call and one parallel region: float32 [T, H].
+
+    ``out[t] = sum over slots of weight · expert(x[t])``, in slot order, plus
+    ``shared_scale[t] · shared(x[t])``. Empty slots (-1) add nothing.
+
+    Args:
+        x: [T, H].
+        assignment: which experts, with which weights ([T, K]), as :func:`route` gives it.
+        experts: the routed experts.
+        activation: None for the experts' own.
+        shared: experts that every token goes to (their outputs are added).
+        shared_scale: float32 [T]; None is 1.
+        compute: ``"exact"``, ``"fast"`` or ``"auto"``.
+
+    A token's bytes do not depend on the rest of the batch or on the number of threads. Raises
+    ValueError where shapes do not fit or an id is not an expert's.
+    """
+    rows = as_float32(x, "moe_ffn", "x", 2)
+    scale = None if shared_scale is None else as_float32(shared_scale, "moe_ffn", "shared_scale", 1)
+    return _core.moe_ffn(
+        rows,
+        assignment.experts,
+        assignment.weights,
+        assignment.on_input,
+        experts.bank(activation or experts.activation),
+        None if shared is None else shared.bank(shared.activation),
+        scale,
+        compute,
+    )

@@ -1,0 +1,129 @@
+"""Packed weights and the products with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moekit import _core
+from moekit.ops.arrays import Array, Float32, as_float32, as_integers, check_ndim, to_numpy
+
+Formats = str | Sequence[str]
+
+
+def format_names() -> list[str]:
+    """Every weight format of this build."""
+    return list(_core.format_names())
+
+
+class PackedWeight:
+    """E matrices [N, K] (or one) in the order that the kernels read them.
+
+    Sixteen output rows lie side by side (a panel), so that one vector holds the same column of
+    sixteen outputs; formats with scales keep them beside the values. Made by :func:`pack`, or empty
+    by :meth:`empty` and filled one expert at a time while a file is read.
+    """
+
+    def __init__(self, core: _core.PackedWeight, shape: tuple[int, ...]) -> None:
+        self.core = core
+        self.shape = shape
+
+    @classmethod
+    def empty(cls, format: Formats, shape: Sequence[int]) -> PackedWeight:
+        """Memory for a weight of ``shape`` [E, N, K] or [N, K]; every expert has to be filled.
+
+        Raises ValueError for an unknown format or a shape that is not positive, MemoryError.
+        """
+        sizes = tuple(int(n) for n in shape)
+        if len(sizes) not in (2, 3):
+            raise ValueError(f"[pack] shape {list(sizes)}; [E, N, K] or [N, K] is required")
+        experts = sizes[0] if len(sizes) == 3 else 1
+        formats = [format] if isinstance(format, str) else list(format)
+        return cls(_core.PackedWeight(formats, experts, sizes[-2], sizes[-1]), sizes)
+
+    def fill(self, expert: int, weight: Any) -> None:
+        """Packs ``weight`` [N, K] as expert ``expert`` (0 for a single matrix)."""
+        array = to_numpy(weight, "pack", "weight")
+        check_ndim(array, 2, "pack", "weight")
+        self.core.fill(expert, _packable(array))
+
+    @property
+    def format(self) -> str | list[str]:
+        """The format's name, or a list of one for each expert."""
+        formats = self.core.formats
+        return formats[0] if len(formats) == 1 else formats
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory, scales and padding included."""
+        return self.core.nbytes
+
+    def unpack(self) -> Float32:
+        """The values that the packed bytes mean: float32 in the original shape."""
+        matrices = [self.core.unpack(e) for e in range(self.core.experts)]
+        return np.stack(matrices) if len(self.shape) == 3 else matrices[0]
+
+    def unpack_expert(self, expert: int) -> Float32:
+        """Float32 [N, K] of one expert."""
+        return self.core.unpack(expert)
+
+    def __repr__(self) -> str:
+        formats = self.format if isinstance(self.format, str) else "mixed"
+        return f"PackedWeight({list(self.shape)}, {formats}, {self.nbytes / 2**20:.1f} MiB)"
+
+
+def _packable(array: Array) -> Array:
+    if array.dtype.name not in ("float32", "bfloat16", "float16"):
+        if array.dtype.kind != "f" and not array.dtype.name.startswith("float"):
+            raise TypeError(f"[pack] weight has dtype {array.dtype}; a float dtype is required")
+        array = array.astype(np.float32)
+    return np.ascontiguousarray(array)
+
+
+def pack(weight: Any, format: Formats = "bf16") -> PackedWeight:
+    """Packs ``weight`` [E, N, K] or [N, K] into ``format``.
+
+    ``format`` is one name, or a sequence of E names that gives each expert its own. Values are
+    rounded to nearest, ties to even; integer formats are symmetric with a scale of max|w| / 127 for
+    each row (``int8``). Raises ValueError for an unknown format or an empty weight, TypeError for a
+    dtype that is not a float.
+    """
+    array = to_numpy(weight, "pack", "weight")
+    check_ndim(array, (2, 3), "pack", "weight")
+    packed = PackedWeight.empty(format, array.shape)
+    if array.ndim == 2:
+        packed.fill(0, array)
+    else:
+        for expert in range(array.shape[0]):
+            packed.fill(expert, array[expert])
+    return packed
+
+
+def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "auto") -> Float32:
+    """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
+
+    ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product)
+    or ``"auto"``. Raises ValueError where shapes do not fit.
+    """
+    array = as_float32(x, "matmul", "x")
+    if array.ndim == 0:
+        raise ValueError("[matmul] x is a scalar; [..., K] is required")
+    rows = array.reshape(-1, array.shape[-1])
+    added = None if bias is None else as_float32(bias, "matmul", "bias")
+    out = _core.matmul(rows, packed.core, added, compute)
+    return out.reshape(*array.shape[:-1], packed.core.rows)
+
+
+def grouped_matmul(
+    x: Any, packed: PackedWeight, offsets: Any, *, compute: str = "auto"
+) -> Float32:
+    """Segments × experts: rows ``offsets[e]:offsets[e+1]`` of ``x`` [n, K] times expert e's Wᵀ.
+
+    ``packed`` is [E, N, K], ``offsets`` int [E+1] ascending from 0 to n; float32 [n, N]. Raises
+    ValueError where they do not fit.
+    """
+    rows = as_float32(x, "grouped_matmul", "x", 2)
+    starts = as_integers(offsets, "grouped_matmul", "offsets", np.int64, 1)
+    return _core.grouped_matmul(rows, packed.core, starts, compute)
