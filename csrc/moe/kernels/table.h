@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "moe/kernels/routing.h"
+#include "moe/kernels/rows.h"
 #include "moe/quant/format.h"
 
 namespace moe {
@@ -77,6 +78,9 @@ struct KernelTable {
   const ConvertKernels* convert;
   const RowwiseKernels* rowwise;
   const RouterKernels* router;
+  const NormKernels* norm;
+  const RopeKernels* rope;
+  const SampleKernels* sample;
 };
 
 /// The table in use: MOEKIT_ISA's, else the last one of isas.cmake that this machine runs. Throws

@@ -3,8 +3,11 @@
 #include "moe/kernels/table.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
+#include "moe/kernels/isa/norm.h"
+#include "moe/kernels/isa/rope.h"
 #include "moe/kernels/isa/router.h"
 #include "moe/kernels/isa/rowwise.h"
+#include "moe/kernels/isa/sample.h"
 
 #define MOE_STRING_OF(x) #x
 #define MOE_STRING(x) MOE_STRING_OF(x)
@@ -12,7 +15,8 @@
 namespace moe::MOE_ISA {
 
 extern const KernelTable kTable;
-constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels, &kConvertKernels,
-                                      &kRowwiseKernels, &kRouterKernels};
+constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels,   &kConvertKernels,
+                                      &kRowwiseKernels,    &kRouterKernels, &kNormKernels,
+                                      &kRopeKernels,       &kSampleKernels};
 
 }  // namespace moe::MOE_ISA
