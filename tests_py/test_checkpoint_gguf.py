@@ -2,6 +2,8 @@
 
 import os
 import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -137,6 +139,38 @@ def test_every_quantised_type_in_a_bank_of_experts(tmp_path, name):
         raw = np.empty(blocks.shape, np.uint8)
         ckpt.read_into("bank", raw)
         np.testing.assert_array_equal(raw, blocks)
+
+
+def test_fields_have_the_type_that_is_asked_for(tmp_path):
+    pairs = [scalar("count", 4, 5), scalar("eps", 6, 0.5), scalar("on", BOOL, True)]
+    pairs.append(pair("words", ARRAY, array(STRING, 1, text("x"))))
+    with checkpoint.open(write(tmp_path / "x.gguf", gguf_file(pairs))) as ckpt:
+        assert (ckpt.field("count", int), ckpt.field("count", float)) == (5, 5.0)
+        assert (ckpt.field("eps", float), ckpt.field("on", bool)) == (0.5, True)
+        assert ckpt.field("words", Sequence) == ["x"]
+        assert (ckpt.field("gone", int, 3), ckpt.field("count", int, 3)) == (3, 5)
+        for key, kind, message in (
+            ("gone", int, "has no metadata key 'gone'"),
+            ("eps", int, "metadata key 'eps' is float 0.5; int is required"),
+            ("on", int, "metadata key 'on' is bool True; int is required"),
+            ("on", float, "is bool True; float is required"),
+            ("words", str, "is StringArray <1 strings of words>; str is required"),
+        ):
+            with pytest.raises(FileError, match=message):
+                ckpt.field(key, kind)
+
+
+def test_several_threads_read_one_checkpoint(tmp_path):
+    data = np.random.default_rng(5).integers(0, 256, 64 * 1000, dtype=np.uint8)
+    infos = [info(f"t{i}", (250,), 0, 1000 * i + 24 * i) for i in range(60)]
+    pairs = [scalar("general.alignment", 4, 1024)]
+    content = gguf_file(pairs, infos, data.tobytes(), alignment=1024)
+    with checkpoint.open(write(tmp_path / "x.gguf", content)) as ckpt:
+        names = list(ckpt) * 20
+        with ThreadPoolExecutor(8) as pool:
+            for name, values in zip(names, pool.map(ckpt.__getitem__, names), strict=True):
+                start = 1024 * int(name[1:])
+                assert values.tobytes() == data[start : start + 1000].tobytes()
 
 
 def test_rows_of_a_vector_may_not_cut_a_block(tmp_path):

@@ -8,7 +8,7 @@
         ckpt.read_rows(name, e, e + 1)      # ckpt[name][e:e+1] reading only that (one expert)
         ckpt.read_into(name, buffer)        # the stored bytes into memory of the caller's
         ckpt.blocks(name, start, stop)      # the stored bytes as uint8 [rows, bytes of a row]
-        ckpt.metadata; ckpt.format; ckpt.path
+        ckpt.metadata; ckpt.field("llama.block_count", int); ckpt.format; ckpt.path
 
     weights = moekit.checkpoint.open_weights(ckpt, config)  # the names of the unquantised model:
         weights[name]; weights.read_rows(name, e, e + 1)    # FP8, MXFP4, GPTQ, AWQ as float32
@@ -16,6 +16,7 @@
     config = moekit.checkpoint.read_config("path/to/model")           # config.json as a dict
     write_safetensors(path, {name: array}); stream_safetensors(path, specs, arrays)
     write_model(directory, specs, arrays)                             # sharded, with its index
+    write_gguf(path, metadata, specs, arrays)
     read_json(directory, name), read_text(directory, name, limit), has_file(directory, name)
 
 Tensors of ggml's quantised types come as float32 from `ckpt[name]` and `read_rows`, and as the
@@ -47,6 +48,7 @@ from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
 from .weights import WeightInfo, Weights, open_weights
 from .write import stream_safetensors, write_model, write_safetensors
+from .write_gguf import write_gguf
 
 __all__ = [
     "Checkpoint",
@@ -66,6 +68,7 @@ __all__ = [
     "read_json",
     "read_text",
     "stream_safetensors",
+    "write_gguf",
     "write_model",
     "write_safetensors",
 ]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +14,8 @@ from .ggml_dequant import dequantize
 from .ggml_types import STORAGE
 from .source import Array, SourceFile, aligned_empty, quoted
 from .storage import Storage
+
+T = TypeVar("T")
 
 _PIECE_BYTES = 4 << 20
 
@@ -76,6 +78,25 @@ class Checkpoint(Mapping[str, Array]):
             raise MissingTensorError(
                 f"[{self.format}] {self.path}: has no tensor {quoted(str(name))}"
             ) from None
+
+    def field(self, key: str, kind: type[T], default: T | None = None) -> T:
+        """A metadata value of the Python type `kind`; an int also passes as a float.
+
+        FileError if it has another type, or if it is missing and there is no `default`.
+        """
+        if key not in self.metadata and default is not None:
+            return default
+        if key not in self.metadata:
+            raise self.error(None, f"has no metadata key {quoted(key)}")
+        value = self.metadata[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        # A bool is an int to Python, and not to a file.
+        if not isinstance(value, kind) or (type(value) is bool and kind is not bool):
+            found = f"{type(value).__name__} {ascii(value)[:60]}"
+            text = f"metadata key {quoted(key)} is {found}; {kind.__name__} is required"
+            raise self.error(None, text)
+        return value
 
     def error(self, info: TensorInfo | None, problem: str) -> FileError:
         """The exception that says `problem` of a tensor, or of the checkpoint as a whole."""

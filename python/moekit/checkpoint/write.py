@@ -6,10 +6,10 @@ finds the old file or the new one whatever happens meanwhile.
 
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -19,9 +19,11 @@ from .directory import INDEX, SINGLE
 from .source import Array, quoted
 from .storage import SAFETENSORS
 from .strict_json import is_text
+from .target import replacing, sync_folder, write_all
 
 # Where the data begins: a multiple of this, for those who map files into memory.
 _DATA_ALIGNMENT = 64
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _DTYPES = {row.dtype: row.name for row in SAFETENSORS.values()}
 # What a file is to hold: dtype by its name in the format, and shape.
 Specs = Mapping[str, tuple[str, Sequence[int]]]
@@ -61,15 +63,15 @@ def stream_safetensors(
     """
     header, offsets, end = _layout(specs, metadata)
     pending = dict(offsets)
-    with _replacing(os.fsdecode(path)) as fd:
-        _write_all(fd, header, 0)
+    with replacing(os.fsdecode(path)) as fd:
+        write_all(fd, header, 0)
         # Empty tensors at the end or not: the file has its size before the data comes.
         os.truncate(fd, end)
         for name, array in arrays:
             if name not in pending:
                 fault = "twice" if name in offsets else "though not announced"
                 raise ValueError(f"[write_safetensors] tensor {quoted(name)} came {fault}")
-            _write_all(fd, _stored_bytes(name, array, *specs[name]), pending.pop(name))
+            write_all(fd, _stored_bytes(name, array, *specs[name]), pending.pop(name))
         if pending:
             raise ValueError(f"[write_safetensors] tensor {quoted(min(pending))} did not come")
 
@@ -111,7 +113,7 @@ def write_model(
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     _remove_stale(folder, set(names))
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
 def _write_index(path: str, specs: Specs, shards: Mapping[str, Specs]) -> None:
@@ -119,8 +121,8 @@ def _write_index(path: str, specs: Specs, shards: Mapping[str, Specs]) -> None:
     weight_map = {tensor: name for name, shard in shards.items() for tensor in shard}
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     text = json.dumps(index, indent=2, ensure_ascii=False) + "\n"
-    with _replacing(path) as fd:
-        _write_all(fd, text.encode(), 0)
+    with replacing(path) as fd:
+        write_all(fd, text.encode(), 0)
 
 
 def _shards(specs: Specs, shard_bytes: int) -> list[Specs]:
@@ -138,9 +140,7 @@ def _shards(specs: Specs, shard_bytes: int) -> list[Specs]:
 
 def _remove_stale(folder: str, written: set[str]) -> None:
     for name in os.listdir(folder):
-        ours = name in (SINGLE, INDEX) or (
-            name.startswith("model-") and "-of-" in name and name.endswith(".safetensors")
-        )
+        ours = name in (SINGLE, INDEX) or _SHARD.fullmatch(name)
         if ours and name not in written:
             os.remove(os.path.join(folder, name))
 
@@ -201,38 +201,3 @@ def _stored_bytes(name: str, array: Array, dtype: str, shape: Sequence[int]) -> 
     if dtype == "F4":
         return ((raw[0::2] & 15) | (raw[1::2] << 4)).astype(np.uint8).data
     return raw.data
-
-
-def _write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    done = 0
-    while done < len(view):
-        done += os.pwrite(fd, view[done : done + (32 << 20)], offset + done)
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[int]:
-    """A descriptor of a new file that takes the place of `path` if the body succeeds."""
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(6)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        try:
-            yield fd
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: str) -> None:
-    # A new name reaches the disk with its folder, not with its file.
-    directory = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
