@@ -111,8 +111,8 @@ class Moe:
         if self.latent and f.has(self.latent):
             inner = f.size(self.latent)
             bias = f.flag(self.latent_bias)
-            block += matrix("routed", "latent_in", inner, hidden, bias)
-            block += matrix("routed", "latent_out", hidden, inner, bias)
+            block += matrix("shared", "latent_in", inner, hidden, bias)
+            block += matrix("shared", "latent_out", hidden, inner, bias)
         block += _experts(experts, k, width, inner, gated=self.gated, bias=self.bias)
         if self.shared is not None:
             block += self.shared.build(f, hidden, width)

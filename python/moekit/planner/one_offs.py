@@ -127,7 +127,7 @@ def jetmoe(f: Fields) -> Inventory:
     for name, rows, cols in (("attention", inner, inner), ("mlp", 2 * width, width)):
         block += matrix("router", f"{name}.router", experts, hidden)
         block += _experts("routed", experts, top_k, rows, cols, hidden, name)
-        block += vector("routed", f"{name}.bias", hidden)
+        block += vector("shared", f"{name}.bias", hidden)
         block += vector("norms", "norm", hidden)
     # each chosen attention expert attends with heads of its own to the shared keys
     block += Block(caches=(Cache(2 * inner),), attends=(Attend(kv * top_k, dim, dim),))
