@@ -10,3 +10,7 @@ foreach(line ${weak})
     message(SEND_ERROR "weak symbol outside of moe::${NAME}: ${line}")
   endif()
 endforeach()
+# Nor may it run anything before somebody has chosen it.
+if(symbols MATCHES "_GLOBAL__sub_I_")
+  message(SEND_ERROR "a static initialiser in ${OBJECT}: it would run on every processor")
+endif()

@@ -1,6 +1,7 @@
 #pragma once
-// The vocabulary of one instruction set behind plain arrays of sixteen lanes. vec_check.cpp is compiled
-// once per instruction set, as the kernels are; vec_test.cpp compares every one with plain formulas.
+// The vocabulary of one instruction set behind plain arrays of sixteen lanes. vec_check.cpp is
+// compiled once per instruction set, as the kernels are; vec_test.cpp compares every one with plain
+// formulas.
 
 #include <cstdint>
 

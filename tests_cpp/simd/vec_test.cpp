@@ -1,5 +1,5 @@
-// Every word of the vector vocabulary, for every instruction set that this machine runs, against plain
-// formulas.
+// Every word of the vector vocabulary, for every instruction set that this machine runs, against
+// plain formulas.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -190,8 +190,8 @@ TEST_P(Vec, ArithmeticIsThatOfTheLanguage) {
   }
 }
 
-// One rounding where the processor fuses, two in the scalar vectors: both within an ulp of the largest
-// intermediate value.
+// One rounding where the processor fuses, two in the scalar vectors: both within an ulp of the
+// largest intermediate value.
 TEST_P(Vec, FmaRoundsOnceOrTwice) {
   float a[kLanes], b[kLanes], c[kLanes], y[kLanes];
   for (uint64_t round = 0; round < 100; ++round) {
@@ -331,7 +331,8 @@ TEST_P(Vec, DotsOfFloatsAccumulate) {
   }
 }
 
-// Extremes first: 255 · -127 and 255 · 127 in all four bytes pass where a 16-bit sum would saturate.
+// Extremes first: 255 · -127 and 255 · 127 in all four bytes pass where a 16-bit sum would
+// saturate.
 TEST_P(Vec, DotOfBytesIsExact) {
   uint8_t w[4 * kLanes];
   int32_t acc[kLanes];

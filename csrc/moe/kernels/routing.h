@@ -13,7 +13,7 @@ enum class Score : uint8_t {
   kSigmoid,       // DeepSeek-V3, GLM-4.5, MiniMax-M2
   kSqrtSoftplus,  // sqrt(log(1 + e^x)), DeepSeek-V4
   kInputSigmoid,  // top-k of the logits, sigmoid of the chosen scales the expert's input (Llama 4)
-  kSparseMixer,  // Phi-3.5-MoE: one softmax per slot, over what lies within 2·jitter_eps of the best
+  kSparseMixer,   // Phi-3.5-MoE: a softmax per slot, over what is within 2·jitter_eps of the best
 };
 
 /// What ranks a group of experts.

@@ -6,7 +6,8 @@
 
 namespace moe {
 
-/// Sorted row i is token rows[i] in its slot slots[i]; expert e owns rows offsets[e] to offsets[e+1].
+/// Sorted row i is token rows[i] in its slot slots[i]; expert e owns rows offsets[e] to
+/// offsets[e+1].
 struct Plan {
   std::vector<int64_t> offsets;      // [E + 1]
   std::vector<int32_t> rows, slots;  // [n], n = the assignment's slots that are not empty

@@ -25,11 +25,11 @@ class KVCache:
     """Keys and values of one sequence, layer by layer; a batch is a list of caches.
 
     ``rows[layer]`` lists the shapes of what one token leaves in that layer: ``((Hk, D), (Hk, Dv))``
-    for grouped-query attention, ``((L + R,),)`` for MLA's latent and rotary part, with one shape more
-    for an indexer's keys, ``()`` for a layer that keeps no rows.
+    for grouped-query attention, ``((L + R,),)`` for MLA's latent and rotary part, with one shape
+    more for an indexer's keys, ``()`` for a layer that keeps no rows.
 
-    ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the rows are rounded to when they
-    are appended. Memory grows geometrically, so appending costs amortised constant time.
+    ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the rows are rounded to when
+    they are appended. Memory grows geometrically, so appending costs amortised constant time.
 
     ``state`` holds whatever a recurrent layer carries instead of rows, under any key. Replace its
     values, never write into them: forks share them.
@@ -51,8 +51,9 @@ class KVCache:
     def append(self, layer: int, *rows: Array) -> tuple[Array, ...]:
         """Keeps the rows of T more tokens and returns all of the layer's rows.
 
-        One ``[T, *shape]`` array for each of the layer's shapes; returned are ``[length + T, *shape]``
-        views, valid until the next call that changes this layer. ValueError if a shape differs.
+        One ``[T, *shape]`` array for each of the layer's shapes; returned are
+        ``[length + T, *shape]`` views, valid until the next call that changes this layer.
+        ValueError if a shape differs.
         """
         streams = self._streams(layer)
         if len(rows) != len(streams):
@@ -139,8 +140,8 @@ class KVCache:
 class _Rows:
     """A growing array of equally shaped rows.
 
-    Rows of shape (Hk, D) lie head by head, [Hk, capacity, D]: a head's rows then stream from memory in
-    one piece, which is what attention reads.
+    Rows of shape (Hk, D) lie head by head, [Hk, capacity, D]: a head's rows then stream from
+    memory in one piece, which is what attention reads.
     """
 
     def __init__(self, shape: RowShape, dtype: np.dtype[Any]) -> None:

@@ -141,8 +141,8 @@ MOE_INLINE void score_row(const RouteCall& call, int64_t token, RouteRow& row) {
   }
 }
 
-/// choice[] and keys[]: scores plus bias. A softmax that nothing is added to ranks as its logits do,
-/// so those rank: their order survives where exponentials round to the same value.
+/// choice[] and keys[]: scores plus bias. A softmax that nothing is added to ranks as its logits
+/// do, so those rank: their order survives where exponentials round to the same value.
 MOE_INLINE void rank_row(const RouteCall& call, int64_t token, RouteRow& row) {
   const RouterRule& rule = *call.rule;
   const bool compares_only =
@@ -205,8 +205,8 @@ MOE_INLINE Top2 top2_of(const float* x, int n) {
   return merge_halves(hi, lo);
 }
 
-/// Takes the experts of all but the best groups out of the race. A group of which only one expert is
-/// left counts with that one.
+/// Takes the experts of all but the best groups out of the race. A group of which only one expert
+/// is left counts with that one.
 MOE_INLINE void limit_groups(const RouteCall& call, RouteRow& row) {
   const RouterRule& rule = *call.rule;
   const int size = call.experts / rule.groups;

@@ -2,9 +2,9 @@
 // The k best of a row, best first, ties to the lower index.
 //
 // Regularities  k (1 to 10) is small against the row (8 to 512 experts). The k-th largest of the
-//               lanes' maxima bounds the k-th largest of the row from below; what passes that bound,
-//               mostly 8 to 16 values, is ranked by counting. No step depends on a branch that data
-//               decide.
+//               lanes' maxima bounds the k-th largest of the row from below; what passes that
+//               bound, mostly 8 to 16 values, is ranked by counting. No step depends on a branch
+//               that data decide.
 // Cost          one pass for the maxima, one to filter, two compares per survivor.
 
 #include "moe/simd/vec.h"
