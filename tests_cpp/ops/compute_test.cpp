@@ -1,0 +1,41 @@
+#include "moe/ops/compute.h"
+
+#include <gtest/gtest.h>
+
+#include "moe/base/check.h"
+
+namespace moe {
+namespace {
+
+TEST(Compute, NamesAndTheirDotProducts) {
+  EXPECT_EQ(parse_compute("exact"), Compute::kExact);
+  EXPECT_EQ(parse_compute("fast"), Compute::kFast);
+  EXPECT_EQ(parse_compute("auto"), Compute::kAuto);
+  EXPECT_THROW(parse_compute("quick"), ValueError);
+  for (int f = 0; f < kFormatCount; ++f) {
+    const auto format = static_cast<Format>(f);
+    EXPECT_EQ(choose_dot(format, Compute::kExact), Dot::kF32);
+    EXPECT_EQ(choose_dot(format, Compute::kFast), format_info(format).dot);
+  }
+  EXPECT_EQ(choose_dot(Format::kF32, Compute::kAuto), Dot::kF32);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto), Dot::kBf16);
+  EXPECT_EQ(choose_dot(Format::kInt8, Compute::kAuto), Dot::kU8S8);
+}
+
+// Every instruction set serves every pair that choose_dot can name.
+TEST(Compute, NoHoleInAnyTable) {
+  int count = 0;
+  const KernelTable* const* tables = all_kernels(&count);
+  for (int i = 0; i < count; ++i) {
+    for (int f = 0; f < kFormatCount; ++f) {
+      for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
+        const Dot dot = choose_dot(static_cast<Format>(f), compute);
+        EXPECT_NE(tables[i]->gemm->run[f][static_cast<int>(dot)], nullptr)
+            << tables[i]->name << " " << format_info(static_cast<Format>(f)).name;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace moe

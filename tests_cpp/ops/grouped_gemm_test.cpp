@@ -1,0 +1,164 @@
+#include "moe/ops/grouped_gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "moe/base/check.h"
+#include "support/isas.h"
+#include "support/reference.h"
+#include "support/tolerance.h"
+
+namespace moe {
+namespace {
+
+using testing::normal;
+
+struct Case {
+  int64_t experts, rows, cols;
+  std::vector<int64_t> offsets;
+};
+
+PackedWeight packed(Format format, int64_t experts, int64_t rows, int64_t cols) {
+  PackedWeight weight({format}, experts, rows, cols);
+  for (int64_t e = 0; e < experts; ++e) {
+    const auto values = normal(rows * cols, static_cast<uint64_t>(100 + e), 1.0 / std::sqrt(cols));
+    weight.fill(e, values.data(), DType::kF32);
+  }
+  return weight;
+}
+
+std::vector<float> run(const std::vector<float>& x, const PackedWeight& weight,
+                       const std::vector<int64_t>& offsets, Compute compute) {
+  const int64_t count = offsets.back();
+  std::vector<float> out(static_cast<size_t>(count * weight.rows()));
+  grouped_matmul({x.data(), count, weight.cols()}, weight, offsets.data(), compute,
+                 {out.data(), count, weight.rows()});
+  return out;
+}
+
+// The definition: doubles, the weights as they are once packed.
+std::vector<double> reference(const std::vector<float>& x, const PackedWeight& weight,
+                              const std::vector<int64_t>& offsets) {
+  std::vector<double> out(static_cast<size_t>(offsets.back() * weight.rows()));
+  std::vector<float> w(static_cast<size_t>(weight.rows() * weight.cols()));
+  for (int64_t e = 0; e < weight.experts(); ++e) {
+    weight.unpack(e, w.data());
+    for (int64_t r = offsets[e]; r < offsets[e + 1]; ++r) {
+      for (int64_t n = 0; n < weight.rows(); ++n) {
+        double sum = 0.0;
+        for (int64_t k = 0; k < weight.cols(); ++k) {
+          sum += static_cast<double>(x[r * weight.cols() + k]) * w[n * weight.cols() + k];
+        }
+        out[r * weight.rows() + n] = sum;
+      }
+    }
+  }
+  return out;
+}
+
+class GroupedMatmul : public testing::EveryIsa {};
+
+TEST_P(GroupedMatmul, AgreesWithTheDefinition) {
+  const Case cases[] = {
+      {1, 1, 1, {0, 1}},         {3, 17, 33, {0, 0, 5, 6}},  // an empty expert, one row, several
+      {2, 31, 130, {0, 29, 29}},                             // all rows on one expert
+      {2, 64, 512, {0, 13, 26}},                             // one whole depth block, ragged tiles
+      {1, 40, 1037, {0, 3}},                                 // several depth blocks and a tail
+      {1, 32, 64, {0, 300}},                                 // more rows than one pass
+      {2, 16, 8, {0, 0, 0}},                                 // nothing
+  };
+  for (int f = 0; f < kFormatCount; ++f) {
+    for (const Case& c : cases) {
+      const PackedWeight weight = packed(static_cast<Format>(f), c.experts, c.rows, c.cols);
+      const auto x = normal(c.offsets.back() * c.cols, 7);
+      const auto expected = reference(x, weight, c.offsets);
+      for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
+        const auto out = run(x, weight, c.offsets, compute);
+        const Dot dot = choose_dot(static_cast<Format>(f), compute);
+        EXPECT_LE(testing::nmse(out, expected), testing::product_bound(dot))
+            << format_info(static_cast<Format>(f)).name << " [" << c.experts << ", " << c.rows
+            << ", " << c.cols << "] dot " << static_cast<int>(dot);
+      }
+    }
+  }
+}
+
+TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
+  constexpr int64_t kRows = 48, kCols = 700, kCount = 29;
+  for (int f = 0; f < kFormatCount; ++f) {
+    const PackedWeight weight = packed(static_cast<Format>(f), 2, kRows, kCols);
+    const auto x = normal(kCount * kCols, 3);
+    for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
+      const auto all = run(x, weight, {0, 11, kCount}, compute);
+      for (int64_t r = 0; r < kCount; ++r) {
+        const std::vector<float> row(x.begin() + r * kCols, x.begin() + (r + 1) * kCols);
+        const auto alone = run(row, weight, {0, r < 11 ? 1 : 0, 1}, compute);
+        const std::vector<float> same(all.begin() + r * kRows, all.begin() + (r + 1) * kRows);
+        EXPECT_EQ(alone, same) << format_info(static_cast<Format>(f)).name << " row " << r;
+      }
+    }
+  }
+}
+
+TEST_P(GroupedMatmul, BytesDoNotDependOnThreads) {
+  const PackedWeight weight = packed(Format::kInt8, 3, 200, 96);
+  const auto x = normal(40 * 96, 4);
+  const int before = num_threads();
+  set_num_threads(1);
+  const auto one = run(x, weight, {0, 10, 11, 40}, Compute::kAuto);
+  for (const int threads : {2, 3, 5}) {
+    set_num_threads(threads);
+    EXPECT_EQ(run(x, weight, {0, 10, 11, 40}, Compute::kAuto), one);
+  }
+  set_num_threads(before);
+}
+
+TEST_P(GroupedMatmul, DamageStaysInItsRow) {
+  const PackedWeight weight = packed(Format::kInt8, 1, 20, 300);
+  for (const float bad : {std::nanf(""), INFINITY}) {
+    for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
+      auto x = normal(5 * 300, 4);
+      const auto clean = run(x, weight, {0, 5}, compute);
+      x[2 * 300 + 17] = bad;
+      const auto out = run(x, weight, {0, 5}, compute);
+      for (int64_t i = 0; i < 5 * 20; ++i) {
+        if (i / 20 == 2) {
+          EXPECT_FALSE(std::isfinite(out[i]));
+        } else {
+          EXPECT_EQ(out[i], clean[i]);
+        }
+      }
+    }
+  }
+}
+
+MOE_EVERY_ISA(GroupedMatmul);
+
+TEST(Matmul, AddsItsBias) {
+  const PackedWeight weight = packed(Format::kF32, 1, 9, 5);
+  const auto x = normal(3 * 5, 1);
+  const auto bias = normal(9, 2);
+  std::vector<float> plain(27), biased(27);
+  matmul({x.data(), 3, 5}, weight, nullptr, Compute::kAuto, {plain.data(), 3, 9});
+  matmul({x.data(), 3, 5}, weight, bias.data(), Compute::kAuto, {biased.data(), 3, 9});
+  for (int i = 0; i < 27; ++i) EXPECT_EQ(biased[i], plain[i] + bias[i % 9]);
+}
+
+TEST(GroupedMatmulErrors, NameWhatWasGiven) {
+  const PackedWeight weight = packed(Format::kF32, 2, 4, 8);
+  const std::vector<float> x(3 * 8);
+  EXPECT_THROW(run(x, weight, {0, 4, 3}, Compute::kAuto), ValueError);
+  EXPECT_THROW(run(x, weight, {1, 2, 3}, Compute::kAuto), ValueError);
+  float out[12];
+  const int64_t offsets[] = {0, 1, 2};
+  EXPECT_THROW(grouped_matmul({x.data(), 3, 8}, weight, offsets, Compute::kAuto, {out, 3, 4}),
+               ValueError);
+  EXPECT_THROW(grouped_matmul({x.data(), 2, 7}, weight, offsets, Compute::kAuto, {out, 2, 4}),
+               ValueError);
+  EXPECT_THROW(matmul({x.data(), 3, 8}, weight, nullptr, Compute::kAuto, {out, 3, 4}), ValueError);
+}
+
+}  // namespace
+}  // namespace moe

@@ -1,0 +1,27 @@
+#pragma once
+// How far a result may be from the double reference.
+
+#include <cstdint>
+#include <vector>
+
+#include "moe/quant/format.h"
+
+namespace moe::testing {
+
+/// Σ (a − b)² / Σ b²; 0 where both are zero.
+inline double nmse(const std::vector<float>& a, const std::vector<double>& b) {
+  double error = 0.0, power = 0.0;
+  for (size_t i = 0; i < b.size(); ++i) {
+    error += (a[i] - b[i]) * (a[i] - b[i]);
+    power += b[i] * b[i];
+  }
+  return error == 0.0 ? 0.0 : error / power;
+}
+
+/// Against the same weights, dequantised: what the activations' rounding may cost. One rounding to
+/// bfloat16 is worth about 1.7e-6 and a block has three of them; int8 is promised 5e-4.
+inline double product_bound(Dot dot) {
+  return dot == Dot::kF32 ? 1e-12 : dot == Dot::kBf16 ? 2e-5 : 5e-4;
+}
+
+}  // namespace moe::testing

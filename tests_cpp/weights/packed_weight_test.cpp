@@ -1,0 +1,82 @@
+#include "moe/weights/packed_weight.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "moe/base/check.h"
+#include "moe/base/half.h"
+#include "support/reference.h"
+
+namespace moe {
+namespace {
+
+TEST(PackedWeight, FloatsComeBackToTheBit) {
+  for (const auto& [rows, cols] :
+       {std::pair<int64_t, int64_t>{1, 1}, {16, 2}, {17, 33}, {40, 72}}) {
+    PackedWeight packed({Format::kF32}, 3, rows, cols);
+    for (int64_t e = 0; e < 3; ++e) {
+      const auto values = testing::normal(rows * cols, static_cast<uint64_t>(e + 1));
+      packed.fill(e, values.data(), DType::kF32);
+    }
+    for (int64_t e = 0; e < 3; ++e) {
+      const auto values = testing::normal(rows * cols, static_cast<uint64_t>(e + 1));
+      std::vector<float> back(values.size());
+      packed.unpack(e, back.data());
+      EXPECT_EQ(back, values) << rows << " x " << cols;
+    }
+  }
+}
+
+TEST(PackedWeight, HalvesComeBackToTheBit) {
+  constexpr int64_t kRows = 19, kCols = 37;
+  std::vector<bf16> brain(kRows * kCols);
+  std::vector<f16> half(kRows * kCols);
+  const auto values = testing::normal(kRows * kCols, 9);
+  for (size_t i = 0; i < values.size(); ++i) {
+    brain[i] = to_bf16(values[i]);
+    half[i] = to_f16(values[i]);
+  }
+  std::vector<float> back(values.size());
+  PackedWeight packed_brain({Format::kBf16}, 1, kRows, kCols);
+  packed_brain.fill(0, brain.data(), DType::kBf16);
+  packed_brain.unpack(0, back.data());
+  for (size_t i = 0; i < back.size(); ++i) EXPECT_EQ(back[i], to_float(brain[i]));
+  PackedWeight packed_half({Format::kF16}, 1, kRows, kCols);
+  packed_half.fill(0, half.data(), DType::kF16);
+  packed_half.unpack(0, back.data());
+  for (size_t i = 0; i < back.size(); ++i) EXPECT_EQ(back[i], to_float(half[i]));
+}
+
+TEST(PackedWeight, EveryExpertMayHaveItsOwnFormat) {
+  PackedWeight packed({Format::kF32, Format::kInt8, Format::kBf16}, 3, 20, 50);
+  int64_t bytes = 0;
+  for (int64_t e = 0; e < 3; ++e) {
+    bytes += packed.matrix(e).panel_bytes * packed.matrix(e).panels();
+    const auto values = testing::normal(20 * 50, static_cast<uint64_t>(e));
+    packed.fill(e, values.data(), DType::kF32);
+  }
+  EXPECT_EQ(packed.nbytes(), bytes);
+  for (int64_t e = 0; e < 3; ++e) {
+    const auto values = testing::normal(20 * 50, static_cast<uint64_t>(e));
+    std::vector<float> back(values.size());
+    packed.unpack(e, back.data());
+    for (size_t i = 0; i < back.size(); ++i) EXPECT_NEAR(back[i], values[i], 0.03);
+  }
+}
+
+TEST(PackedWeight, RefusesWhatCannotBe) {
+  EXPECT_THROW(PackedWeight({Format::kF32}, 1, 0, 4), ValueError);
+  EXPECT_THROW(PackedWeight({Format::kF32}, -1, 4, 4), ValueError);
+  EXPECT_THROW(PackedWeight({Format::kF32}, 1 << 20, int64_t{1} << 30, int64_t{1} << 30),
+               ValueError);
+  EXPECT_THROW(PackedWeight({Format::kF32, Format::kF32}, 3, 4, 4), ValueError);
+  PackedWeight packed({Format::kF32}, 2, 4, 4);
+  const float values[16] = {};
+  EXPECT_THROW(packed.fill(2, values, DType::kF32), ValueError);
+  float out[16];
+  EXPECT_THROW(packed.unpack(-1, out), ValueError);
+}
+
+}  // namespace
+}  // namespace moe
