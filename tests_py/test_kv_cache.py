@@ -28,7 +28,8 @@ def test_holds_what_was_appended(pieces: list[int]) -> None:
         keys, values = cache.append(0, k[part], v[part])
         (latents,) = cache.append(1, latent[part])
         start += piece
-        assert np.array_equal(keys, k[:start]) and np.array_equal(values, v[:start])
+        assert np.array_equal(keys, k[:start])
+        assert np.array_equal(values, v[:start])
         assert np.array_equal(latents, latent[:start])
         assert cache.length == len(cache) == start
     assert np.array_equal(cache.view(0)[1], v)
@@ -144,7 +145,8 @@ def test_recurrent_state_only_goes_forward() -> None:
         cache.truncate(2)
     cache.truncate(3)
     cache.truncate(0)
-    assert cache.state == {} and cache.length == 0
+    assert cache.state == {}
+    assert cache.length == 0
 
 
 def test_says_what_is_wrong() -> None:

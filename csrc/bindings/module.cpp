@@ -9,6 +9,7 @@ namespace moe::bindings {
 namespace py = pybind11;
 
 void bind_config(py::module_&);
+void bind_attention(py::module_&);
 void bind_weights(py::module_&);
 void bind_experts(py::module_&);
 
@@ -29,6 +30,7 @@ PYBIND11_MODULE(_core, m) {
     }
   });
   bind_config(m);
+  bind_attention(m);
   bind_weights(m);
   bind_experts(m);
 }

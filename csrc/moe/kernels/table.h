@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "moe/kernels/attention.h"
 #include "moe/kernels/routing.h"
 #include "moe/kernels/rows.h"
 #include "moe/quant/format.h"
@@ -81,6 +82,7 @@ struct KernelTable {
   const NormKernels* norm;
   const RopeKernels* rope;
   const SampleKernels* sample;
+  const AttentionKernels* attention;
 };
 
 /// The table in use: MOEKIT_ISA's, else the last one of isas.cmake that this machine runs. Throws

@@ -1,6 +1,7 @@
 // Compiled once per instruction set, into its own namespace (see cmake/isas.cmake).
 
 #include "moe/kernels/table.h"
+#include "moe/kernels/isa/attention.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
 #include "moe/kernels/isa/norm.h"
@@ -17,6 +18,6 @@ namespace moe::MOE_ISA {
 extern const KernelTable kTable;
 constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels,   &kConvertKernels,
                                       &kRowwiseKernels,    &kRouterKernels, &kNormKernels,
-                                      &kRopeKernels,       &kSampleKernels};
+                                      &kRopeKernels,       &kSampleKernels, &kAttentionKernels};
 
 }  // namespace moe::MOE_ISA

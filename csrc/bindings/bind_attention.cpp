@@ -1,0 +1,108 @@
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "array.h"
+#include "moe/ops/attention.h"
+
+namespace moe::bindings {
+
+namespace {
+
+/// [tokens, heads, dim] in place: any strides but the last.
+HeadsView heads_of(const py::array& array, const char* op, const char* argument) {
+  if (array.ndim() != 3) {
+    throw ValueError(message("[", op, "] ", argument, " has shape ", shape_text(array),
+                             "; 3 dimensions are required"));
+  }
+  HeadsView view;
+  view.data = array.data();
+  view.dtype = dtype_of(array, op, argument);
+  view.tokens = array.shape(0);
+  view.heads = array.shape(1);
+  view.dim = array.shape(2);
+  const py::ssize_t bytes = array.itemsize();
+  const bool empty = array.size() == 0;
+  if (!empty && (array.strides(0) % bytes != 0 || array.strides(1) % bytes != 0 ||
+                 (view.dim > 1 && array.strides(2) != bytes))) {
+    throw TypeError(message("[", op, "] ", argument, " does not have contiguous rows"));
+  }
+  view.token_stride = array.strides(0) / bytes;
+  view.head_stride = array.strides(1) / bytes;
+  return view;
+}
+
+HeadsView float_heads_of(const py::array& array, const char* op, const char* argument) {
+  const HeadsView view = heads_of(array, op, argument);
+  if (view.dtype != DType::kF32) {
+    throw TypeError(message("[", op, "] ", argument, " has another dtype than float32"));
+  }
+  return view;
+}
+
+void check_length(const py::array& array, int64_t length, const char* op, const char* argument) {
+  MOE_CHECK(array.shape(0) == length, "[", op, "] ", argument, " has shape ", shape_text(array),
+            "; [", length, "] is required");
+}
+
+py::array_t<float> bound_attention(const char* op, const py::array& q,
+                                   const std::optional<py::array>& q_tail, const py::array& k,
+                                   const py::array& v, float scale, bool causal,
+                                   int64_t first_position, int64_t window, int64_t chunk,
+                                   float softcap, const std::optional<py::array>& sinks,
+                                   const std::optional<py::array>& bias,
+                                   const std::optional<py::array>& key_mask) {
+  AttentionInputs in;
+  in.queries = float_heads_of(q, op, "q");
+  if (q_tail) {
+    in.query_tails = float_heads_of(*q_tail, op, "q_rope");
+    MOE_CHECK(
+        in.query_tails.tokens == in.queries.tokens && in.query_tails.heads == in.queries.heads, "[",
+        op, "] the queries' two parts have shapes ", shape_text(q), " and ", shape_text(*q_tail),
+        "; the same tokens and heads are required");
+  }
+  in.keys = heads_of(k, op, "k");
+  in.values = heads_of(v, op, "v");
+  in.scale = scale;
+  in.causal = causal;
+  in.first_position = first_position;
+  in.window = window;
+  in.chunk = chunk;
+  in.softcap = softcap;
+  if (sinks) {
+    in.sinks = data_of<float>(*sinks, 1, op, "sinks");
+    check_length(*sinks, in.queries.heads, op, "sinks");
+  }
+  if (key_mask) {
+    in.key_mask = data_of<bool>(*key_mask, 1, op, "key_mask");
+    check_length(*key_mask, in.keys.tokens, op, "key_mask");
+  }
+  if (bias) {
+    const HeadsView rows = float_heads_of(*bias, op, "bias");  // here [heads, queries, keys]
+    MOE_CHECK(rows.tokens == in.queries.heads && rows.heads == in.queries.tokens &&
+                  rows.dim == in.keys.tokens,
+              "[", op, "] bias has shape ", shape_text(*bias), "; [", in.queries.heads, ", ",
+              in.queries.tokens, ", ", in.keys.tokens, "] is required");
+    in.bias = static_cast<const float*>(rows.data);
+    in.bias_head_stride = rows.token_stride;
+    in.bias_query_stride = rows.head_stride;
+  }
+  auto out = new_array<float>({q.shape(0), q.shape(1), v.shape(2)});
+  float* data = out.mutable_data();
+  {
+    py::gil_scoped_release release;
+    attention(op, in, data);
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_attention(py::module_& m) {
+  m.def("attention", &bound_attention, py::arg("op"), py::arg("q"), py::arg("q_tail"), py::arg("k"),
+        py::arg("v"), py::arg("scale"), py::arg("causal"), py::arg("first_position"),
+        py::arg("window"), py::arg("chunk"), py::arg("softcap"), py::arg("sinks"), py::arg("bias"),
+        py::arg("key_mask"), "Softmax attention; see moekit.ops.attention.");
+}
+
+}  // namespace moe::bindings

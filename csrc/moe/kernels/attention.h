@@ -1,0 +1,69 @@
+#pragma once
+// What the attention kernels are given and give back.
+
+#include <cstdint>
+
+namespace moe {
+
+/// Keys per block of attention's online softmax. Block and segment boundaries are absolute
+/// positions, so that a query's arithmetic is the same wherever its chunk of the prompt begins.
+inline constexpr int kKeyBlock = 64;
+/// Keys whose softmax is computed on its own and then merged: what one query is split into.
+inline constexpr int kKeySegment = 512;
+
+/// Query rows to be packed: `head_dim` columns at head[r], then `tail_dim` at tail[r] (MLA's rotary
+/// part; null where tail_dim is 0), all times `scale`.
+struct QueryRows {
+  const float* const* head;
+  const float* const* tail;
+  int64_t head_dim, tail_dim;
+  int64_t rows;
+  float scale;
+};
+
+/// Positions [begin, end).
+struct KeyRange {
+  int64_t begin, end;
+};
+
+/// Query rows against one segment of one kv head's keys. Strides are in elements; pointers of keys,
+/// values and biases are those of position 0.
+struct AttentionCall {
+  const void* keys;
+  const void* values;
+  int64_t key_stride, value_stride;
+  int64_t key_dim, value_dim;
+  int64_t begin, end;  // the segment; begin is a multiple of kKeyBlock
+  int64_t rows;
+  const float* queries;      // as `pack` wrote them
+  const KeyRange* visible;   // [rows]
+  const float* const* bias;  // [rows], added to the scores; null: none. -inf masks
+  const float* key_bias;     // the same for every row, or null
+  float softcap;             // c · tanh(score / c); 0: none
+  float* max;                // [rows]: written
+  float* sum;                // [rows]: written
+  float* out;                // [rows][out_stride]: written
+  int64_t out_stride;        // value_dim rounded up to 16
+  float* key_block;          // scratch [key_dim][kKeyBlock]
+  float* value_block;        // scratch [kKeyBlock][out_stride]
+  float* lane_sums;          // scratch [rows][16]
+};
+
+/// A softmax under way: the largest score, Σ exp(score − max), Σ exp(score − max) · value.
+struct SoftmaxRow {
+  float max, sum;
+  float* out;
+};
+
+struct AttentionKernels {
+  /// `packed` has ceil(rows / tile_rows) · tile_rows · (head_dim + tail_dim) floats.
+  void (*pack)(const QueryRows&, float* packed) noexcept;
+  void (*attend[3])(const AttentionCall&) noexcept;  // by DType of keys and values
+  /// into += part, over `width` columns (a multiple of 16).
+  void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
+  /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.
+  void (*finish)(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept;
+  int tile_rows;
+};
+
+}  // namespace moe

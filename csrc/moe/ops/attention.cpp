@@ -1,0 +1,318 @@
+#include "moe/ops/attention.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "moe/base/buffer.h"
+#include "moe/base/check.h"
+#include "moe/base/parallel.h"
+#include "moe/kernels/table.h"
+
+namespace moe {
+
+namespace {
+
+// Query rows of one task: enough that transposing a key block (its cost is that of about five rows)
+// does not show, few enough that their queries and outputs stay in L2.
+constexpr int64_t kTaskRows = 96;
+constexpr int64_t kSmallTaskRows = 24;
+// Below this many multiply-adds a thread costs more than it brings.
+constexpr int64_t kWorkPerThread = 1 << 16;
+// More partial results than this are not worth splitting the queries' keys over threads.
+constexpr size_t kMaxPartialBytes = size_t{256} << 20;
+
+constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+/// Hands out aligned arrays of one block of memory; with a null base it only counts.
+class Carver {
+ public:
+  explicit Carver(std::byte* base) : base_(base) {}
+  template <class T>
+  T* take(int64_t count) {
+    std::byte* at = base_ == nullptr ? nullptr : base_ + used_;
+    used_ +=
+        static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), kCacheLineBytes));
+    return reinterpret_cast<T*>(at);
+  }
+  size_t used() const { return used_; }
+
+ private:
+  std::byte* base_;
+  size_t used_ = 0;
+};
+
+/// Softmax rows of a task: under way over one segment, or over all so far.
+struct RowStates {
+  float* max;
+  float* sum;
+  float* out;  // [rows][width]
+  int64_t width;
+
+  static RowStates take(Carver& memory, int64_t rows, int64_t width) {
+    return {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows * width),
+            width};
+  }
+  SoftmaxRow row(int64_t r) const { return {max[r], sum[r], out + r * width}; }
+  void set(int64_t r, const SoftmaxRow& row) const {
+    max[r] = row.max;
+    sum[r] = row.sum;
+  }
+  void clear(int64_t rows) const {
+    std::fill_n(max, rows, kMinusInf);
+    std::fill_n(sum, rows, 0.0f);
+    std::fill_n(out, rows * width, 0.0f);
+  }
+};
+
+/// One thread's arrays.
+struct Workspace {
+  const float** head;
+  const float** tail;
+  const float** bias;
+  KeyRange* visible;
+  float* queries;
+  float* key_block;
+  float* value_block;
+  float* lane_sums;
+  RowStates part, total;
+
+  Workspace(Carver memory, const AttentionInputs& in, int64_t rows, int tile_rows) {
+    const int64_t width = round_up(in.values.dim, 16);
+    head = memory.take<const float*>(rows);
+    tail = memory.take<const float*>(rows);
+    bias = memory.take<const float*>(rows);
+    visible = memory.take<KeyRange>(rows);
+    queries = memory.take<float>(round_up(rows, tile_rows) * in.keys.dim);
+    key_block = memory.take<float>(in.keys.dim * kKeyBlock);
+    value_block = memory.take<float>(kKeyBlock * width);
+    lane_sums = memory.take<float>(rows * 16);
+    part = RowStates::take(memory, rows, width);
+    total = RowStates::take(memory, rows, width);
+    bytes = memory.used();
+  }
+  size_t bytes;
+};
+
+KeyRange visible_keys(const AttentionInputs& in, int64_t query) {
+  const int64_t position = in.first_position + query;
+  KeyRange range{0, in.keys.tokens};
+  if (in.causal) range.end = std::min(range.end, position + 1);
+  if (in.window > 0) range.begin = std::max(range.begin, position - in.window + 1);
+  if (in.chunk > 0) {
+    const int64_t first = position / in.chunk * in.chunk;
+    range.begin = std::max(range.begin, first);
+    range.end = std::min(range.end, first + in.chunk);
+  }
+  return range.begin < range.end ? range : KeyRange{0, 0};
+}
+
+/// A call's split into tasks: some rows (queries × heads of one kv head) and all their keys.
+class Tasks {
+ public:
+  Tasks(const AttentionInputs& in, const float* key_bias, const KernelTable& table, float* out)
+      : in_(in),
+        key_bias_(key_bias),
+        kernels_(*table.attention),
+        out_(out),
+        group_(in.queries.heads / in.keys.heads),
+        rows_(in.queries.tokens * group_) {
+    const int64_t all_rows = rows_ * in.keys.heads;
+    const int64_t work = all_rows * in.keys.tokens * (in.keys.dim + in.values.dim);
+    threads_ = static_cast<int>(std::min<int64_t>(num_threads(), 1 + work / kWorkPerThread));
+    const int64_t wanted = std::clamp(all_rows / (4 * threads_), kSmallTaskRows, kTaskRows);
+    pieces_ = (rows_ + wanted - 1) / wanted;
+    piece_rows_ = (rows_ + pieces_ - 1) / pieces_;
+    count_ = pieces_ * in.keys.heads;
+    segments_ = (in.keys.tokens + kKeySegment - 1) / kKeySegment;
+    const auto partial = static_cast<size_t>(count_ * segments_ * piece_rows_ * in.values.dim) * 4;
+    split_ = threads_ > 1 && segments_ > 1 && count_ < 4 * threads_ && partial <= kMaxPartialBytes;
+  }
+
+  void run() {
+    const int64_t width = round_up(in_.values.dim, 16);
+    const size_t per_thread =
+        Workspace(Carver(nullptr), in_, piece_rows_, kernels_.tile_rows).bytes;
+    Carver counted(nullptr);
+    const int64_t partial_rows = split_ ? count_ * segments_ * piece_rows_ : 0;
+    RowStates::take(counted, partial_rows, width);
+    // From the calling thread, for all: memory that cannot be had is an exception here, and none
+    // may leave a parallel region.
+    std::byte* memory =
+        scratch(Scratch::kAttention, counted.used() + per_thread * static_cast<size_t>(threads_));
+    Carver partials(memory + per_thread * static_cast<size_t>(threads_));
+    partials_ = RowStates::take(partials, partial_rows, width);
+
+    TaskQueue tasks, merges;
+    const auto work = [&](Team& team) {
+      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, piece_rows_,
+                    kernels_.tile_rows);
+      const int64_t units = split_ ? count_ * segments_ : count_;
+      // Later queries see more keys: long tasks first.
+      for (int64_t i = tasks.take(); i < units; i = tasks.take()) {
+        const int64_t unit = units - 1 - i;
+        if (split_) {
+          prepare(own, unit / segments_);
+          attend(own, unit / segments_, unit % segments_, partial(unit));
+        } else {
+          whole(own, unit);
+        }
+      }
+      if (!split_) return;
+      team.barrier();
+      for (int64_t task = merges.take(); task < count_; task = merges.take()) {
+        own.total.clear(task_rows(task));
+        for (int64_t s = 0; s < segments_; ++s) merge(own, task, partial(task * segments_ + s));
+        finish(own.total, task);
+      }
+    };
+    parallel(threads_, work);
+  }
+
+ private:
+  int64_t first_row(int64_t task) const { return task % pieces_ * rows_ / pieces_; }
+  int64_t task_rows(int64_t task) const {
+    return (task % pieces_ + 1) * rows_ / pieces_ - first_row(task);
+  }
+  int64_t kv_head(int64_t task) const { return task / pieces_; }
+  int64_t query(int64_t task, int64_t r) const { return (first_row(task) + r) / group_; }
+  int64_t head(int64_t task, int64_t r) const {
+    return kv_head(task) * group_ + (first_row(task) + r) % group_;
+  }
+  RowStates partial(int64_t unit) const {
+    const int64_t row = unit * piece_rows_;
+    return {partials_.max + row, partials_.sum + row, partials_.out + row * partials_.width,
+            partials_.width};
+  }
+
+  void prepare(Workspace& own, int64_t task) const {
+    const HeadsView &q = in_.queries, &tails = in_.query_tails;
+    const int64_t rows = task_rows(task);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t i = query(task, r), h = head(task, r);
+      own.head[r] = static_cast<const float*>(q.data) + i * q.token_stride + h * q.head_stride;
+      if (tails.dim > 0) {
+        own.tail[r] =
+            static_cast<const float*>(tails.data) + i * tails.token_stride + h * tails.head_stride;
+      }
+      if (in_.bias != nullptr) {
+        own.bias[r] = in_.bias + h * in_.bias_head_stride + i * in_.bias_query_stride;
+      }
+      own.visible[r] = visible_keys(in_, i);
+    }
+    kernels_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale}, own.queries);
+  }
+
+  void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
+    const auto of_head = [&](const HeadsView& view) {
+      return static_cast<const std::byte*>(view.data) +
+             kv_head(task) * view.head_stride * static_cast<int64_t>(dtype_bytes(view.dtype));
+    };
+    AttentionCall call;
+    call.keys = of_head(in_.keys);
+    call.values = of_head(in_.values);
+    call.key_stride = in_.keys.token_stride;
+    call.value_stride = in_.values.token_stride;
+    call.key_dim = in_.keys.dim;
+    call.value_dim = in_.values.dim;
+    call.begin = segment * kKeySegment;
+    call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
+    call.rows = task_rows(task);
+    call.queries = own.queries;
+    call.visible = own.visible;
+    call.bias = in_.bias != nullptr ? own.bias : nullptr;
+    call.key_bias = key_bias_;
+    call.softcap = in_.softcap;
+    call.max = into.max;
+    call.sum = into.sum;
+    call.out = into.out;
+    call.out_stride = into.width;
+    call.key_block = own.key_block;
+    call.value_block = own.value_block;
+    call.lane_sums = own.lane_sums;
+    kernels_.attend[static_cast<int>(in_.keys.dtype)](call);
+  }
+
+  void merge(Workspace& own, int64_t task, const RowStates& part) const {
+    for (int64_t r = 0; r < task_rows(task); ++r) {
+      SoftmaxRow total = own.total.row(r);
+      kernels_.merge(total, part.row(r), part.width);
+      own.total.set(r, total);
+    }
+  }
+
+  void whole(Workspace& own, int64_t task) const {
+    prepare(own, task);
+    int64_t first = segments_, last = 0;
+    for (int64_t r = 0; r < task_rows(task); ++r) {
+      const KeyRange seen = own.visible[r];
+      if (seen.begin >= seen.end) continue;
+      first = std::min(first, seen.begin / kKeySegment);
+      last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
+    }
+    if (last - first == 1) {  // merging a single part would give the same bytes
+      attend(own, task, first, own.total);
+    } else {
+      own.total.clear(task_rows(task));
+      for (int64_t s = first; s < last; ++s) {
+        attend(own, task, s, own.part);
+        merge(own, task, own.part);
+      }
+    }
+    finish(own.total, task);
+  }
+
+  void finish(const RowStates& total, int64_t task) const {
+    for (int64_t r = 0; r < task_rows(task); ++r) {
+      const int64_t i = query(task, r), h = head(task, r);
+      kernels_.finish(total.row(r), in_.sinks == nullptr ? nullptr : in_.sinks + h, in_.values.dim,
+                      out_ + (i * in_.queries.heads + h) * in_.values.dim);
+    }
+  }
+
+  const AttentionInputs& in_;
+  const float* key_bias_;
+  const AttentionKernels& kernels_;
+  float* out_;
+  int64_t group_, rows_;  // query heads per kv head; rows of one kv head
+  int threads_;
+  int64_t pieces_, piece_rows_;  // tasks per kv head and the rows of the largest
+  int64_t count_, segments_;
+  bool split_;  // a task's segments are computed apart, by whoever is free, and merged at the end
+  RowStates partials_{};
+};
+
+void check(const char* op, const AttentionInputs& in) {
+  const HeadsView &q = in.queries, &tails = in.query_tails, &k = in.keys, &v = in.values;
+  MOE_CHECK(q.heads > 0 && k.heads > 0 && q.heads % k.heads == 0, "[", op, "] q has ", q.heads,
+            " heads and k has ", k.heads, "; a multiple of k's is required");
+  MOE_CHECK(k.dim > 0 && q.dim + tails.dim == k.dim, "[", op, "] q has ", q.dim + tails.dim,
+            " columns per head; k has ", k.dim);
+  MOE_CHECK(v.tokens == k.tokens && v.heads == k.heads, "[", op, "] v has ", v.tokens,
+            " tokens of ", v.heads, " heads; k has ", k.tokens, " of ", k.heads);
+  MOE_CHECK(v.dtype == k.dtype, "[", op, "] k and v have different dtypes; one is required");
+  MOE_CHECK(in.first_position >= 0, "[", op, "] the first query stands at position ",
+            in.first_position, "; at least 0 is required");
+  MOE_CHECK(in.window >= 0, "[", op, "] window is ", in.window, "; at least 1 is required");
+  MOE_CHECK(in.chunk >= 0, "[", op, "] chunk is ", in.chunk, "; at least 1 is required");
+  MOE_CHECK(in.window == 0 || in.causal, "[", op, "] window is ", in.window,
+            " without causal; a window looks back from each query");
+  MOE_CHECK(in.softcap >= 0.0f, "[", op, "] softcap is ", in.softcap, "; more than 0 is required");
+}
+
+}  // namespace
+
+void attention(const char* op, const AttentionInputs& in, float* out) {
+  check(op, in);
+  if (in.queries.tokens == 0 || in.values.dim == 0) return;
+  const float* key_bias = nullptr;
+  if (in.key_mask != nullptr) {
+    float* bias = scratch_of<float>(Scratch::kTile, static_cast<size_t>(in.keys.tokens));
+    for (int64_t j = 0; j < in.keys.tokens; ++j) bias[j] = in.key_mask[j] ? 0.0f : kMinusInf;
+    key_bias = bias;
+  }
+  Tasks(in, key_bias, kernels(), out).run();
+}
+
+}  // namespace moe
