@@ -29,10 +29,10 @@ apt = if ! command -v apt-get >/dev/null; then echo "Please install: $(1)" >&2; 
     </dev/null >/dev/null; } || { echo "apt-get could not install $(1); please install by hand" >&2; exit 1; }
 has_header = echo '\#include <$(1)>' | g++ -E -x c++ - >/dev/null 2>&1
 
-.PHONY: help demo test ctest pytest test-isas test-slow asan tsan bench lint format stubs clean
+.PHONY: help demo test ctest pytest test-isas test-slow aarch64 asan tsan bench lint format stubs clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9 -]+):.*## /\1\t/' | expand -t 12
 
 # --- what is installed, as stamp files: nothing is done twice, and a second run needs no network ---
 
@@ -97,6 +97,10 @@ test-isas: $(VENV)/.built ## All tests under each instruction set that this mach
 
 test-slow: $(VENV)/.built ## The tests that take longer than a minute each
 	@$(PYTEST) -m slow
+
+aarch64: $(VENV)/.apt $(VENV)/.test ## C++ tests cross-compiled for another processor, under emulation
+	@command -v aarch64-linux-gnu-g++ qemu-aarch64 >/dev/null || { $(call apt,g++-aarch64-linux-gnu qemu-user); }
+	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset $@; cmake --build --preset $@; ctest --preset $@
 
 asan tsan: $(VENV)/.apt $(VENV)/.test ## C++ tests under sanitizers (asan: addresses and undefined behaviour; tsan: threads)
 	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset $@; cmake --build --preset $@; ctest --preset $@

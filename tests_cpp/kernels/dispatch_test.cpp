@@ -83,6 +83,7 @@ class DispatchDeathTest : public ::testing::Test {
 TEST_F(DispatchDeathTest, TheEnvironmentForcesATable) {
   int count = 0;
   const KernelTable* const* tables = all_kernels(&count);
+  if (count == 1) GTEST_SKIP() << "one table leaves nothing to choose";
   std::string best;
   for (int i = 0; i < count; ++i) {
     if (!can_run(*tables[i])) continue;

@@ -18,8 +18,8 @@ class EveryFormat : public ::testing::TestWithParam<int> {
   const FormatInfo& info_ = format_info(format_);
 };
 INSTANTIATE_TEST_SUITE_P(Format, EveryFormat, ::testing::Range(0, kFormatCount),
-                         [](const auto& info) {
-                           return std::string(format_info(static_cast<Format>(info.param)).name);
+                         [](const auto& format) {
+                           return std::string(format_info(static_cast<Format>(format.param)).name);
                          });
 
 TEST_P(EveryFormat, IsFoundByItsName) {

@@ -51,7 +51,7 @@ class Vec : public ::testing::TestWithParam<const VecCheck*> {
   const VecCheck& vec() const { return *GetParam(); }
 };
 INSTANTIATE_TEST_SUITE_P(Isa, Vec, ::testing::ValuesIn(runnable()),
-                         [](const auto& info) { return std::string(info.param->name); });
+                         [](const auto& isa) { return std::string(isa.param->name); });
 
 // Same bits, or both NaN (which NaN is the processor's choice).
 ::testing::AssertionResult same(float got, float want) {
