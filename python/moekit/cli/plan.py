@@ -15,6 +15,7 @@ examples:
   moekit plan qwen3-30b-a3b --machine h200 --price 3.59 --utilisation 0.3 --api-price 1.10
   moekit plan deepseek-v3 --train 14.8e12 --machine h800
   moekit plan gpt-oss-20b --json
+  moekit plan qwen3-30b-a3b --format int8 --verify
   moekit plan --list
 """
 
@@ -64,6 +65,11 @@ def add_parser(subparsers: Any) -> None:
     add("--train", type=float, metavar="TOKENS", help="training compute and cost for that many")
     add("--mfu", type=float, default=0.4, help="share of the peak reached in training (0.4)")
     add("--plot", metavar="OUT.png", help="draw memory, speed, experts and cost")
+    add(
+        "--verify",
+        action="store_true",
+        help="measure this machine, predict, run the model's shape, and print the ratios",
+    )
     add("--list", action="store_true", help="list built-in models and machines")
     add("--json", action="store_true", help="print every figure as JSON")
     parser.set_defaults(run=run)
@@ -97,6 +103,8 @@ def _run(args: argparse.Namespace) -> int:
     machines = chosen or list(planner.machines().values())
     if args.devices is not None:
         machines = [machine.times(args.devices) for machine in machines]
+    if args.verify:
+        return _verify(plans[0], as_json=args.json)
     if args.plot:
         _plot(args, plans, machines)
     if args.json:
@@ -196,6 +204,28 @@ def _plot(args: argparse.Namespace, plans: list[Any], machines: list[Any]) -> No
 
     figure = plots.plan_figure(plans, machines, price=args.price)
     plots.save(figure, args.plot)
+
+
+def _verify(plan: Any, *, as_json: bool) -> int:
+    from moekit.planner.verify import verify
+
+    found = verify(plan)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+        return 0
+    rates = found.probe
+    print(f"{found.name}: {found.weights:,} weights, {found.nbytes / 1e9:.2f} GB in {rates.format}")
+    print(
+        f"this machine: reads {rates.read / 1e9:.1f} GB/s, multiplies at "
+        f"{rates.multiply / 1e9:.0f} GFLOP/s, {rates.call * 1e6:.1f} us a call"
+    )
+    print(f"{'':10}{'predicted':>12}{'measured':>12}{'ratio':>8}   tokens/s")
+    for check in found.checks:
+        print(
+            f"{check.phase:10}{check.predicted:12,.1f}{check.measured:12,.1f}{check.ratio:8.2f}"
+            f"   bound by {check.bound}"
+        )
+    return 0
 
 
 def _list(as_json: bool) -> int:

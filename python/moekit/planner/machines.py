@@ -28,8 +28,8 @@ _OPTIONAL = (
     "usable",
     "low_bit",
     "devices",
+    "call_seconds",
     "source",
-    "copies",
 )
 
 
@@ -40,6 +40,7 @@ class Machine:
     `bandwidth` in bytes/s and `peak` in FLOP/s are of one device. `usable` is the share of memory
     left to weights and cache. `low_bit` names the peak that formats below 8 bits compute at:
     accelerators widen them to bf16, this package's kernels use int8 dot instructions.
+    `call_seconds` is the fixed cost of a kernel call; a step makes one for each matrix.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Machine:
     usable: float = 1.0
     low_bit: str = "bf16"
     devices: int = 1
+    call_seconds: float = 0.0
     source: str = ""
 
     @property
@@ -109,6 +111,9 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
         usable=check_number(f"{name}.usable", table.get("usable", 1.0), most=1.0),
         low_bit=str(table.get("low_bit", "bf16")),
         devices=check_count(f"{name}.devices", table.get("devices", 1), low=1, high=1_000_000),
+        call_seconds=check_number(
+            f"{name}.call_seconds", table.get("call_seconds", 0.0), above=-1e-12
+        ),
         source=str(table.get("source", "")),
     )
 
@@ -148,7 +153,7 @@ def machines() -> dict[str, Machine]:
 
 
 def find_machine(machine: object) -> Machine:
-    """A preset by name (any case), a table of numbers, or a Machine as it is."""
+    """A preset by name (any case), "this" (measured now), a table of numbers, or a Machine."""
     if isinstance(machine, Machine):
         return machine
     if isinstance(machine, Mapping):
@@ -159,6 +164,12 @@ def find_machine(machine: object) -> Machine:
     key = machine.strip().lower().replace("_", "-").replace(" ", "-")
     if key in known:
         return known[key]
+    if key in ("this", "this-machine"):
+        from .probe import this_machine
+
+        return this_machine()
     near = get_close_matches(key, known, 3, 0.4)
     hint = f" (near: {', '.join(near)})" if near else ""
-    raise ValueError(f"[machine] {machine[:40]!r} is unknown{hint}; known are {', '.join(known)}")
+    raise ValueError(
+        f"[machine] {machine[:40]!r} is unknown{hint}; known are {', '.join([*known, 'this'])}"
+    )

@@ -111,16 +111,29 @@ def step_terms(
     return dense, routed, cached
 
 
-def bound(plan: ModelPlan, machine: Machine) -> Roofline:
-    """The roofline of decode at the plan's batch, and of prefilling one prompt."""
+def calls(plan: ModelPlan) -> int:
+    """Kernel calls of a step: one for each dense matrix, one for the experts of a layer."""
+    total = 0
+    for block, count in plan.inventory.blocks():
+        dense = sum(1 for w in block.weights if w.is_matrix and w.active is None)
+        total += count * (dense + any(w.active is not None for w in block.weights))
+    return total
+
+
+def bound(plan: ModelPlan, machine: Machine, prompt: int | None = None) -> Roofline:
+    """The roofline of decode at the plan's batch, and of prefilling one prompt.
+
+    `prompt` defaults to the plan's context, else to DEFAULT_PROMPT.
+    """
     peak, bandwidth = machine.peak_flops(plan.format), machine.total_bandwidth
     read = step_bytes(plan, plan.context, plan.batch)
     work = float(plan.flops_per_token * plan.batch)
-    prompt = plan.context or DEFAULT_PROMPT
+    prompt = prompt or plan.context or DEFAULT_PROMPT
+    fixed = calls(plan) * machine.call_seconds
     prompt_read = step_bytes(plan, 0, 1, prompt)
     prompt_work = prefill_flops(plan, prompt)
-    decode_time = max(read / bandwidth, work / peak)
-    prefill_time = max(prompt_read / bandwidth, prompt_work / peak)
+    decode_time = max(read / bandwidth, work / peak) + fixed
+    prefill_time = max(prompt_read / bandwidth, prompt_work / peak) + fixed
     return Roofline(
         machine=machine.name,
         decode=plan.batch / decode_time,
