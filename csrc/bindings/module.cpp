@@ -9,9 +9,13 @@ namespace moe::bindings {
 namespace py = pybind11;
 
 void bind_config(py::module_&);
+void bind_rowwise(py::module_&);
 void bind_attention(py::module_&);
+void bind_router(py::module_&);
+void bind_plan(py::module_&);
 void bind_weights(py::module_&);
 void bind_experts(py::module_&);
+void bind_sample(py::module_&);
 
 }  // namespace moe::bindings
 
@@ -30,7 +34,11 @@ PYBIND11_MODULE(_core, m) {
     }
   });
   bind_config(m);
+  bind_rowwise(m);
   bind_attention(m);
+  bind_router(m);
+  bind_plan(m);
   bind_weights(m);
   bind_experts(m);
+  bind_sample(m);
 }

@@ -3,16 +3,48 @@ fused. Functions take what offers DLPack or the buffer protocol and return NumPy
 
 from moekit.ops.attention import attention, mla_attention
 from moekit.ops.experts import Experts, moe_ffn
+from moekit.ops.rope_scaling import rope_frequencies
+from moekit.ops.routing import (
+    Assignment,
+    Plan,
+    combine,
+    limit_capacity,
+    permute,
+    plan,
+    route,
+    route_expert_choice,
+    route_threshold,
+    weigh,
+)
+from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
+from moekit.ops.sampling import sample
 from moekit.ops.weights import PackedWeight, format_names, grouped_matmul, matmul, pack
 
 __all__ = [
+    "Assignment",
     "Experts",
     "PackedWeight",
+    "Plan",
     "attention",
+    "combine",
+    "embed",
     "format_names",
     "grouped_matmul",
+    "layer_norm",
+    "limit_capacity",
     "matmul",
     "mla_attention",
     "moe_ffn",
     "pack",
+    "permute",
+    "plan",
+    "rms_norm",
+    "rope",
+    "rope_angles",
+    "rope_frequencies",
+    "route",
+    "route_expert_choice",
+    "route_threshold",
+    "sample",
+    "weigh",
 ]
