@@ -64,7 +64,8 @@ def rms_norm(
     flat = rows.reshape(-1, rows.shape[-1])
     w = _vector(weight, op, "weight")
     if residual is None:
-        return _core.rms_norm(flat, w, eps, offset, None).reshape(rows.shape)
+        alone: Float32 = _core.rms_norm(flat, w, eps, offset, None)
+        return alone.reshape(rows.shape)
     other = _rows(residual, op, "residual").reshape(-1, rows.shape[-1])
     normed, total = _core.rms_norm(flat, w, eps, offset, other)
     return normed.reshape(rows.shape), total.reshape(rows.shape)
@@ -81,7 +82,8 @@ def layer_norm(
     rows = _rows(x, op, "x")
     flat = rows.reshape(-1, rows.shape[-1])
     w, b = _vector(weight, op, "weight"), _vector(bias, op, "bias")
-    return _core.layer_norm(flat, w, b, eps, offset, None).reshape(rows.shape)
+    normed: Float32 = _core.layer_norm(flat, w, b, eps, offset, None)
+    return normed.reshape(rows.shape)
 
 
 def rope_angles(
