@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moekit.planner import catalog, find_machine, plan_model
+from moekit.planner import catalog, find_format, find_machine, plan_model
 from moekit.planner.synthetic import shrink
 
 TINY = {
@@ -80,8 +80,13 @@ def test_verify_compares_a_roofline_with_a_run(ops: Any) -> None:
     assert found.to_dict()["checks"][0]["phase"] == "decode"
 
 
-def test_this_machine_is_measured(ops: Any) -> None:
+def test_this_machine_is_measured(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moekit.planner import probe
+
+    monkeypatch.setattr(probe, "STREAM_BYTES", 1 << 20)
+    probe.this_machine.cache_clear()
     machine = find_machine("this")
+    probe.this_machine.cache_clear()
     assert {"f32", "bf16", "int8"} >= set(machine.peak)
     assert machine.bandwidth > 0
     assert plan_model(TINY).roofline("this").fits
@@ -113,7 +118,26 @@ def test_synthetic_steps_run_every_call(ops: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ops, "moe_ffn", moe_ffn)
     model = SyntheticModel(shrink(plan_model(TINY, "bf16")))
     for _ in range(20):
-        model.step(1)
-    assert seen["matmul"] + seen["moe_ffn"] == 20 * model.calls
+        for call in model.step(1):
+            call()
+    assert seen["matmul"] + seen["moe_ffn"] == 20 * len(model.step(1))
     assert seen["moe_ffn"] == 20 * 5
     assert len(seen["distinct"]) == 8  # steps do not repeat the same two experts
+
+
+def test_packed_weights_take_the_bytes_that_are_planned() -> None:
+    pytest.importorskip("moekit._core")
+    import numpy as np
+
+    from moekit import ops
+
+    rows, cols = 256, 1024  # whole panels and blocks: nothing is padded
+    matrix = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
+    checked = []
+    for name in ops.format_names():
+        packed = ops.pack(matrix, name)
+        planned = find_format(name).nbytes(rows, cols)
+        # a panel of sixteen rows ends on a cache line
+        assert 0 <= packed.nbytes - planned <= rows // 16 * 64, name
+        checked.append(name)
+    assert {"f32", "bf16", "int8"} <= set(checked)

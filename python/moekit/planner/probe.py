@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from .formats import find_format
 from .machines import Machine
 
-_STREAM_BYTES = 256 << 20  # read by one pass: larger than a last-level cache
+STREAM_BYTES = 256 << 20  # read by one pass: larger than a last-level cache
 _MULTIPLY_ROWS = 128  # tokens for each expert in a long prompt
 
 
@@ -25,7 +25,7 @@ class Probe:
     """Rates of one format on this machine."""
 
     format: str
-    read: float  # bytes/s of a product with one row
+    read: float  # bytes/s of products with one row
     multiply: float  # FLOP/s of a product with many rows
     call: float  # seconds of a product that does next to nothing
     stream_bytes: int
@@ -44,39 +44,33 @@ class Probe:
         )
 
 
-def probe(format: str, stream_bytes: int = _STREAM_BYTES, repeats: int = 7) -> Probe:
+def probe(format: str, stream_bytes: int | None = None, repeats: int = 7) -> Probe:
     """Measure one format; `stream_bytes` are read by each pass, so that a model that fits a cache
     is measured in it."""
     import numpy as np
 
     from moekit import ops
 
+    stream_bytes = STREAM_BYTES if stream_bytes is None else stream_bytes
     rng = np.random.default_rng(0)
     cols = 2048
     per_row = find_format(format).nbytes(1, cols)
-    rows = max(64, min(1024, stream_bytes // per_row // 16 * 16))
+    rows = max(64, min(2048, stream_bytes // per_row // 16 * 16))
     count = max(1, stream_bytes // (rows * per_row))
-    packed = ops.PackedWeight.empty(format, (count, rows, cols))
     matrix = rng.standard_normal((rows, cols), dtype=np.float32)
-    for i in range(count):
-        packed.fill(i, matrix)
-    x = rng.standard_normal((count, cols), dtype=np.float32)
-    offsets = np.arange(count + 1)
-    read = best(lambda: ops.grouped_matmul(x, packed, offsets), repeats)
-
-    few = max(1, min(count, 8))
-    part = ops.PackedWeight.empty(format, (few, rows, cols))
-    for i in range(few):
-        part.fill(i, matrix)
-    many = rng.standard_normal((few * _MULTIPLY_ROWS, cols), dtype=np.float32)
-    bounds = np.arange(few + 1) * _MULTIPLY_ROWS
-    multiply = best(lambda: ops.grouped_matmul(many, part, bounds), repeats)
+    packed = [ops.pack(matrix, format) for _ in range(count)]
+    x = rng.standard_normal((1, cols), dtype=np.float32)
+    read = best_each([partial(ops.matmul, x, weight) for weight in packed], repeats)
+    many = rng.standard_normal((_MULTIPLY_ROWS, cols), dtype=np.float32)
+    few = packed[:4]
+    multiply = best_each([partial(ops.matmul, many, weight) for weight in few], repeats)
 
     tiny = ops.pack(rng.standard_normal((16, 64), dtype=np.float32), "f32")
     row = rng.standard_normal((1, 64), dtype=np.float32)
-    call = best(lambda: ops.matmul(row, tiny), 200)
-    flops = 2.0 * few * _MULTIPLY_ROWS * rows * cols
-    return Probe(format, packed.nbytes / read, flops / multiply, call, packed.nbytes)
+    call = best_each([partial(ops.matmul, row, tiny)], 200)
+    flops = 2.0 * len(few) * _MULTIPLY_ROWS * rows * cols
+    nbytes = sum(weight.nbytes for weight in packed)
+    return Probe(format, nbytes / read, flops / multiply, call, nbytes)
 
 
 @cache
@@ -104,18 +98,21 @@ def this_machine() -> Machine:
     )
 
 
-def best(run: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of `repeats` runs, after one that warms up.
+def best_each(calls: Sequence[Callable[[], Any]], repeats: int) -> float:
+    """Seconds of a pass over `calls`, each at its fastest of `repeats` passes after a first one.
 
-    The fastest is what the machine can do; slower ones tell what else it was doing.
+    A pass of a second is never free of interruptions, a call of a millisecond often is; the
+    fastest is what the machine can do, the others tell what else it was doing.
     """
-    run()
-    least = float("inf")
+    for call in calls:
+        call()
+    least = [float("inf")] * len(calls)
     for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        least = min(least, time.perf_counter() - start)
-    return least
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            least[i] = min(least[i], time.perf_counter() - start)
+    return sum(least)
 
 
 def memory_bytes() -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def _weights(layer: Layer) -> int:
 
 
 class SyntheticModel:
-    """The matrices of a shrunken plan, packed; `step(tokens)` passes that many tokens through."""
+    """The matrices of a shrunken plan, packed, and the calls that use them."""
 
     def __init__(self, plan: ModelPlan, seed: int = 0) -> None:
         import numpy as np
@@ -72,15 +73,9 @@ class SyntheticModel:
                 self._add(layer.block, layer.experts, layer.top_k)
         self._add(plan.inventory.outside, 0, 0)
 
-    @property
-    def calls(self) -> int:
-        """Kernel calls of a step."""
-        return len(self._calls)
-
-    def step(self, tokens: int) -> None:
-        """One pass of `tokens` tokens through every matrix, in the order of the layers."""
-        for call in self._calls:
-            call(tokens)
+    def step(self, tokens: int) -> list[Callable[[], None]]:
+        """The kernel calls that pass `tokens` tokens through every matrix, layer by layer."""
+        return [partial(call, tokens) for call in self._calls]
 
     def _add(self, block: Block, experts: int, top_k: int) -> None:
         routed = [w for w in block.weights if w.active is not None]

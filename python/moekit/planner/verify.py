@@ -74,13 +74,13 @@ def verify(plan: ModelPlan, *, budget: int | None = None, prompt: int = PROMPT) 
         )
     small = shrink(plan) if budget is None else shrink(plan, budget)
     model = SyntheticModel(small)
-    stream = int(min(small.bytes_per_token, probes._STREAM_BYTES))
+    stream = int(min(small.bytes_per_token, probes.STREAM_BYTES))
     times: dict[str, list[float]] = {"decode": [], "prefill": []}
     rates: list[probes.Probe] = []
     for _ in range(_ROUNDS):
         rates.append(probes.probe(plan.format.name, max(stream, 1 << 20), repeats=5))
-        times["decode"].append(probes.best(lambda: model.step(1), 5))
-        times["prefill"].append(probes.best(lambda: model.step(prompt), 2))
+        times["decode"].append(probes.best_each(model.step(1), 5))
+        times["prefill"].append(probes.best_each(model.step(prompt), 2))
     measured = probes.Probe(
         plan.format.name,
         max(r.read for r in rates),
@@ -104,7 +104,7 @@ def verify(plan: ModelPlan, *, budget: int | None = None, prompt: int = PROMPT) 
         plan.name or plan.inventory.model_type,
         small.total_params,
         small.weight_bytes,
-        model.calls,
+        len(model.step(1)),
         measured,
         checks,
     )
