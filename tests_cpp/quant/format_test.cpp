@@ -55,7 +55,7 @@ TEST_P(EveryFormat, KeepsRowsApart) {
   info_.encode(rows.data(), depth, panel.data());
   for (int r = 0; r < kPanelRows; ++r) {
     for (int64_t k = 0; k < depth; ++k) {
-      EXPECT_NEAR(info_.at(panel.data(), depth, r, k), r == 3 ? 1.0f : 0.0f, 1e-6f);
+      EXPECT_NEAR(info_.at(panel.data(), depth, r, k), r == 3 ? 1.0f : 0.0f, 1e-3f);
     }
   }
 }

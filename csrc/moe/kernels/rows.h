@@ -32,8 +32,8 @@ struct RopeKernels {
   /// Pairs (i, half + i): out_i = x_i·c_i - x_{h+i}·s_i, out_{h+i} = x_{h+i}·c_i + x_i·s_i.
   void (*rotate_halves)(const float* x, const float* cos, const float* sin, int64_t half,
                         float* out) noexcept;
-  /// Pairs (2i, 2i + 1), which stay where they are; cos and sin hold each value twice, the sine's first
-  /// one negated.
+  /// Pairs (2i, 2i + 1), which stay where they are; cos and sin hold each value twice, the sine's
+  /// first one negated.
   void (*rotate_pairs)(const float* x, const float* cos, const float* sin, int64_t n,
                        float* out) noexcept;
 };

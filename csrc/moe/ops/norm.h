@@ -16,8 +16,8 @@ struct NormParts {
   float* sum = nullptr;             // [rows, n], gets x + residual
 };
 
-/// out = x / sqrt(mean(x²) + eps) · (weight + offset) (Zhang & Sennrich 2019), row by row; out may be
-/// x. A row's bytes depend on that row alone. Parallel over rows.
+/// out = x / sqrt(mean(x²) + eps) · (weight + offset) (Zhang & Sennrich 2019), row by row; out may
+/// be x. A row's bytes depend on that row alone. Parallel over rows.
 void rms_norm(MatrixView<const float> x, const NormParts& parts, float eps, float* out);
 
 /// out = (x - mean) / sqrt(variance + eps) · (weight + offset) + bias (Ba et al. 2016).

@@ -5,8 +5,8 @@
 
 namespace moe {
 
-/// cos and sin [tokens, half] of position · frequency, times `factor` (yarn's attention factor). Every
-/// layer and head of a forward pass shares them. Parallel over tokens.
+/// cos and sin [tokens, half] of position · frequency, times `factor` (yarn's attention factor).
+/// Every layer and head of a forward pass shares them. Parallel over tokens.
 void rope_angles(const int64_t* positions, int64_t tokens, const float* frequencies, int64_t half,
                  float factor, float* cos, float* sin);
 

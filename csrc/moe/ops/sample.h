@@ -15,10 +15,10 @@ struct SampleRule {
   double min_p = 0.0;        // at least min_p times the largest probability
 };
 
-/// ids[b] from logits [B, V]. The draw takes the token where the cumulated probability, in the order
-/// of ids, passes random_uniform(seeds[b], steps[b]): nothing else of the batch, no thread and no order
-/// of evaluation has a part in it. Throws ValueError for a rule out of range and for a row that holds
-/// NaN or +inf or only -inf. Parallel over rows.
+/// ids[b] from logits [B, V]. The draw takes the token where the cumulated probability, in the
+/// order of ids, passes random_uniform(seeds[b], steps[b]): nothing else of the batch, no thread
+/// and no order of evaluation has a part in it. Throws ValueError for a rule out of range and for a
+/// row that holds NaN or +inf or only -inf. Parallel over rows.
 void sample(MatrixView<const float> logits, const SampleRule& rule, const uint64_t* seeds,
             const uint64_t* steps, int64_t* ids);
 

@@ -10,13 +10,14 @@ namespace moe {
 /// [k][row] floats.
 struct F32Format {
   static constexpr int kDepth = 1;
+  static constexpr int kUnitDepth = 1;
   static constexpr int64_t kBlockBytes = 64;
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kF32;
-  static constexpr int kSteps = 1;
+  static constexpr Scales kScales = Scales::kNone;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
                                                    typename V::F32* out) {
     out[0] = V::load_f32(reinterpret_cast<const float*>(block));
   }
@@ -35,13 +36,14 @@ struct F32Format {
 /// [k][row] halves; the dot product widens them.
 struct F16Format {
   static constexpr int kDepth = 1;
+  static constexpr int kUnitDepth = 1;
   static constexpr int64_t kBlockBytes = 32;
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kF32;
-  static constexpr int kSteps = 1;
+  static constexpr Scales kScales = Scales::kNone;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
                                                    typename V::F32* out) {
     out[0] = V::load_f32(reinterpret_cast<const f16*>(block));
   }
@@ -60,20 +62,22 @@ struct F16Format {
 /// [k / 2][row][k % 2]: pairs along the depth, as the pair dot product wants them.
 struct Bf16Format {
   static constexpr int kDepth = 2;
+  static constexpr int kUnitDepth = 2;
   static constexpr int64_t kBlockBytes = 64;
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kBf16;
-  static constexpr int kSteps = 1;
+  static constexpr Scales kScales = Scales::kNone;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
                                                    typename V::F32* out) {
     const typename V::U8 pairs = V::load_bytes(block);
     out[0] = V::template pair<0>(pairs);
     out[1] = V::template pair<1>(pairs);
   }
   template <class V>
-  [[gnu::always_inline]] static inline void weights(const std::byte* block, typename V::U8* out) {
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, int,
+                                                    typename V::U8* out) {
     out[0] = V::load_bytes(block);
   }
 

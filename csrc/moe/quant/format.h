@@ -8,12 +8,15 @@
 //   kDepth              depth (input columns) of one block; a panel's depth is padded to a multiple
 //   kBlockBytes         bytes of a block for sixteen rows; blocks follow each other along the depth
 //   kTrailerBytes       bytes after the last block (scales that hold for a whole row)
+//   kUnitDepth          columns that are read from memory at once; a block is a row of units
 //   kDot                the dot product of its fast path (see Dot)
-//   kSteps              32-bit activation words that a block consumes in its fast path
-//   decode<V>(block, trailer, out)   exact path: kDepth float vectors, the weights' exact values
-//   weights<V>(block, out)           fast path: the kSteps operands of the dot product
-//   encode(rows, depth, panel)       writes a panel from sixteen rows of floats
-//   at(panel, depth, row, k)         one weight's value; packing written as one equation
+//   kScales             where the scales of its integers are (Scales); kU8S8 formats only
+//   kOffset             the stored byte that means zero; kU8S8 formats only
+//   decode<V>(block, trailer, unit, out)   exact path: kUnitDepth vectors, the weights' exact
+//   values weights<V>(block, unit, out)           fast path: the unit's operands, one for each word
+//   scale<V>(block)                        fast path, Scales::kBlock: the block's sixteen scales
+//   encode(rows, depth, panel)             writes a panel from sixteen rows of floats
+//   at(panel, depth, row, k)               one weight's value; packing written as one equation
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
@@ -47,6 +50,13 @@ inline constexpr int kDotKinds = 3;
 inline constexpr int depth_per_word(Dot dot) {
   return dot == Dot::kF32 ? 1 : dot == Dot::kBf16 ? 2 : 4;
 }
+
+/// Where a format keeps the scales of its integers.
+enum class Scales : uint8_t {
+  kNone,   // no integers
+  kRow,    // one per row, in the panel's trailer
+  kBlock,  // one per row and block
+};
 
 enum class Format : uint8_t {
 #define MOE_FORMAT(id, ...) id,

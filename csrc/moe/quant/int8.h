@@ -12,15 +12,16 @@ namespace moe {
 /// end.
 struct Int8Format {
   static constexpr int kDepth = 4;
+  static constexpr int kUnitDepth = 4;
   static constexpr int64_t kBlockBytes = 64;
   static constexpr int64_t kTrailerBytes = 64;
   static constexpr Dot kDot = Dot::kU8S8;
-  static constexpr int kSteps = 1;
+  static constexpr Scales kScales = Scales::kRow;
   static constexpr int kOffset = 128;
 
   template <class V>
   [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte* trailer,
-                                                   typename V::F32* out) {
+                                                   int, typename V::F32* out) {
     const typename V::U8 bytes = V::load_bytes(block);
     const auto scale = V::load_f32(reinterpret_cast<const float*>(trailer));
     const auto offset = V::fill(kOffset);
@@ -30,7 +31,8 @@ struct Int8Format {
     out[3] = mul(sub(V::template byte<3>(bytes), offset), scale);
   }
   template <class V>
-  [[gnu::always_inline]] static inline void weights(const std::byte* block, typename V::U8* out) {
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, int,
+                                                    typename V::U8* out) {
     out[0] = V::load_bytes(block);
   }
 

@@ -45,6 +45,7 @@ struct Vec {
   }
   MOE_INLINE U8 load_bytes(const void* p) { return load_u8(p); }
   MOE_INLINE F32 fill(float x) { return set1(x); }
+  MOE_INLINE F32 power_of_two(const uint8_t* p) { return load_e8m0(p); }
   template <int j>
   MOE_INLINE F32 byte(U8 a) {
     return byte_to_f32<j>(a);

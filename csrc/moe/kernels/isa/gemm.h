@@ -36,21 +36,15 @@ struct TileCall {
   float* out;
 };
 
-MOE_INLINE void accumulate(float* out, bool first, F32x16 sum) {
-  store(out, first ? sum : add(load(out), sum));
-}
-
 /// Exact path: the weights' values in float, activations in float.
 template <class F>
 struct ExactDot {
   static constexpr Dot kKind = Dot::kF32;
-  static constexpr bool kScaled = false;
-  static constexpr int kSteps = F::kDepth;
+  static constexpr Scales kScales = Scales::kNone;
   using Weight = F32x16;
   using Sum = F32x16;
-
-  MOE_INLINE void weights(const std::byte* block, const std::byte* trailer, Weight* out) {
-    F::template decode<Vec>(block, trailer, out);
+  MOE_INLINE void unit(const std::byte* block, const std::byte* trailer, int u, Weight* out) {
+    F::template decode<Vec>(block, trailer, u, out);
   }
   MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_f32(sum, x, w); }
 };
@@ -59,13 +53,11 @@ struct ExactDot {
 template <class F>
 struct Bf16Dot {
   static constexpr Dot kKind = Dot::kBf16;
-  static constexpr bool kScaled = false;
-  static constexpr int kSteps = F::kSteps;
+  static constexpr Scales kScales = Scales::kNone;
   using Weight = U8x64;
   using Sum = F32x16;
-
-  MOE_INLINE void weights(const std::byte* block, const std::byte*, Weight* out) {
-    F::template weights<Vec>(block, out);
+  MOE_INLINE void unit(const std::byte* block, const std::byte*, int u, Weight* out) {
+    F::template weights<Vec>(block, u, out);
   }
   MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_bf16(sum, x, w); }
 };
@@ -74,100 +66,163 @@ struct Bf16Dot {
 template <class F>
 struct IntegerDot {
   static constexpr Dot kKind = Dot::kU8S8;
-  static constexpr bool kScaled = true;  // by the row scales in the trailer, once, at the end
-  static constexpr int kSteps = F::kSteps;
+  static constexpr Scales kScales = F::kScales;
   using Weight = U8x64;
   using Sum = I32x16;
-
-  MOE_INLINE void weights(const std::byte* block, const std::byte*, Weight* out) {
-    F::template weights<Vec>(block, out);
+  MOE_INLINE void unit(const std::byte* block, const std::byte*, int u, Weight* out) {
+    F::template weights<Vec>(block, u, out);
   }
   MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_u8s8(sum, x, w); }
 };
 
-/// `blocks` weight blocks against R rows: sum[r][p] += x[r] · w[p].
-template <class D, class F, int R, int P>
-MOE_INLINE void accumulate_blocks(const uint32_t* const (&x)[R], const PanelRange (&w)[P],
-                                  int64_t first_block, int64_t blocks,
-                                  typename D::Sum (&sum)[R][P]) {
-  for (int64_t b = first_block; b < first_block + blocks; ++b) {
-    typename D::Weight value[P][D::kSteps];
-    MOE_UNROLL
-    for (int p = 0; p < P; ++p) {
-      const std::byte* at = w[p].blocks + b * F::kBlockBytes;
+/// Blocks [begin, end) against R rows: sum[r][p] += x[r] · w[p].
+template <class F, class D, int R, int P>
+MOE_INLINE void accumulate(const uint32_t* const (&x)[R], const PanelRange (&w)[P], int64_t begin,
+                           int64_t end, typename D::Sum (&sum)[R][P]) {
+  constexpr int kUnits = F::kDepth / F::kUnitDepth;
+  constexpr int kUnitBytes = static_cast<int>(F::kBlockBytes / kUnits);
+  constexpr int kWords = F::kUnitDepth / depth_per_word(D::kKind);
+  for (int64_t b = begin; b < end; ++b) {
+    for (int u = 0; u < kUnits; ++u) {
+      typename D::Weight value[P][kWords];
       MOE_UNROLL
-      for (int64_t line = 0; line < F::kBlockBytes; line += 64)
-        prefetch(at + kPrefetchBytes + line);
-      D::weights(at, w[p].trailer, value[p]);
-    }
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
+      for (int p = 0; p < P; ++p) {
+        const std::byte* block = w[p].blocks + b * F::kBlockBytes;
+        prefetch(block + u * kUnitBytes + kPrefetchBytes);
+        D::unit(block, w[p].trailer, u, value[p]);
+      }
       MOE_UNROLL
-      for (int s = 0; s < D::kSteps; ++s) {
-        const Words word = broadcast_word(x[r] + b * D::kSteps + s);
+      for (int i = 0; i < kWords; ++i) {
         MOE_UNROLL
-        for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], word, value[p][s]);
+        for (int r = 0; r < R; ++r) {
+          const Words word = broadcast_word(x[r] + (b * kUnits + u) * kWords + i);
+          MOE_UNROLL
+          for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], word, value[p][i]);
+        }
       }
     }
   }
 }
 
-/// One depth block of R rows × P panels, added to out (or written, for the first block).
+/// A depth block in floats: added to out, or written if it is the first.
+template <class F, class D, int R, int P>
+MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R],
+                           const PanelRange (&w)[P]) {
+  F32x16 sum[R][P];
+  MOE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    MOE_UNROLL
+    for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
+  }
+  accumulate<F, D, R, P>(x, w, 0, call.blocks, sum);
+  MOE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    MOE_UNROLL
+    for (int p = 0; p < P; ++p) {
+      float* out = call.out + r * kGemmOutputs + p * kPanelRows;
+      store(out, call.depth_block == 0 ? sum[r][p] : add(load(out), sum[r][p]));
+    }
+  }
+}
+
+/// Integers from a run of blocks that share the weights' scale: at most 128 · 255 · 127 < 2^22. The
+/// weights' offset enters as the start of the sum, Σ (q − o)·x = Σ q·x − o·Σ x; Σ x is found in
+/// kSums parts from `first_sum` on.
+template <class F, int kSums, int R, int P>
+MOE_INLINE void integer_run(const TileCall& call, const uint32_t* const (&x)[R],
+                            const PanelRange (&w)[P], int64_t sums_at, int64_t first_sum,
+                            int64_t begin, int64_t end, I32x16 (&sum)[R][P]) {
+  MOE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    const auto* sums = reinterpret_cast<const int32_t*>(call.rows[r] + sums_at) + first_sum;
+    int32_t total = 0;
+    MOE_UNROLL
+    for (int i = 0; i < kSums; ++i) total += sums[i];
+    const I32x16 start = set1_i32(-F::kOffset * total);
+    MOE_UNROLL
+    for (int p = 0; p < P; ++p) sum[r][p] = start;
+  }
+  accumulate<F, IntegerDot<F>, R, P>(x, w, begin, end, sum);
+}
+
+/// A depth block in integers, one range of the activations' scales after the other.
+template <class F, int R, int P>
+MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R],
+                             const PanelRange (&w)[P]) {
+  constexpr int64_t kBlocks = kScaleBlock / F::kDepth;
+  const ActivationLayout& layout = *call.layout;
+  int64_t scale_block = call.depth_block * (kDepthBlock / kScaleBlock);
+  for (int64_t b = 0; b < call.blocks; b += kBlocks, ++scale_block) {
+    const int64_t end = call.blocks - b < kBlocks ? call.blocks : b + kBlocks;
+    F32x16 value[R][P];
+    if constexpr (F::kScales == Scales::kRow || F::kDepth == kScaleBlock) {
+      I32x16 sum[R][P];
+      integer_run<F, 1, R, P>(call, x, w, layout.block_sums_at, scale_block, b, end, sum);
+      MOE_UNROLL
+      for (int p = 0; p < P; ++p) {
+        F32x16 scale;
+        if constexpr (F::kScales == Scales::kBlock) {
+          scale = F::template scale<Vec>(w[p].blocks + b * F::kBlockBytes);
+        }
+        MOE_UNROLL
+        for (int r = 0; r < R; ++r) {
+          value[r][p] = to_f32(sum[r][p]);
+          if constexpr (F::kScales == Scales::kBlock) value[r][p] = mul(value[r][p], scale);
+        }
+      }
+    } else {
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) value[r][p] = zero_f32();
+      }
+      for (int64_t g = b; g < end; ++g) {
+        I32x16 sum[R][P];
+        constexpr int kSums = F::kDepth / kSumGroup;
+        const int64_t first_sum = call.depth_block * (kDepthBlock / kSumGroup) + g * kSums;
+        integer_run<F, kSums, R, P>(call, x, w, layout.group_sums_at, first_sum, g, g + 1, sum);
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) {
+          const F32x16 scale = F::template scale<Vec>(w[p].blocks + g * F::kBlockBytes);
+          MOE_UNROLL
+          for (int r = 0; r < R; ++r) value[r][p] = fma(to_f32(sum[r][p]), scale, value[r][p]);
+        }
+      }
+    }
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      const auto* scales = reinterpret_cast<const float*>(call.rows[r] + layout.scales_at);
+      const F32x16 scale = set1(scales[scale_block]);
+      MOE_UNROLL
+      for (int p = 0; p < P; ++p) {
+        float* out = call.out + r * kGemmOutputs + p * kPanelRows;
+        store(out, scale_block == 0 ? mul(value[r][p], scale) : fma(value[r][p], scale, load(out)));
+      }
+    }
+  }
+}
+
 template <class F, class D, int R, int P>
 [[gnu::noinline]] static void tile(const TileCall& call) noexcept {
   const uint32_t* x[R];
   PanelRange w[P];
-  typename D::Sum sum[R][P];
   MOE_UNROLL
   for (int r = 0; r < R; ++r) {
     x[r] = reinterpret_cast<const uint32_t*>(call.rows[r]) + call.first_word;
   }
   MOE_UNROLL
   for (int p = 0; p < P; ++p) w[p] = call.panels[p];
-
-  if constexpr (D::kKind != Dot::kU8S8) {
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
-    }
-    accumulate_blocks<D, F, R, P>(x, w, 0, call.blocks, sum);
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        accumulate(call.out + r * kGemmOutputs + p * kPanelRows, call.depth_block == 0, sum[r][p]);
-      }
-    }
+  if constexpr (D::kKind == Dot::kU8S8) {
+    integer_tile<F, R, P>(call, x, w);
   } else {
-    // A scale block at a time: at most 128 · 255 · 127 < 2^22. The weights' offset enters as the
-    // start of the integer sum: Σ (q − o)·x = Σ q·x − o·Σ x.
-    constexpr int64_t kBlocks = kScaleBlock / F::kDepth;
-    int64_t scale_block = call.depth_block * (kDepthBlock / kScaleBlock);
-    for (int64_t b = 0; b < call.blocks; b += kBlocks, ++scale_block) {
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const auto* sums =
-            reinterpret_cast<const int32_t*>(call.rows[r] + call.layout->block_sums_at);
-        const I32x16 start = set1_i32(-F::kOffset * sums[scale_block]);
-        MOE_UNROLL
-        for (int p = 0; p < P; ++p) sum[r][p] = start;
-      }
-      const int64_t rest = call.blocks - b;
-      accumulate_blocks<D, F, R, P>(x, w, b, rest < kBlocks ? rest : kBlocks, sum);
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const auto* scales = reinterpret_cast<const float*>(call.rows[r] + call.layout->scales_at);
-        const F32x16 scale = set1(scales[scale_block]);
-        MOE_UNROLL
-        for (int p = 0; p < P; ++p) {
-          float* out = call.out + r * kGemmOutputs + p * kPanelRows;
-          const F32x16 value = to_f32(sum[r][p]);
-          store(out, scale_block == 0 ? mul(value, scale) : fma(value, scale, load(out)));
-        }
-      }
-    }
+    float_tile<F, D, R, P>(call, x, w);
   }
+}
+
+/// Rows of a register tile: half as many where floats and integers are summed side by side.
+template <class F, class D>
+constexpr int tile_rows() {
+  return D::kScales == Scales::kBlock && F::kDepth < kScaleBlock ? (kTileRows + 1) / 2 : kTileRows;
 }
 
 using TileFn = void (*)(const TileCall&) noexcept;
@@ -191,7 +246,8 @@ struct TilesUpTo<F, D, P, RowCounts<R...>> : Tiles<F, D, P, R...> {};
 
 template <class F, class D>
 static void gemm(const GemmCall& call) noexcept {
-  using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kTileRows>::Type>;
+  constexpr int kRows = tile_rows<F, D>();
+  using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kRows>::Type>;
   constexpr int64_t kBlocksPerDepthBlock = kDepthBlock / F::kDepth;
   constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
   const std::byte* trailers[2];
@@ -202,7 +258,7 @@ static void gemm(const GemmCall& call) noexcept {
   }
 
   // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
-  const int64_t tiles = (call.count + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (call.count + kRows - 1) / kRows;
   int64_t depth_block = 0;
   for (int64_t b = 0; b < call.blocks; b += kBlocksPerDepthBlock, ++depth_block) {
     const int64_t rest = call.blocks - b;
@@ -218,7 +274,7 @@ static void gemm(const GemmCall& call) noexcept {
       }
     }
   }
-  if constexpr (D::kScaled) {
+  if constexpr (D::kScales == Scales::kRow) {
     for (int p = 0; p < 2; ++p) {
       const F32x16 scale = load(reinterpret_cast<const float*>(trailers[p]));
       for (int64_t i = 0; i < call.count; ++i) {

@@ -1,6 +1,6 @@
 #pragma once
-// Norms of one row. The sums run over four vectors side by side and are folded in one fixed order, so
-// a row's bytes depend on nothing but the row.
+// Norms of one row. The sums run over four vectors side by side and are folded in one fixed order,
+// so a row's bytes depend on nothing but the row.
 //
 // Cost          two passes over n floats, of which the second reads L1 or L2
 

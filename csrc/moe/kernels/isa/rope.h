@@ -1,6 +1,6 @@
 #pragma once
-// Rotary position embedding (Su et al. 2021) of one head. Products and sums are rounded one by one, as
-// the models' own code rounds them.
+// Rotary position embedding (Su et al. 2021) of one head. Products and sums are rounded one by one,
+// as the models' own code rounds them.
 
 #include "moe/kernels/table.h"
 #include "moe/simd/vec.h"
@@ -8,8 +8,8 @@
 namespace moe::MOE_ISA {
 
 /// Angles reach 10^6, so π/2 is taken off in double: its first part has 33 bits, so that n times it
-/// is exact up to n = 2^20; beyond, the rest's error stays below float's. Written for the compiler's
-/// vectoriser: no branch, no call.
+/// is exact up to n = 2^20; beyond, the rest's error stays below float's. Written for the
+/// compiler's vectoriser: no branch, no call.
 static void angles(float position, const float* frequencies, int64_t half, float factor, float* cos,
                    float* sin) noexcept {
   constexpr double kMagic = 0x1.8p52;  // adding it leaves a rounded integer in the low bits

@@ -1,0 +1,278 @@
+#pragma once
+// Integers in groups: kDepth columns of a row share a scale. 8-bit (q8_0) and 4-bit (q4_0, int4,
+// mxfp4); the block is the group, values first, then the sixteen rows' scales.
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "moe/quant/format.h"
+
+namespace moe {
+
+/// The absolute value that is largest in x, with its sign.
+static inline float signed_largest(const float* x, int n) {
+  float largest = 0.0f;
+  for (int i = 0; i < n; ++i) {
+    if (std::fabs(x[i]) > std::fabs(largest)) largest = x[i];
+  }
+  return largest;
+}
+
+/// [k / 4][row][k % 4] bytes q + 128, then f16 scales. GGUF's Q8_0 with kGroup = 32.
+template <int kGroup>
+struct Int8Groups {
+  static constexpr int kDepth = kGroup;
+  static constexpr int kUnitDepth = 4;
+  static constexpr int64_t kScalesAt = int64_t{kGroup} * kPanelRows;
+  static constexpr int64_t kBlockBytes = kScalesAt + 2 * kPanelRows;
+  static constexpr int64_t kTrailerBytes = 0;
+  static constexpr Dot kDot = Dot::kU8S8;
+  static constexpr Scales kScales = Scales::kBlock;
+  static constexpr int kOffset = 128;
+
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
+    return V::load_f32(reinterpret_cast<const f16*>(block + kScalesAt));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
+                                                    typename V::U8* out) {
+    out[0] = V::load_bytes(block + unit * 64);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+                                                   int unit, typename V::F32* out) {
+    const auto bytes = V::load_bytes(block + unit * 64);
+    const auto factor = scale<V>(block);
+    const auto offset = V::fill(kOffset);
+    out[0] = mul(sub(V::template byte<0>(bytes), offset), factor);
+    out[1] = mul(sub(V::template byte<1>(bytes), offset), factor);
+    out[2] = mul(sub(V::template byte<2>(bytes), offset), factor);
+    out[3] = mul(sub(V::template byte<3>(bytes), offset), factor);
+  }
+
+  static int64_t index(int row, int64_t k) { return (k / 4 * kPanelRows + row) * 4 + k % 4; }
+  /// ggml's rounding: d = max|x| / 127 in float, kept as f16; q from the float d.
+  static void encode(const float* rows, int64_t depth, std::byte* panel) {
+    for (int64_t b = 0; b < depth / kGroup; ++b, panel += kBlockBytes) {
+      auto* q = reinterpret_cast<uint8_t*>(panel);
+      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
+      for (int r = 0; r < kPanelRows; ++r) {
+        const float* x = rows + r * depth + b * kGroup;
+        const float d = std::fabs(signed_largest(x, kGroup)) / 127.0f;
+        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+        scales[r] = to_f16(d);
+        for (int k = 0; k < kGroup; ++k) {
+          const float rounded = std::clamp(std::round(x[k] * inverse), -127.0f, 127.0f);
+          q[index(r, k)] = static_cast<uint8_t>(static_cast<int>(rounded) + kOffset);
+        }
+      }
+    }
+  }
+  static float at(const std::byte* panel, int64_t, int row, int64_t k) {
+    const std::byte* block = panel + k / kGroup * kBlockBytes;
+    const int q = reinterpret_cast<const uint8_t*>(block)[index(row, k % kGroup)];
+    const f16 d = reinterpret_cast<const f16*>(block + kScalesAt)[row];
+    return static_cast<float>(q - kOffset) * to_float(d);
+  }
+};
+
+/// Where a 4-bit value lies: bytes [k / 8][row][k % 4], columns 8u … 8u + 3 in the low halves and
+/// 8u + 4 … 8u + 7 in the high ones, so that one load and two masks give two words' operands.
+struct Nibbles {
+  static int64_t index(int row, int64_t k) { return (k / 8 * kPanelRows + row) * 4 + k % 4; }
+  static int shift(int64_t k) { return k % 8 < 4 ? 0 : 4; }
+  static int get(const std::byte* block, int row, int64_t k) {
+    return (static_cast<int>(block[index(row, k)]) >> shift(k)) & 15;
+  }
+  /// The block's values have to be zero before.
+  static void set(std::byte* block, int row, int64_t k, int value) {
+    block[index(row, k)] |= static_cast<std::byte>(value << shift(k));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void load(const std::byte* block, int unit,
+                                                 typename V::U8* out) {
+    const auto bytes = V::load_bytes(block + unit * 64);
+    out[0] = low_nibbles(bytes);
+    out[1] = high_nibbles(bytes);
+  }
+};
+
+/// q − 8 with q in [0, 15], f16 scales. GGUF's Q4_0 with kGroup = 32.
+template <int kGroup>
+struct Int4Groups {
+  static constexpr int kDepth = kGroup;
+  static constexpr int kUnitDepth = 8;
+  static constexpr int64_t kScalesAt = int64_t{kGroup} * kPanelRows / 2;
+  static constexpr int64_t kBlockBytes = kScalesAt + 2 * kPanelRows;
+  static constexpr int64_t kTrailerBytes = 0;
+  static constexpr Dot kDot = Dot::kU8S8;
+  static constexpr Scales kScales = Scales::kBlock;
+  static constexpr int kOffset = 8;
+
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
+    return V::load_f32(reinterpret_cast<const f16*>(block + kScalesAt));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
+                                                    typename V::U8* out) {
+    Nibbles::load<V>(block, unit, out);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+                                                   int unit, typename V::F32* out) {
+    typename V::U8 words[2];
+    Nibbles::load<V>(block, unit, words);
+    decode_words<V>(words, V::fill(kOffset), scale<V>(block), out);
+  }
+  /// (byte − offset) · factor for the eight columns of two words.
+  template <class V>
+  [[gnu::always_inline]] static inline void decode_words(const typename V::U8* words,
+                                                         typename V::F32 offset,
+                                                         typename V::F32 factor,
+                                                         typename V::F32* out) {
+    for (int i = 0; i < 2; ++i) {
+      out[4 * i + 0] = mul(sub(V::template byte<0>(words[i]), offset), factor);
+      out[4 * i + 1] = mul(sub(V::template byte<1>(words[i]), offset), factor);
+      out[4 * i + 2] = mul(sub(V::template byte<2>(words[i]), offset), factor);
+      out[4 * i + 3] = mul(sub(V::template byte<3>(words[i]), offset), factor);
+    }
+  }
+
+  static void encode(const float* rows, int64_t depth, std::byte* panel) {
+    for (int64_t b = 0; b < depth / kGroup; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
+      for (int r = 0; r < kPanelRows; ++r) {
+        const float* x = rows + r * depth + b * kGroup;
+        scales[r] = best_scale(x);
+        const float d = to_float(scales[r]);
+        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+        for (int k = 0; k < kGroup; ++k) Nibbles::set(panel, r, k, quantise(x[k] * inverse));
+      }
+    }
+  }
+  static int quantise(float x) {
+    return static_cast<int>(std::clamp(std::nearbyint(x), -8.0f, 7.0f)) + kOffset;
+  }
+  /// The scale of least squared error among nine around max|x| / 8 (the sign puts the largest value
+  /// on −8, which has no positive twin), as stored.
+  static f16 best_scale(const float* x) {
+    const float largest = signed_largest(x, kGroup);
+    f16 best = to_f16(largest / -8.0f);
+    double least = -1.0;
+    for (int i = 0; i <= 8; ++i) {
+      const f16 candidate = to_f16(largest / (-8.0f + 0.25f * static_cast<float>(i)));
+      const float d = to_float(candidate);
+      if (d == 0.0f) continue;
+      double error = 0.0;
+      for (int k = 0; k < kGroup; ++k) {
+        const double e = x[k] - d * static_cast<float>(quantise(x[k] / d) - kOffset);
+        error += e * e;
+      }
+      if (least < 0.0 || error < least) {
+        least = error;
+        best = candidate;
+      }
+    }
+    return best;
+  }
+  static float at(const std::byte* panel, int64_t, int row, int64_t k) {
+    const std::byte* block = panel + k / kGroup * kBlockBytes;
+    const f16 d = reinterpret_cast<const f16*>(block + kScalesAt)[row];
+    return static_cast<float>(Nibbles::get(block, row, k % kGroup) - kOffset) * to_float(d);
+  }
+};
+
+/// Q4_0 rounds as ggml does: d = largest / −8, q = trunc(x / d + 8.5).
+struct Q4_0Format : Int4Groups<32> {
+  static void encode(const float* rows, int64_t depth, std::byte* panel) {
+    for (int64_t b = 0; b < depth / kDepth; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
+      for (int r = 0; r < kPanelRows; ++r) {
+        const float* x = rows + r * depth + b * kDepth;
+        const float d = signed_largest(x, kDepth) / -8.0f;
+        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+        scales[r] = to_f16(d);
+        for (int k = 0; k < kDepth; ++k) {
+          const auto q = static_cast<int>(x[k] * inverse + 8.5f);
+          Nibbles::set(panel, r, k, std::clamp(q, 0, 15));
+        }
+      }
+    }
+  }
+};
+
+// At namespace scope: a member would be one symbol that every instruction set's object shares.
+static constexpr uint8_t kMxfp4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
+                                             12, 11, 10, 9,  8,  6,  4,  0};
+
+/// OCP MXFP4: four-bit floats E2M1 in groups of 32 with a power of two. Twice the values are
+/// integers 0 … 12 with a sign, so a table of q + 12 serves the integer dot product.
+struct Mxfp4Format {
+  static constexpr int kDepth = 32;
+  static constexpr int kUnitDepth = 8;
+  static constexpr int64_t kScalesAt = 256;
+  static constexpr int64_t kBlockBytes = kScalesAt + kPanelRows;
+  static constexpr int64_t kTrailerBytes = 0;
+  static constexpr Dot kDot = Dot::kU8S8;
+  static constexpr Scales kScales = Scales::kBlock;
+  static constexpr int kOffset = 12;
+
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
+    return mul(V::power_of_two(reinterpret_cast<const uint8_t*>(block + kScalesAt)), V::fill(0.5f));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
+                                                    typename V::U8* out) {
+    Nibbles::load<V>(block, unit, out);
+    out[0] = lookup16(out[0], kMxfp4Values);
+    out[1] = lookup16(out[1], kMxfp4Values);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+                                                   int unit, typename V::F32* out) {
+    typename V::U8 words[2];
+    weights<V>(block, unit, words);
+    Int4Groups<32>::decode_words<V>(words, V::fill(kOffset), scale<V>(block), out);
+  }
+
+  /// The shared exponent is floor(log2 max|x|) − 2 (OCP MX 1.0, section 6.3); values round to
+  /// nearest.
+  static void encode(const float* rows, int64_t depth, std::byte* panel) {
+    for (int64_t b = 0; b < depth / kDepth; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      for (int r = 0; r < kPanelRows; ++r) {
+        const float* x = rows + r * depth + b * kDepth;
+        const float largest = std::fabs(signed_largest(x, kDepth));
+        const int exponent =
+            largest > 0.0f ? std::clamp(std::ilogb(largest) - 2 + 127, 0, 254) : 127;
+        panel[kScalesAt + r] = static_cast<std::byte>(exponent);
+        const float half = std::ldexp(0.5f, exponent - 127);
+        for (int k = 0; k < kDepth; ++k) Nibbles::set(panel, r, k, nearest(x[k] / half));
+      }
+    }
+  }
+  static int nearest(float doubled) {
+    int best = 0;
+    for (int code = 1; code < 16; ++code) {
+      const float distance = std::fabs(static_cast<float>(kMxfp4Values[code] - kOffset) - doubled);
+      const float least = std::fabs(static_cast<float>(kMxfp4Values[best] - kOffset) - doubled);
+      // Ties go to the even code, as in every rounding of floats.
+      if (distance < least || (distance == least && code % 2 == 0 && best % 2 != 0)) best = code;
+    }
+    return best;
+  }
+  static float at(const std::byte* panel, int64_t, int row, int64_t k) {
+    const std::byte* block = panel + k / kDepth * kBlockBytes;
+    const int exponent = static_cast<int>(block[kScalesAt + row]);
+    const auto q = static_cast<float>(kMxfp4Values[Nibbles::get(block, row, k % kDepth)] - kOffset);
+    return exponent == 255 ? NAN : q * std::ldexp(0.5f, exponent - 127);
+  }
+};
+
+}  // namespace moe
