@@ -35,6 +35,18 @@ void fill(PackedWeight& packed, int64_t expert, const py::array& values) {
   packed.fill(expert, data, dtype);
 }
 
+void fill_blocks(PackedWeight& packed, int64_t expert, const py::array& blocks) {
+  const uint8_t* data = data_of<uint8_t>(blocks, 2, "pack_blocks", "blocks");
+  const FormatInfo& info = format_info(packed.format(expert));
+  const int64_t bytes = info.blocks(packed.cols()) * info.file_bytes;
+  if (blocks.shape(0) != packed.rows() || blocks.shape(1) != bytes) {
+    throw ValueError(message("[pack_blocks] blocks have shape ", shape_text(blocks), "; [",
+                             packed.rows(), ", ", bytes, "] is required for ", info.name));
+  }
+  const py::gil_scoped_release release;
+  packed.fill_blocks(expert, reinterpret_cast<const std::byte*>(data));
+}
+
 py::array_t<float> unpack(const PackedWeight& packed, int64_t expert) {
   auto out = new_array<float>({packed.rows(), packed.cols()});
   float* data = out.mutable_data();
@@ -65,6 +77,7 @@ void bind_weights(py::module_& m) {
       .def(py::init(&make_packed), py::arg("formats"), py::arg("experts"), py::arg("rows"),
            py::arg("cols"))
       .def("fill", &fill, py::arg("expert"), py::arg("values"))
+      .def("fill_blocks", &fill_blocks, py::arg("expert"), py::arg("blocks"))
       .def("unpack", &unpack, py::arg("expert"))
       .def_property_readonly("experts", &PackedWeight::experts)
       .def_property_readonly("rows", &PackedWeight::rows)

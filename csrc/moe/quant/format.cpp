@@ -9,8 +9,14 @@ namespace {
 
 template <class F>
 constexpr FormatInfo info_of(std::string_view name, double max_error) {
-  return {name,    F::kDepth, F::kBlockBytes, F::kTrailerBytes,
-          F::kDot, max_error, &F::encode,     &F::at};
+  FormatInfo info{name,    F::kDepth, F::kBlockBytes, F::kTrailerBytes,
+                  F::kDot, max_error, &F::encode,     &F::at,
+                  0,       nullptr};
+  if constexpr (requires { F::kFileBytes; }) {
+    info.file_bytes = F::kFileBytes;
+    info.repack = &F::repack;
+  }
+  return info;
 }
 
 constexpr FormatInfo kFormats[] = {

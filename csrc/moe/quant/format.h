@@ -17,6 +17,9 @@
 //   scale<V>(block)                        fast path, Scales::kBlock: the block's sixteen scales
 //   encode(rows, depth, panel)             writes a panel from sixteen rows of floats
 //   at(panel, depth, row, k)               one weight's value; packing written as one equation
+//   kFileBytes, repack(rows, blocks, panel)  formats that GGUF files hold too: a file block's
+//   bytes,
+//                                          and a panel from sixteen rows of file blocks, lossless
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
@@ -76,6 +79,9 @@ struct FormatInfo {
   double max_error;  // bound on NMSE of encode → decode for Gaussian weights
   void (*encode)(const float* rows, int64_t depth, std::byte* panel);
   float (*at)(const std::byte* panel, int64_t depth, int row, int64_t k);
+  /// Bytes of one row's block in a GGUF file; 0 where GGUF has no such format.
+  int64_t file_bytes;
+  void (*repack)(const std::byte* const* rows, int64_t blocks, std::byte* panel);
 
   int64_t blocks(int64_t cols) const { return (cols + depth - 1) / depth; }
   /// Bytes of a panel, sixteen rows × cols, in whole cache lines.

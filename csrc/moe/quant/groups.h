@@ -90,12 +90,34 @@ struct Nibbles {
   static void set(std::byte* block, int row, int64_t k, int value) {
     block[index(row, k)] |= static_cast<std::byte>(value << shift(k));
   }
+  /// From sixteen bytes of a GGUF block of 32: column j in byte j's low half, j + 16 in its high
+  /// one.
+  static void repack(const std::byte* file, int row, std::byte* block) {
+    for (int j = 0; j < 16; ++j) {
+      set(block, row, j, static_cast<int>(file[j]) & 15);
+      set(block, row, j + 16, static_cast<int>(file[j]) >> 4);
+    }
+  }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* block, int unit,
                                                  typename V::U8* out) {
     const auto bytes = V::load_bytes(block + unit * 64);
     out[0] = low_nibbles(bytes);
     out[1] = high_nibbles(bytes);
+  }
+};
+
+/// Q8_0 in a file: f16 d, then 32 signed bytes.
+struct Q8_0Format : Int8Groups<32> {
+  static constexpr int64_t kFileBytes = 34;
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
+      for (int r = 0; r < kPanelRows; ++r) {
+        const std::byte* file = rows[r] + b * kFileBytes;
+        std::memcpy(panel + kScalesAt + 2 * r, file, 2);
+        for (int k = 0; k < kDepth; ++k) panel[index(r, k)] = file[2 + k] ^ std::byte{0x80};
+      }
+    }
   }
 };
 
@@ -186,8 +208,19 @@ struct Int4Groups {
   }
 };
 
-/// Q4_0 rounds as ggml does: d = largest / −8, q = trunc(x / d + 8.5).
+/// Q4_0 rounds as ggml does: d = largest / −8, q = trunc(x / d + 8.5). In a file: f16 d, 16 bytes.
 struct Q4_0Format : Int4Groups<32> {
+  static constexpr int64_t kFileBytes = 18;
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      for (int r = 0; r < kPanelRows; ++r) {
+        const std::byte* file = rows[r] + b * kFileBytes;
+        std::memcpy(panel + kScalesAt + 2 * r, file, 2);
+        Nibbles::repack(file + 2, r, panel);
+      }
+    }
+  }
   static void encode(const float* rows, int64_t depth, std::byte* panel) {
     for (int64_t b = 0; b < depth / kDepth; ++b, panel += kBlockBytes) {
       std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
@@ -254,6 +287,18 @@ struct Mxfp4Format {
         panel[kScalesAt + r] = static_cast<std::byte>(exponent);
         const float half = std::ldexp(0.5f, exponent - 127);
         for (int k = 0; k < kDepth; ++k) Nibbles::set(panel, r, k, nearest(x[k] / half));
+      }
+    }
+  }
+  /// In a GGUF file: the exponent byte, then 16 bytes.
+  static constexpr int64_t kFileBytes = 17;
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      for (int r = 0; r < kPanelRows; ++r) {
+        const std::byte* file = rows[r] + b * kFileBytes;
+        panel[kScalesAt + r] = file[0];
+        Nibbles::repack(file + 1, r, panel);
       }
     }
   }

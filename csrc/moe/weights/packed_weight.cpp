@@ -75,6 +75,33 @@ void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
   parallel_for(packed.panels(), 4, pack_panels);
 }
 
+void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
+  MOE_CHECK(expert >= 0 && expert < experts_, "[pack_blocks] expert ", expert, "; there are ",
+            experts_);
+  const PackedMatrix packed = matrix(expert);
+  const FormatInfo& info = format_info(packed.format);
+  MOE_CHECK(info.repack != nullptr, "[pack_blocks] ", info.name, " is not a format of GGUF files");
+  MOE_CHECK(cols_ % info.depth == 0, "[pack_blocks] ", cols_, " columns; blocks of ", info.name,
+            " hold ", info.depth);
+  const int64_t blocks = info.blocks(cols_);
+  const int64_t row_bytes = blocks * info.file_bytes;
+  const std::vector<std::byte> zeros(static_cast<size_t>(row_bytes));
+  std::byte* base = buffer_.data() + offsets_[expert];
+  const auto pack_panels = [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      const std::byte* panel_rows[kPanelRows];
+      for (int r = 0; r < kPanelRows; ++r) {
+        const int64_t row = p * kPanelRows + r;
+        panel_rows[r] = row < rows_ ? rows + row * row_bytes : zeros.data();
+      }
+      std::byte* panel = base + p * packed.panel_bytes;
+      std::memset(panel + packed.panel_bytes - 64, 0, 64);
+      info.repack(panel_rows, blocks, panel);
+    }
+  };
+  parallel_for(packed.panels(), 4, pack_panels);
+}
+
 void PackedWeight::unpack(int64_t expert, float* out) const {
   MOE_CHECK(expert >= 0 && expert < experts_, "[unpack] expert ", expert, "; there are ", experts_);
   const PackedMatrix packed = matrix(expert);

@@ -32,6 +32,9 @@ class PackedWeight {
 
   /// Packs expert `expert` from rows × cols contiguous values. Threads share the panels.
   void fill(int64_t expert, const void* values, DType dtype);
+  /// Packs expert `expert` from the bytes of a GGUF tensor: rows × (blocks · file_bytes), lossless.
+  /// Throws ValueError where GGUF has no such format or cols is no multiple of its block.
+  void fill_blocks(int64_t expert, const std::byte* rows);
   /// Rows × cols floats: what the packed bytes mean.
   void unpack(int64_t expert, float* out) const;
 

@@ -18,7 +18,7 @@ from moekit.ops.routing import (
 )
 from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
 from moekit.ops.sampling import sample
-from moekit.ops.weights import PackedWeight, format_names, grouped_matmul, matmul, pack
+from moekit.ops.weights import PackedWeight, format_names, grouped_matmul, matmul, pack, pack_blocks
 
 __all__ = [
     "Assignment",
@@ -36,6 +36,7 @@ __all__ = [
     "mla_attention",
     "moe_ffn",
     "pack",
+    "pack_blocks",
     "permute",
     "plan",
     "rms_norm",

@@ -1,8 +1,8 @@
 """Whatever a caller has, as the NumPy arrays that the core reads.
 
-Accepted everywhere: NumPy arrays (``ml_dtypes`` bfloat16 and float8 included), CPU torch tensors and
-anything else that offers DLPack, the buffer protocol or nested sequences. Nothing is copied where
-dtype and layout already fit.
+Accepted everywhere: NumPy arrays (``ml_dtypes`` bfloat16 and float8 included), CPU torch tensors
+and anything else that offers DLPack, the buffer protocol or nested sequences. Nothing is copied
+where dtype and layout already fit.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def to_numpy(x: Any, op: str, name: str) -> Array:
         array = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
         raise TypeError(f"[{op}] {name} cannot be read as an array: {error}") from None
-    if array.dtype.hasobject or array.dtype.kind in "SUmMV" and not _is_ml_dtype(array):
+    if array.dtype.hasobject or (array.dtype.kind in "SUmMV" and not _is_ml_dtype(array)):
         raise TypeError(f"[{op}] {name} has dtype {array.dtype}; numbers are required")
     return array
 
@@ -85,7 +85,7 @@ def as_integers(
     dtype: type[np.signedinteger[Any]] = np.int64,
     ndim: int | tuple[int, ...] | None = None,
 ) -> Array:
-    """``x`` as C-contiguous integers of ``dtype``; floats and values that do not fit are refused."""
+    """``x`` as C-contiguous integers of ``dtype``; floats and what does not fit are refused."""
     array = to_numpy(x, op, name)
     if array.size == 0:
         array = array.astype(dtype)

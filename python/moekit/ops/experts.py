@@ -114,7 +114,7 @@ class Experts:
         return self.count
 
     def __repr__(self) -> str:
-        return f"Experts({self.count} × {self.inter} × {self.hidden}, {self.up.format})"
+        return f"Experts(E={self.count}, F={self.inter}, H={self.hidden}, {self.up.format})"
 
 
 def _packed(weight: Any, format: Formats) -> PackedWeight:

@@ -49,6 +49,11 @@ class PackedWeight:
         check_ndim(array, 2, "pack", "weight")
         self.core.fill(expert, _packable(array))
 
+    def fill_blocks(self, expert: int, blocks: Any) -> None:
+        """Packs the bytes of a GGUF tensor, uint8 [N, bytes], as expert ``expert``; lossless."""
+        array = to_numpy(blocks, "pack_blocks", "blocks")
+        self.core.fill_blocks(expert, np.ascontiguousarray(array))
+
     @property
     def format(self) -> str | list[str]:
         """The format's name, or a list of one for each expert."""
@@ -101,6 +106,31 @@ def pack(weight: Any, format: Formats = "bf16") -> PackedWeight:
     return packed
 
 
+def pack_blocks(blocks: Any, format: Formats, shape: Sequence[int]) -> PackedWeight:
+    """Packs the bytes of a GGUF tensor as the file has them, without a loss.
+
+    Args:
+        blocks: uint8 [rows, bytes]; for a bank of E experts the rows of all, expert after expert.
+        format: a GGUF format's name (``q8_0``, ``q4_0``, ``mxfp4``, …).
+        shape: [N, K] or [E, N, K]; K is a multiple of the format's block.
+
+    Raises ValueError where format, shape and bytes do not fit, TypeError unless uint8.
+    """
+    array = to_numpy(blocks, "pack_blocks", "blocks")
+    check_ndim(array, 2, "pack_blocks", "blocks")
+    if array.dtype != np.uint8:
+        raise TypeError(f"[pack_blocks] blocks has dtype {array.dtype}; uint8 is required")
+    packed = PackedWeight.empty(format, shape)
+    experts, rows = packed.core.experts, packed.core.rows
+    if array.shape[0] != experts * rows:
+        raise ValueError(
+            f"[pack_blocks] blocks have {array.shape[0]} rows; {experts * rows} are required"
+        )
+    for expert in range(experts):
+        packed.fill_blocks(expert, array[expert * rows : (expert + 1) * rows])
+    return packed
+
+
 def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "auto") -> Float32:
     """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
 
@@ -116,10 +146,8 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
     return out.reshape(*array.shape[:-1], packed.core.rows)
 
 
-def grouped_matmul(
-    x: Any, packed: PackedWeight, offsets: Any, *, compute: str = "auto"
-) -> Float32:
-    """Segments × experts: rows ``offsets[e]:offsets[e+1]`` of ``x`` [n, K] times expert e's Wᵀ.
+def grouped_matmul(x: Any, packed: PackedWeight, offsets: Any, *, compute: str = "auto") -> Float32:
+    """Segments by experts: rows ``offsets[e]:offsets[e+1]`` of ``x`` [n, K] times expert e's Wᵀ.
 
     ``packed`` is [E, N, K], ``offsets`` int [E+1] ascending from 0 to n; float32 [n, N]. Raises
     ValueError where they do not fit.

@@ -1,0 +1,211 @@
+"""Packing and the block against NumPy in float64 and gguf's reference."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from moekit.ops.routing import Assignment
+
+from moekit import ops
+
+FORMATS = ops.format_names()
+GGUF = {"q8_0": "Q8_0", "q4_0": "Q4_0", "mxfp4": "MXFP4"}
+
+
+def nmse(got: np.ndarray, want: np.ndarray) -> float:
+    return float(((got - want) ** 2).sum() / (want**2).sum())
+
+
+def block(x, experts, weights, gate, up, down):
+    """The definition in float64, silu."""
+    out = np.zeros((x.shape[0], down.shape[1]))
+    for t in range(x.shape[0]):
+        for e, w in zip(experts[t], weights[t], strict=True):
+            if e >= 0:
+                g, u = gate[e] @ x[t], up[e] @ x[t]
+                out[t] += w * (down[e] @ (g / (1 + np.exp(-g)) * u))
+    return out
+
+
+def random_layer(rng, experts, inter, hidden):
+    gate, up = rng.standard_normal((2, experts, inter, hidden), dtype=np.float32) / np.sqrt(hidden)
+    down = rng.standard_normal((experts, hidden, inter), dtype=np.float32) / np.sqrt(inter)
+    return gate, up, down
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("tokens", "hidden", "inter"), [(1, 64, 32), (5, 72, 40), (19, 300, 129), (70, 160, 96)]
+)
+def test_block_agrees_with_float64(format, tokens, hidden, inter):
+    rng = np.random.default_rng(tokens)
+    experts = ops.Experts(*random_layer(rng, 5, inter, hidden), format=format)
+    x = rng.standard_normal((tokens, hidden), dtype=np.float32)
+    ids = np.stack([rng.permutation(5)[:3] for _ in range(tokens)]).astype(np.int32)
+    weights = rng.random((tokens, 3), dtype=np.float32)
+    dequantised = [p.unpack().astype(np.float64) for p in (experts.gate, experts.up, experts.down)]
+    want = block(x.astype(np.float64), ids, weights, *dequantised)
+    exact = ops.moe_ffn(x, Assignment(ids, weights), experts, compute="exact")
+    assert nmse(exact, want) <= 1e-12
+    fast = ops.moe_ffn(x, Assignment(ids, weights), experts)
+    assert nmse(fast, want) <= {"f32": 1e-12, "f16": 1e-12, "bf16": 2e-5}.get(format, 5e-4)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_token_has_the_same_bytes_in_any_batch(format):
+    rng = np.random.default_rng(3)
+    experts = ops.Experts(*random_layer(rng, 4, 136, 264), format=format)
+    shared = ops.Experts(*(w[0] for w in random_layer(rng, 1, 48, 264)), format=format)
+    x = rng.standard_normal((33, 264), dtype=np.float32)
+    ids = np.stack([rng.permutation(4)[:2] for _ in range(33)]).astype(np.int32)
+    weights = rng.random((33, 2), dtype=np.float32)
+    for compute in ("exact", "auto"):
+        whole = ops.moe_ffn(x, Assignment(ids, weights), experts, shared=shared, compute=compute)
+        for cut in (1, 2, 5, 16):
+            parts = [
+                ops.moe_ffn(
+                    x[i : i + cut],
+                    Assignment(ids[i : i + cut], weights[i : i + cut]),
+                    experts,
+                    shared=shared,
+                    compute=compute,
+                )
+                for i in range(0, 33, cut)
+            ]
+            assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+def test_every_expert_may_have_its_own_format():
+    rng = np.random.default_rng(4)
+    formats = ["f32", "int4", "q8_0", "bf16", "mxfp4"]
+    layer = random_layer(rng, 5, 64, 96)
+    mixed = ops.Experts(*layer, format=formats)
+    x = rng.standard_normal((9, 96), dtype=np.float32)
+    for e, format in enumerate(formats):
+        ids = np.full((9, 1), e, np.int32)
+        ones = np.ones((9, 1), np.float32)
+        alone = ops.Experts(*(w[e : e + 1] for w in layer), format=format)
+        got = ops.moe_ffn(x, Assignment(ids, ones), mixed)
+        want = ops.moe_ffn(x, Assignment(np.zeros_like(ids), ones), alone)
+        assert got.tobytes() == want.tobytes()
+    assert mixed.up.format == formats
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("shape", [(1, 1), (16, 32), (17, 257), (3, 40, 72)])
+def test_pack_keeps_shape_and_values(format, shape):
+    weight = np.random.default_rng(1).standard_normal(shape, dtype=np.float32)
+    packed = ops.pack(weight, format)
+    assert packed.shape == shape
+    assert packed.format == format
+    back = packed.unpack()
+    assert back.shape == shape
+    assert back.dtype == np.float32
+    bound = {"f32": 0, "f16": 1e-6, "bf16": 1e-5, "int8": 3e-4, "q8_0": 2e-4}.get(format, 3e-2)
+    assert nmse(back, weight) <= bound
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.float32])
+def test_pack_takes_any_float(dtype):
+    weight = np.random.default_rng(1).standard_normal((5, 24)).astype(dtype)
+    exact = {ml_dtypes.bfloat16: "bf16", np.float16: "f16"}.get(dtype, "f32")
+    want = weight.astype(np.float32)
+    np.testing.assert_array_equal(ops.pack(weight, exact).unpack(), want)
+    np.testing.assert_array_equal(ops.pack(weight[:, ::2], exact).unpack(), want[:, ::2])
+
+
+@pytest.mark.parametrize("format", GGUF)
+def test_file_blocks_are_kept_to_the_bit(format):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[GGUF[format]]
+    weight = np.random.default_rng(2).standard_normal((3 * 21, 160), dtype=np.float32)
+    blocks = gguf.quants.quantize(weight, kind)
+    want = gguf.quants.dequantize(blocks, kind)
+    np.testing.assert_array_equal(ops.pack_blocks(blocks, format, (63, 160)).unpack(), want)
+    bank = ops.pack_blocks(blocks, format, (3, 21, 160))
+    np.testing.assert_array_equal(bank.unpack(), want.reshape(3, 21, 160))
+    if format != "mxfp4":  # gguf-py takes another exponent for some blocks; both are valid
+        np.testing.assert_array_equal(ops.pack(weight, format).unpack(), want)
+
+
+def test_torch_tensors_share_memory_and_agree():
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    weight = torch.randn(12, 20, dtype=torch.bfloat16)
+    x = torch.randn(4, 20)
+    packed = ops.pack(weight, "bf16")
+    np.testing.assert_array_equal(packed.unpack(), weight.float().numpy())
+    got = ops.matmul(x, packed, compute="exact")
+    np.testing.assert_allclose(got, (x @ weight.float().T).numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_matmul_shapes_and_bias():
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((7, 30), dtype=np.float32), np.arange(7, dtype=np.float32)
+    packed = ops.pack(weight, "f32")
+    x = rng.standard_normal((2, 3, 30), dtype=np.float32)
+    np.testing.assert_allclose(ops.matmul(x, packed, bias), x @ weight.T + bias, atol=1e-5)
+    assert ops.matmul(x[0, 0], packed).shape == (7,)
+    assert ops.matmul(x[:0], packed).shape == (0, 3, 7)
+
+
+def test_an_empty_batch_and_a_plan_of_empty_slots():
+    rng = np.random.default_rng(0)
+    experts = ops.Experts(*random_layer(rng, 3, 16, 24), format="f32")
+    none = Assignment(np.zeros((0, 2), np.int32), np.zeros((0, 2), np.float32))
+    assert ops.moe_ffn(np.zeros((0, 24), np.float32), none, experts).shape == (0, 24)
+    empty = Assignment(np.full((4, 2), -1, np.int32), np.zeros((4, 2), np.float32))
+    assert not ops.moe_ffn(rng.standard_normal((4, 24)), empty, experts).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda: ops.pack(np.zeros((2, 3), np.float32), "int5"), ValueError, "int5"),
+        (lambda: ops.pack(np.zeros((2, 3), np.int32), "f32"), TypeError, "int32"),
+        (lambda: ops.pack(np.zeros(3, np.float32), "f32"), ValueError, "dimension"),
+        (lambda: ops.pack(np.zeros((0, 3), np.float32), "f32"), ValueError, "positive"),
+        (lambda: ops.pack(np.zeros((2, 3, 4)), ["f32", "f32", "f32"]), ValueError, "3 formats"),
+        (lambda: ops.pack(np.array([["a"]]), "f32"), TypeError, "dtype"),
+        (
+            lambda: ops.matmul(np.zeros((2, 5)), ops.pack(np.zeros((3, 4)), "f32")),
+            ValueError,
+            "5 columns",
+        ),
+        (
+            lambda: ops.grouped_matmul(
+                np.zeros((2, 4)), ops.pack(np.zeros((2, 3, 4)), "f32"), [0, 2, 1]
+            ),
+            ValueError,
+            "offsets",
+        ),
+        (
+            lambda: ops.pack_blocks(np.zeros((2, 33), np.uint8), "q8_0", (2, 32)),
+            ValueError,
+            "34",
+        ),
+        (lambda: ops.pack_blocks(np.zeros((2, 34)), "q8_0", (2, 32)), TypeError, "uint8"),
+        (
+            lambda: ops.Experts(np.zeros((2, 3, 4)), np.zeros((2, 3, 4)), np.zeros((2, 3, 4))),
+            ValueError,
+            "down",
+        ),
+        (
+            lambda: ops.Experts(None, np.zeros((2, 3, 4)), np.zeros((2, 4, 3)), activation="swish"),
+            ValueError,
+            "swish",
+        ),
+    ],
+)
+def test_mistakes_are_named(call, error, says):
+    with pytest.raises(error, match=says):
+        call()
+
+
+def test_an_id_that_is_no_expert_is_named():
+    rng = np.random.default_rng(0)
+    experts = ops.Experts(*random_layer(rng, 3, 16, 24), format="f32")
+    bad = Assignment(np.array([[0, 3]], np.int32), np.ones((1, 2), np.float32))
+    with pytest.raises(ValueError, match="3"):
+        ops.moe_ffn(np.zeros((1, 24)), bad, experts)
