@@ -29,6 +29,9 @@ apt = if ! command -v apt-get >/dev/null; then echo "Please install: $(1)" >&2; 
     </dev/null >/dev/null; } || { echo "apt-get could not install $(1); please install by hand" >&2; exit 1; }
 has_header = echo '\#include <$(1)>' | g++ -E -x c++ - >/dev/null 2>&1
 
+# $(call stubs,folder): the stubs of the installed _core.
+stubs = cd $(VENV) && bin/pybind11-stubgen moekit._core --exit-code -o $(abspath $(1)) >/dev/null
+
 .PHONY: help demo test ctest pytest test-isas test-slow aarch64 asan tsan bench lint format stubs clean
 
 help: ## This list
@@ -109,16 +112,23 @@ bench: $(VENV)/.apt $(VENV)/.test ## The C++ benchmarks
 	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset release -DMOEKIT_PYTHON=OFF; \
 	  cmake --build --preset release; ./build/release/bench/moe_bench
 
-lint: $(VENV)/.built $(VENV)/.dev ## ruff, mypy --strict, clang-format
+lint: $(VENV)/.built $(VENV)/.dev ## ruff, clang-format, mypy --strict, the package's layers, the stubs of _core
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
 	@$(BIN)/clang-format --dry-run -Werror $(CPP)
+	@$(BIN)/mypy
+	@PYTHONPATH=python $(BIN)/lint-imports --no-logo
+	@$(call stubs,build/stubs)
+	@diff -u python/moekit/_core.pyi build/stubs/moekit/_core.pyi || { echo "make stubs writes them anew" >&2; exit 1; }
 
 format: $(VENV)/.dev ## Format Python and C++
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 	@$(BIN)/clang-format -i $(CPP)
+
+stubs: $(VENV)/.built $(VENV)/.dev ## Write python/moekit/_core.pyi anew
+	@$(call stubs,build/stubs)
+	@cp build/stubs/moekit/_core.pyi python/moekit/_core.pyi
 
 clean: ## Remove .venv/ and build/
 	rm -rf $(VENV) build
