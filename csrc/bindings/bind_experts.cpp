@@ -52,7 +52,7 @@ struct Bank {
 };
 
 py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::array& weights,
-                       bool weighs_input, const Bank& bank, const Bank* shared,
+                       bool weighs_input, const Bank& bank, std::optional<const Bank*> maybe_shared,
                        const std::optional<py::array>& shared_scale, const std::string& compute) {
   const auto rows = matrix_of<float>(x, "moe_ffn", "x");
   AssignmentView assignment;
@@ -65,6 +65,7 @@ py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::a
             "[moe_ffn] assignment.weights has shape ", shape_text(weights), "; experts ",
             shape_text(experts));
   const ExpertBank routed = bank.view();
+  const Bank* shared = maybe_shared.value_or(nullptr);
   SharedExpert shared_view;
   if (shared != nullptr) {
     shared_view.bank = shared->view();
@@ -86,11 +87,11 @@ py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::a
 
 void bind_experts(py::module_& m) {
   py::class_<Bank>(m, "ExpertBank")
-      .def(py::init([](const PackedWeight* gate, const PackedWeight& up, const PackedWeight& down,
-                       std::optional<py::array> gate_bias, std::optional<py::array> up_bias,
-                       std::optional<py::array> down_bias, const std::string& activation,
-                       float limit) {
-             Bank bank{gate,
+      .def(py::init([](std::optional<const PackedWeight*> gate, const PackedWeight& up,
+                       const PackedWeight& down, std::optional<py::array> gate_bias,
+                       std::optional<py::array> up_bias, std::optional<py::array> down_bias,
+                       const std::string& activation, float limit) {
+             Bank bank{gate.value_or(nullptr),
                        &up,
                        &down,
                        std::move(gate_bias),

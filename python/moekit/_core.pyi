@@ -6,7 +6,26 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'PackedWeight', 'attention', 'cpu_name', 'format_names', 'grouped_matmul', 'isa', 'matmul', 'moe_ffn', 'num_threads', 'packed_bytes', 'runnable_isas', 'set_isa', 'set_num_threads']
+__all__: list[str] = ['ExpertBank', 'PackedWeight', 'RouterRule', 'attention', 'choose_tokens', 'combine', 'cpu_name', 'embed', 'format_names', 'grouped_matmul', 'isa', 'layer_norm', 'limit_capacity', 'matmul', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'set_isa', 'set_num_threads', 'weigh']
+class RouterRule:
+    def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    def with_top_k(self, top_k: typing.SupportsInt | typing.SupportsIndex) -> RouterRule:
+        """
+        The same rule with another K.
+        """
+    @property
+    def groups(self) -> int:
+        ...
+    @property
+    def top_groups(self) -> int:
+        ...
+    @property
+    def top_k(self) -> int:
+        ...
+    @property
+    def weighs_input(self) -> bool:
+        ...
 class PackedWeight:
     def __init__(self, formats: collections.abc.Sequence[str], experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
@@ -30,13 +49,19 @@ class PackedWeight:
     def rows(self) -> int:
         ...
 class ExpertBank:
-    def __init__(self, gate: PackedWeight, up: PackedWeight, down: PackedWeight, gate_bias: numpy.ndarray | None, up_bias: numpy.ndarray | None, down_bias: numpy.ndarray | None, activation: str, limit: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    def __init__(self, gate: PackedWeight | None, up: PackedWeight, down: PackedWeight, gate_bias: numpy.ndarray | None, up_bias: numpy.ndarray | None, down_bias: numpy.ndarray | None, activation: str, limit: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
 def attention(op: str, q: numpy.ndarray, q_tail: numpy.ndarray | None, k: numpy.ndarray, v: numpy.ndarray, scale: typing.SupportsFloat | typing.SupportsIndex, causal: bool, first_position: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, chunk: typing.SupportsInt | typing.SupportsIndex, softcap: typing.SupportsFloat | typing.SupportsIndex, sinks: numpy.ndarray | None, bias: numpy.ndarray | None, key_mask: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
     """
     Softmax attention; see moekit.ops.attention.
     """
+def choose_tokens(scores: numpy.ndarray, capacity: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.bool]:
+    ...
+def combine(y: numpy.ndarray, rows: numpy.ndarray, slots: numpy.ndarray, weights: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
+    ...
 def cpu_name() -> str:
+    ...
+def embed(table: numpy.ndarray, ids: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def format_names() -> list[str]:
     ...
@@ -46,9 +71,15 @@ def isa() -> str:
     """
     The instruction set in use.
     """
+def layer_norm(x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarray | None, eps: typing.SupportsFloat | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, residual: numpy.ndarray | None) -> typing.Any:
+    """
+    As rms_norm.
+    """
+def limit_capacity(experts: numpy.ndarray, expert_count: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, ranking: numpy.ndarray | None) -> tuple[numpy.typing.NDArray[numpy.int32], int]:
+    ...
 def matmul(x: numpy.ndarray, weight: PackedWeight, bias: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
-def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank, shared_scale: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
+def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def num_threads() -> int:
     ...
@@ -56,11 +87,33 @@ def packed_bytes(format: str, rows: typing.SupportsInt | typing.SupportsIndex, c
     """
     Bytes of one packed matrix.
     """
+def permute(x: numpy.ndarray, rows: numpy.ndarray) -> numpy.typing.NDArray[numpy.uint8]:
+    """
+    Rows of bytes, gathered.
+    """
+def plan(experts: numpy.ndarray, expert_count: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
+    """
+    offsets, rows and slots of a Plan.
+    """
+def rms_norm(x: numpy.ndarray, weight: numpy.ndarray | None, eps: typing.SupportsFloat | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, residual: numpy.ndarray | None) -> typing.Any:
+    """
+    The normed rows; with a residual a pair: these and x + residual.
+    """
+def rope(x: numpy.ndarray, cos: numpy.ndarray, sin: numpy.ndarray, first: typing.SupportsInt | typing.SupportsIndex, interleaved: bool) -> numpy.typing.NDArray[numpy.float32]:
+    ...
+def rope_angles(positions: numpy.ndarray, frequencies: numpy.ndarray, factor: typing.SupportsFloat | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    ...
+def route(logits: numpy.ndarray, rule: RouterRule, select_bias: numpy.ndarray | None, noise: numpy.ndarray | None, mask: numpy.ndarray | None, check_finite: bool) -> tuple[numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.float32]]:
+    ...
 def runnable_isas() -> list[str]:
     """
     Instruction sets of this build that this machine runs, worst first.
     """
+def sample(logits: numpy.ndarray, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, seeds: numpy.ndarray, steps: numpy.ndarray) -> numpy.typing.NDArray[numpy.int64]:
+    ...
 def set_isa(name: str) -> None:
     ...
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+    ...
+def weigh(logits: numpy.ndarray, rule: RouterRule, experts: numpy.ndarray, noise: numpy.ndarray | None, mask: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
     ...
