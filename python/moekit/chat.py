@@ -1,0 +1,175 @@
+"""A conversation as one text, by the checkpoint's own chat template.
+
+Templates are programs of strangers: they run in Jinja2's immutable sandbox, at most 64 KB long,
+with a bound on what they write. They may call the functions that transformers offers them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from .errors import FileError
+from .tokenizer import Tokenizer
+
+MAX_TEMPLATE_BYTES = 64 << 10
+MAX_RENDERED_CHARACTERS = 4 << 20
+# Methods and filters that write text of any length asked for.
+_WIDENING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, with bounds on the operators that make much out of little."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def call_binop(
+        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
+    ) -> Any:
+        if operator == "**" and isinstance(right, int) and abs(right) > 64:
+            raise jinja2.exceptions.SecurityError(f"exponent {right} is above 64")
+        if operator == "%" and isinstance(left, str):
+            raise jinja2.exceptions.SecurityError("text formatting is not offered")
+        if operator == "*":
+            for items, count in ((left, right), (right, left)):
+                if isinstance(items, str | list | tuple) and isinstance(count, int):
+                    _require_bounded(len(items) * count)
+        return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        widens = isinstance(obj, str) and attr in _WIDENING
+        return not widens and super().is_safe_attribute(obj, attr, value)
+
+
+def _require_bounded(characters: int) -> None:
+    if characters > MAX_RENDERED_CHARACTERS:
+        raise jinja2.exceptions.SecurityError(
+            f"text of {characters} characters; at most {MAX_RENDERED_CHARACTERS} are written"
+        )
+
+
+class _GenerationTag(Extension):
+    """{% generation %} marks what an assistant says, for training; here it only encloses."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja's own declaration
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter writes < and > as escapes, which a model has never seen.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=None if indent is None else min(int(indent), 16),
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+@lru_cache(maxsize=16)
+def _compile(template: str) -> jinja2.Template:
+    environment = _Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    for name in ("center", "format"):
+        del environment.filters[name]
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(template)
+
+
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any] | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """The text of a conversation, ready for `tokenizer.encode(text, add_special_tokens=False)`.
+
+    `messages` are mappings with a `role`; `variables` are what the template knows besides them:
+    `tools`, `documents`, `enable_thinking`, .... FileError where the template is broken or
+    refuses the conversation, with its own words; ValueError for messages that are no messages.
+    """
+    plain = _plain(list(messages))
+    if not plain:
+        raise ValueError("[chat] messages is empty; at least one message is required")
+    for i, message in enumerate(plain):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"[chat] messages[{i}] has no role; {{'role', 'content'}} is required")
+    extra = {"tools": None, "documents": None, **(variables or {})}
+    template = _template_of(tokenizer, bool(extra["tools"]))
+    size = len(template.encode())
+    if size > MAX_TEMPLATE_BYTES:
+        raise FileError(
+            f"[chat] {tokenizer.path}: chat template of {size} bytes; "
+            f"at most {MAX_TEMPLATE_BYTES} are run"
+        )
+    written: list[str] = []
+    length = 0
+    try:
+        for piece in _compile(template).generate(
+            messages=plain,
+            add_generation_prompt=add_generation_prompt,
+            **{**tokenizer.special, **_plain(extra)},
+        ):
+            length += len(piece)
+            _require_bounded(length)
+            written.append(piece)
+    except jinja2.exceptions.TemplateError as error:
+        raise FileError(f"[chat] {tokenizer.path}: chat template: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        # What a template's own slips raise while it runs.
+        kind = type(error).__name__
+        raise FileError(f"[chat] {tokenizer.path}: chat template: {kind}: {error}") from error
+    return "".join(written)
+
+
+def _template_of(tokenizer: Tokenizer, with_tools: bool) -> str:
+    templates = tokenizer.chat_templates
+    for name in ("tool_use", "default") if with_tools else ("default",):
+        if name in templates:
+            return templates[name]
+    found = ", ".join(templates) or "none"
+    raise FileError(
+        f"[chat] {tokenizer.path}: chat templates: {found}; one named default is required"
+    )
+
+
+def _plain(value: Any) -> Any:
+    """The value built anew of plain JSON types: a template must not meet objects with methods."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    raise ValueError(
+        f"[chat] a {type(value).__name__} in messages; text, numbers, lists and mappings are read"
+    )
