@@ -1,0 +1,5 @@
+"""The experts of a layer: three packed weights and an activation."""
+
+from ..ops import Experts
+
+__all__ = ["Experts"]

@@ -1,0 +1,247 @@
+"""A decoder: embed → blocks → norm → head, and what one does with a whole model."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import generate, ops
+from ..intervention import Intervention, check_feasible, intervention
+from ..record import Record
+from ..routing import Recorder, pushed, routing_pass
+from ..token_ids import TokenIds, sequences_of
+from .batch import Batch, Cache
+from .block import Block
+from .kv_cache import KVCache
+from .linear import Linear
+from .norm import RMSNorm
+from .router import Router
+from .types import Floats, Weights
+
+if TYPE_CHECKING:
+    from ..tokenizer import Tokenizer
+
+
+class Model:
+    """A language model of blocks. `embedding` [V, H] is a table in float32,
+    bfloat16 or float16; `head` gives [V] logits.
+
+    `config` are the fields of its config.json, `tokenizer` turns text into ids and back; both may
+    be missing in a model put together by hand. `end_ids` are the tokens that end a generation.
+    Several threads may call one model; a `Cache` belongs to one thread at a time.
+    """
+
+    def __init__(
+        self,
+        embedding: npt.NDArray[Any],
+        layers: Sequence[Block],
+        norm: RMSNorm,
+        head: Linear,
+        *,
+        config: Mapping[str, object] | None = None,
+        tokenizer: "Tokenizer | None" = None,
+        end_ids: Sequence[int] = (),
+    ) -> None:
+        if embedding.ndim != 2 or embedding.dtype.name not in ("float32", "bfloat16", "float16"):
+            raise TypeError(
+                f"[Model] embedding is {embedding.dtype} {list(embedding.shape)}; "
+                "float32, bfloat16 or float16 [V, H] is required"
+            )
+        self.embedding = np.ascontiguousarray(embedding)
+        self.layers = list(layers)
+        self.norm = norm
+        self.head = head
+        self.config: Mapping[str, object] = config or {}
+        self.tokenizer = tokenizer
+        self.end_ids = tuple(end_ids)
+
+    def __repr__(self) -> str:
+        kind = self.config.get("model_type", "model")
+        size = sum(self.memory().values())
+        return f"<{kind}: {len(self.layers)} layers, {len(self.moe_layers)} with experts, {size} B>"
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to vocab_size - 1."""
+        return int(self.embedding.shape[0])
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """The numbers of the layers that have experts."""
+        return [n for n, block in enumerate(self.layers) if block.moe is not None]
+
+    def new_cache(self) -> Cache:
+        """An empty cache; it takes as many sequences as its first forward pass has."""
+        return Cache()
+
+    # -- running ---------------------------------------------------------------------------
+
+    def forward(
+        self, ids: TokenIds, cache: Cache | None = None, routing: Record | None = None
+    ) -> Floats | list[Floats]:
+        """Logits of every token: float32 [T, V] for ids [T], [B, T, V] for [B, T], else a list.
+
+        `ids`: integers, one sequence or several (a list of lists may be ragged). `cache`: its
+        sequences are continued, only the new tokens are computed. `routing`: a record whose
+        choices replace the routers'. ValueError for empty prompts and ids out of range.
+        """
+        sequences, shape = sequences_of(ids, self.vocab_size)
+        logits = self.logits(sequences, cache, routing)
+        if shape is not None:
+            return logits.reshape(*shape, -1)
+        return np.split(logits, np.cumsum([len(s) for s in sequences])[:-1])
+
+    __call__ = forward
+
+    def logits(
+        self,
+        sequences: Sequence[npt.NDArray[np.int32]],
+        cache: Cache | None = None,
+        routing: Record | None = None,
+        *,
+        last: bool = False,
+    ) -> Floats:
+        """Float32 [rows, V] of checked ids, all sequences after one another.
+
+        With `last`, only the last token's row of each sequence, which is all that choosing the
+        next token needs.
+        """
+        ids = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
+        lengths = [len(sequence) for sequence in sequences]
+        batch = Batch(lengths, self._continued(len(lengths), cache), ids)
+        batch.routing = routing_pass(self, batch, routing)
+        x = self._hidden(batch)
+        if last:
+            x = x[[rows.stop - 1 for rows in batch.rows]]
+        return self.head(self.norm(x))
+
+    def _continued(self, count: int, cache: Cache | None) -> list[KVCache]:
+        # Without a cache the keys still go through one: it may store them in fewer bits, and a
+        # token's bytes must not depend on how its prompt was cut.
+        if cache is None:
+            return [self._new_sequence() for _ in range(count)]
+        if not any(cache.lengths) and len(cache) != count:
+            cache.sequences = [self._new_sequence() for _ in range(count)]
+        if len(cache.sequences) != count:
+            raise ValueError(
+                f"[forward] {count} sequences; the cache continues {len(cache.sequences)}"
+            )
+        return cache.sequences
+
+    def _new_sequence(self) -> KVCache:
+        return KVCache([block.attention.cache_rows for block in self.layers])
+
+    def _hidden(self, batch: Batch) -> Floats:
+        try:
+            x = ops.embed(self.embedding, batch.ids)
+            for n, block in enumerate(self.layers):
+                x = block(x, batch, n)
+        except BaseException:
+            # Ctrl-C included: the cache stays usable, with the tokens that it had.
+            batch.roll_back()
+            raise
+        if batch.routing is not None:
+            batch.routing.finish()
+        return x
+
+    # -- text ------------------------------------------------------------------------------
+
+    def generate(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Any:
+        """New text for a text, new ids for ids, a list for a list.
+
+        Options (temperature, top_k, top_p, min_p, seed, stop) as in `moekit.generate.start`.
+        """
+        return generate.generate(self, prompt, max_new_tokens, **options)
+
+    def stream(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Iterator[Any]:
+        """The same for one prompt, piece by piece; pieces are whole characters."""
+        return generate.stream(self, prompt, max_new_tokens, **options)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], max_new_tokens: int = 128, **options: Any
+    ) -> str:
+        """The model's answer to `messages`, laid out by the checkpoint's own chat template.
+
+        `messages` are mappings with `role` and `content`. `template={...}` sets further variables
+        of the template (`tools`, `enable_thinking`, ...); other options are those of `generate`.
+        """
+        return "".join(self.stream_chat(messages, max_new_tokens, **options))
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 128,
+        *,
+        template: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Iterator[str]:
+        """The same, piece by piece."""
+        ids = generate.chat_ids(self, messages, template)
+        return generate.stream(self, ids, max_new_tokens, as_text=True, **options)
+
+    # -- looking and intervening -----------------------------------------------------------
+
+    @contextmanager
+    def record(self, logits: bool = False) -> Iterator[Record]:
+        """Record the routing of every pass that this thread makes inside the block."""
+        layers = self.moe_layers
+        counts = [self._experts_of(n) for n in layers]
+        most = max(counts, default=0)
+        record = Record(
+            np.zeros((0, len(layers), 0), np.int32),
+            np.zeros((0, len(layers), 0), np.float32),
+            layers,
+            num_experts=counts,
+            logits=np.zeros((0, len(layers), most), np.float32) if logits else None,
+            tokenizer=self.tokenizer,
+        )
+        with pushed(self, Recorder(record, logits)):
+            yield record
+
+    @contextmanager
+    def intervene(self, **wishes: Any) -> Iterator[Intervention]:
+        """Change the routing of every pass that this thread makes inside the block.
+
+        bias={(12, 5): 0.3} is added to a router's logits; mask={(12, 7)} forbids an expert, as if
+        it were not there; force={(3, 1)} makes every token use it; k={"*": 6} sets the experts
+        per token; router=function(x, logits) chooses by itself (an Assignment) or changes the
+        logits (an array). Layers go by the model's own numbers, "*" is all of them. Blocks nest:
+        biases add up, masks and forces unite, the inner K and router win.
+        """
+        routers = self._routers()
+        wanted = intervention(routers, **wishes)
+        check_feasible(wanted, routers)
+        with pushed(self, wanted):
+            yield wanted
+
+    def _routers(self) -> dict[int, Router]:
+        moes = {n: self.layers[n].moe for n in self.moe_layers}
+        return {n: m.router for n, m in moes.items() if m and isinstance(m.router, Router)}
+
+    def _experts_of(self, layer: int) -> int:
+        moe = self.layers[layer].moe
+        assert moe is not None
+        return int(moe.experts.count)
+
+    # -- size ------------------------------------------------------------------------------
+
+    def weights(self) -> Weights:
+        """(name, class, weight) of everything."""
+        yield "embedding", "embedding", self.embedding
+        for n, block in enumerate(self.layers):
+            for name, kind, weight in block.weights():
+                yield f"layers.{n}.{name}", kind, weight
+        for name, kind, weight in self.norm.weights():
+            yield f"norm.{name}", kind, weight
+        for name, kind, weight in self.head.weights():
+            yield f"head.{name}", kind, weight
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes of the weights by class (experts, attention, embedding, ...)."""
+        sizes: dict[str, int] = defaultdict(int)
+        for _, kind, weight in self.weights():
+            sizes[kind] += weight.nbytes
+        return dict(sizes)
