@@ -1,0 +1,120 @@
+"""From a path to a model that runs."""
+
+import os
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from . import _core, checkpoint, models, ops
+from .config import Config
+from .models.reader import Formats, Reader
+from .nn import Model
+from .tokenizer import load_tokenizer
+
+# Shorter loads show no bar.
+_PATIENCE_S = 2.0
+
+
+def load(
+    path: str | os.PathLike[str],
+    format: str | None = None,
+    router_format: str = "f32",
+    threads: int | None = None,
+    *,
+    progress: bool | None = None,
+) -> Model:
+    """The model in a Hugging Face directory, its weights packed while they are read.
+
+    `format`: one of `ops.pack`'s for all matrices; None keeps what the file holds. Below 8 bits
+    the embedding and the head take int8. `router_format`: routers stay in float32, since a
+    rounded score chooses other experts. `threads` is set for the whole process. `progress`: a bar
+    on stderr; None shows it on a terminal when loading takes longer than two seconds.
+
+    FileError for files that are missing, broken, or do not fit each other: the message names
+    the field, the tensor or the file. Tensors are read one at a time.
+    """
+    formats = Formats.of(format, router_format)
+    for name in (format, router_format):
+        if name is not None and name not in ops.format_names():
+            known = ", ".join(ops.format_names())
+            raise ValueError(f"[load] format {name!r}; one of {known} is required")
+    if threads is not None:
+        _core.set_num_threads(threads)
+    folder = os.fsdecode(path)
+    config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
+    with checkpoint.open_model(folder) as file:
+        weights = checkpoint.open_weights(file, config)
+        total = sum(file.info(name).nbytes for name in file)
+        with _Progress(total, progress) as bar:
+            model = models.build(config, Reader(weights, formats, bar.advance))
+    model.tokenizer = load_tokenizer(folder)
+    model.end_ids = _end_ids(folder, config, model.vocab_size)
+    return model
+
+
+def demo_model(format: str | None = None, **options: Any) -> Model:
+    """The small DeepSeek-V3 inside the package; options are those of `load`."""
+    from .demo import demo_path
+
+    return load(demo_path(), format, **options)
+
+
+def _end_ids(folder: str, config: Config, vocab_size: int) -> tuple[int, ...]:
+    """Tokens that end a generation: generation_config.json's, else config.json's."""
+    sources: list[Config] = []
+    if checkpoint.has_file(folder, "generation_config.json"):
+        name = os.path.join(folder, "generation_config.json")
+        sources.append(Config(checkpoint.read_json(folder, "generation_config.json"), name))
+    sources.append(config)
+    for source in sources:
+        value = source.get("eos_token_id")
+        if value is None:
+            continue
+        ids: list[Any] = value if isinstance(value, list) else [value]
+        if not all(type(token) is int for token in ids):
+            raise source.error("eos_token_id", "a token id or a list of them")
+        # Ids beyond the vocabulary cannot come; some configurations carry them.
+        return tuple(token for token in ids if 0 <= token < vocab_size)
+    return ()
+
+
+class _Progress:
+    """A bar over bytes that appears only when the work turns out to be long."""
+
+    def __init__(self, total: int, wanted: bool | None) -> None:
+        self._total = total
+        self._wanted = sys.stderr.isatty() if wanted is None else wanted
+        self._patience = _PATIENCE_S if wanted is None else 0.0
+        self._begin = time.monotonic()
+        self._done = 0
+        self._bar: Any = None
+
+    def advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._bar is not None:
+            self._bar.update(nbytes)
+        elif self._wanted and time.monotonic() - self._begin >= self._patience:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._done,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                desc="loading",
+                file=sys.stderr,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

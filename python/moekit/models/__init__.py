@@ -1,0 +1,28 @@
+"""Model families, one file each, found by config.json's model_type."""
+
+from importlib import import_module
+
+from ..config import Config
+from ..nn import Model
+from .reader import Reader
+
+# model_type -> the module that builds it. A family is added by a row here and its file.
+FAMILIES = {
+    "deepseek_v3": "deepseek_v3",
+    "kimi_k2": "deepseek_v3",
+    "mixtral": "mixtral",
+    "qwen3_moe": "qwen3_moe",
+}
+
+
+def build(config: Config, reader: Reader) -> Model:
+    """The model that `config` describes, from the tensors of `reader`.
+
+    FileError for an unknown model_type, for absurd fields, and for tensors that are missing, have
+    another shape, or have no place in the architecture.
+    """
+    family = config.choice("model_type", sorted(FAMILIES))
+    module = import_module(f"{__name__}.{FAMILIES[family]}")
+    model = module.build(config, reader)
+    assert isinstance(model, Model)
+    return model
