@@ -147,6 +147,8 @@ class _Rows:
     def __init__(self, shape: RowShape, dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.length = 0
+        *heads, width = range(len(shape) + 1)
+        self._tokens_first = (heads.pop(), *heads, width)
         self.buffer = _aligned_empty(self._laid_out(0), dtype)
         self._capacity = 0
         self._shared = 0  # rows that a fork reads too
@@ -164,8 +166,7 @@ class _Rows:
         return view
 
     def view(self) -> Array:
-        tokens_first = np.moveaxis(self.buffer, len(self.shape) - 1, 0)
-        return tokens_first[: self.length]
+        return self.buffer.transpose(self._tokens_first)[: self.length]
 
     def reserve(self, capacity: int) -> None:
         if capacity > self._capacity:

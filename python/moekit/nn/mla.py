@@ -29,6 +29,7 @@ class MLA:
     """
 
     __slots__ = (
+        "_one_row_each",
         "frequencies",
         "heads",
         "interleaved",
@@ -83,6 +84,7 @@ class MLA:
         self.frequencies: Floats = np.ascontiguousarray(frequencies, np.float32)
         self.rope_factor = rope_factor
         self.interleaved = interleaved
+        self._one_row_each = np.arange(self.heads + 1, dtype=np.int64)
         self.scale = (self.nope + self.rope) ** -0.5 if scale is None else scale
 
     @property
@@ -117,10 +119,11 @@ class MLA:
     def _per_head(self, x: Floats, weight: PackedWeight) -> Floats:
         """x [T, h, A] times weight [h, B, A] head by head: [T, h, B], heads as experts."""
         rows = len(x)
+        if rows == 1:  # one token lies head by head already
+            return ops.grouped_matmul(x[0], weight, self._one_row_each)[None]
         by_head = np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(-1, x.shape[2])
-        offsets = np.arange(0, self.heads * rows + 1, rows, dtype=np.int64)
-        y = ops.grouped_matmul(by_head, weight, offsets).reshape(self.heads, rows, -1)
-        return np.ascontiguousarray(y.transpose(1, 0, 2))
+        y = ops.grouped_matmul(by_head, weight, self._one_row_each * rows)
+        return np.ascontiguousarray(y.reshape(self.heads, rows, -1).transpose(1, 0, 2))
 
     def _attend(
         self, q_latent: Floats, q_rope: Floats, entries: Floats, batch: Batch, layer: int

@@ -19,6 +19,7 @@ Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
+_FLOAT32 = np.dtype(np.float32)
 _TORCH_AS_BYTES = {
     "torch.bfloat16": ("int16", ml_dtypes.bfloat16),
     "torch.float8_e4m3fn": ("int8", ml_dtypes.float8_e4m3fn),
@@ -68,6 +69,11 @@ def check_ndim(array: Array, ndim: int | tuple[int, ...], op: str, name: str) ->
 
 def as_float32(x: Any, op: str, name: str, ndim: int | tuple[int, ...] | None = None) -> Float32:
     """``x`` as C-contiguous float32: the activations' form. Other float dtypes are converted."""
+    # What one operation gives and the next one takes, dozens of times for each token.
+    if type(x) is np.ndarray and x.dtype is _FLOAT32 and x.flags.c_contiguous:
+        if ndim is not None and x.ndim != ndim:
+            check_ndim(x, ndim, op, name)
+        return x
     array = to_numpy(x, op, name)
     if ndim is not None:
         check_ndim(array, ndim, op, name)
