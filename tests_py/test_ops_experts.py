@@ -5,9 +5,9 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from moekit.ops.routing import Assignment
 
 from moekit import ops
+from moekit.ops.routing import Assignment
 
 FORMATS = ops.format_names()
 GGUF = {"q8_0": "Q8_0", "q4_0": "Q4_0", "mxfp4": "MXFP4"}
@@ -48,7 +48,7 @@ def test_block_agrees_with_float64(format, tokens, hidden, inter):
     want = block(x.astype(np.float64), ids, weights, *dequantised)
     exact = ops.moe_ffn(x, Assignment(ids, weights), experts, compute="exact")
     assert nmse(exact, want) <= 1e-12
-    fast = ops.moe_ffn(x, Assignment(ids, weights), experts)
+    fast = ops.moe_ffn(x, Assignment(ids, weights), experts, compute="fast")
     assert nmse(fast, want) <= {"f32": 1e-12, "f16": 1e-12, "bf16": 2e-5}.get(format, 5e-4)
 
 
@@ -60,7 +60,7 @@ def test_a_token_has_the_same_bytes_in_any_batch(format):
     x = rng.standard_normal((33, 264), dtype=np.float32)
     ids = np.stack([rng.permutation(4)[:2] for _ in range(33)]).astype(np.int32)
     weights = rng.random((33, 2), dtype=np.float32)
-    for compute in ("exact", "auto"):
+    for compute in ("exact", "fast"):
         whole = ops.moe_ffn(x, Assignment(ids, weights), experts, shared=shared, compute=compute)
         for cut in (1, 2, 5, 16):
             parts = [
@@ -209,3 +209,20 @@ def test_an_id_that_is_no_expert_is_named():
     bad = Assignment(np.array([[0, 3]], np.int32), np.ones((1, 2), np.float32))
     with pytest.raises(ValueError, match="3"):
         ops.moe_ffn(np.zeros((1, 24)), bad, experts)
+
+
+def test_auto_keeps_float_activations_for_small_bfloat16_matrices():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 1024), dtype=np.float32)
+    for rows, like in ((1024, "exact"), (1040, "fast")):
+        packed = ops.pack(rng.standard_normal((rows, 1024), dtype=np.float32), "bf16")
+        got = ops.matmul(x, packed)
+        assert got.tobytes() == ops.matmul(x, packed, compute=like).tobytes()
+    assert ops.matmul(x, packed, compute="exact").tobytes() != got.tobytes()
+
+
+def test_show_config_names_the_machine(capsys):
+    ops.show_config()
+    text = capsys.readouterr().out
+    for fact in ("isa", "threads", "compiler", ops.config()["isa"]):
+        assert str(fact) in text

@@ -28,6 +28,7 @@ void bind_config(py::module_& m) {
       },
       "Instruction sets of this build that this machine runs, worst first.");
   m.def("cpu_name", &cpu_name);
+  m.def("compiler", [] { return std::string(__VERSION__); }, "The compiler that built the core.");
   m.def("num_threads", &num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("threads"));
 }

@@ -14,12 +14,13 @@ TEST(Compute, NamesAndTheirDotProducts) {
   EXPECT_THROW(parse_compute("quick"), ValueError);
   for (int f = 0; f < kFormatCount; ++f) {
     const auto format = static_cast<Format>(f);
-    EXPECT_EQ(choose_dot(format, Compute::kExact), Dot::kF32);
-    EXPECT_EQ(choose_dot(format, Compute::kFast), format_info(format).dot);
+    EXPECT_EQ(choose_dot(format, Compute::kExact, 4096, 4096), Dot::kF32);
+    EXPECT_EQ(choose_dot(format, Compute::kFast, 8, 8), format_info(format).dot);
   }
-  EXPECT_EQ(choose_dot(Format::kF32, Compute::kAuto), Dot::kF32);
-  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto), Dot::kBf16);
-  EXPECT_EQ(choose_dot(Format::kInt8, Compute::kAuto), Dot::kU8S8);
+  EXPECT_EQ(choose_dot(Format::kF32, Compute::kAuto, 4096, 4096), Dot::kF32);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 768, 2048), Dot::kBf16);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 1024, 1024), Dot::kF32);
+  EXPECT_EQ(choose_dot(Format::kInt8, Compute::kAuto, 8, 8), Dot::kU8S8);
 }
 
 // Every instruction set serves every pair that choose_dot can name.
@@ -29,7 +30,7 @@ TEST(Compute, NoHoleInAnyTable) {
   for (int i = 0; i < count; ++i) {
     for (int f = 0; f < kFormatCount; ++f) {
       for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
-        const Dot dot = choose_dot(static_cast<Format>(f), compute);
+        const Dot dot = choose_dot(static_cast<Format>(f), compute, 2048, 2048);
         EXPECT_NE(tables[i]->gemm->run[f][static_cast<int>(dot)], nullptr)
             << tables[i]->name << " " << format_info(static_cast<Format>(f)).name;
       }

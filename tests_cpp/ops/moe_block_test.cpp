@@ -157,8 +157,8 @@ TEST_P(MoeBlock, AgreesWithTheDefinitionInEveryFormat) {
       const auto x = normal(tokens * hidden, 3);
       const Routing r = routing(tokens, 2, 5, false, 4);
       const auto expected = reference(x, r, layer, nullptr, nullptr);
-      for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
-        const Dot dot = choose_dot(static_cast<Format>(f), compute);
+      for (const Compute compute : {Compute::kExact, Compute::kFast}) {
+        const Dot dot = choose_dot(static_cast<Format>(f), compute, 1, 1);
         EXPECT_LE(testing::nmse(run(x, r, layer, nullptr, compute), expected),
                   testing::product_bound(dot))
             << format_info(static_cast<Format>(f)).name << " " << tokens << " tokens, dot "
@@ -219,7 +219,7 @@ TEST_P(MoeBlock, ATokensBytesDependOnNothingElse) {
   const auto x = normal(37 * 600, 5);
   const Routing r = routing(37, 2, 4, true, 6);
   const SharedExpert with{shared.bank(), scale.data()};
-  for (const Compute compute : {Compute::kExact, Compute::kAuto}) {
+  for (const Compute compute : {Compute::kExact, Compute::kFast}) {
     set_num_threads(2);
     const auto all = run(x, r, layer, &with, compute);
     for (const int threads : {1, 3}) {

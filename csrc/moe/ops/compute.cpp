@@ -11,8 +11,10 @@ Compute parse_compute(std::string_view name) {
   throw ValueError(message("[compute] '", name, "'; 'exact', 'fast' or 'auto' is required"));
 }
 
-Dot choose_dot(Format format, Compute compute) {
-  return compute == Compute::kExact ? Dot::kF32 : format_info(format).dot;
+Dot choose_dot(Format format, Compute compute, int64_t rows, int64_t cols) {
+  const Dot fast = format_info(format).dot;
+  const bool small = compute == Compute::kAuto && fast == Dot::kBf16 && rows * cols <= kSmallMatrix;
+  return compute == Compute::kExact || small ? Dot::kF32 : fast;
 }
 
 }  // namespace moe

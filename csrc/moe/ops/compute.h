@@ -10,13 +10,17 @@ namespace moe {
 enum class Compute : uint8_t {
   kExact,  // dequantised weights, unquantised activations, float sums
   kFast,   // the format's own dot product: int8 or bf16 activations where it has one
-  kAuto,   // fast for 8 bits and fewer and for bf16, exact otherwise; today the same as fast
+  kAuto,   // fast, but bf16 activations only for matrices that are worth it (kSmallMatrix)
 };
+
+/// Values of a bf16 matrix up to which kAuto keeps the activations in float: it is in a cache
+/// anyway, and a small model, whose logits lie close together, agrees with its float reference.
+inline constexpr int64_t kSmallMatrix = int64_t{1} << 20;
 
 /// "exact", "fast", "auto"; ValueError otherwise.
 Compute parse_compute(std::string_view name);
 
-/// The dot product that weights of this format are multiplied with.
-Dot choose_dot(Format format, Compute compute);
+/// The dot product that a rows × cols matrix of this format is multiplied with.
+Dot choose_dot(Format format, Compute compute, int64_t rows, int64_t cols);
 
 }  // namespace moe

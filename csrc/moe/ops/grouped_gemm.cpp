@@ -122,7 +122,8 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
   bool used[kDotKinds] = {};
   for (int64_t e = 0; e < experts; ++e) {
     if (offsets[e] < offsets[e + 1])
-      used[static_cast<int>(choose_dot(weight.format(e), compute))] = true;
+      used[static_cast<int>(choose_dot(weight.format(e), compute, weight.rows(), weight.cols()))] =
+          true;
   }
   int64_t bytes = 0;
   for (int d = 0; d < kDotKinds; ++d) {
@@ -141,7 +142,8 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
     if (offsets[e] == offsets[e + 1]) continue;
     Product product;
     product.first = weight.matrix(e);
-    product.x = &prepared[static_cast<int>(choose_dot(weight.format(e), compute))];
+    product.x = &prepared[static_cast<int>(
+        choose_dot(weight.format(e), compute, weight.rows(), weight.cols()))];
     product.first_row = offsets[e];
     product.count = offsets[e + 1] - offsets[e];
     product.out = {out.row(offsets[e]), product.count, out.cols, out.stride};

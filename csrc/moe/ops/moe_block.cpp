@@ -87,7 +87,7 @@ class Pass {
   int64_t products() const { return static_cast<int64_t>(segments_.size()); }
 
   static Dot dot_of(const PackedWeight& w, const Segment& s, Compute compute) {
-    return choose_dot(w.format(s.expert), compute);
+    return choose_dot(w.format(s.expert), compute, w.rows(), w.cols());
   }
 
   // Where the sorted order holds each slot's result.

@@ -3,6 +3,7 @@ fused. Functions take what offers DLPack or the buffer protocol and return NumPy
 
 from moekit.ops.attention import attention, mla_attention
 from moekit.ops.experts import Experts, moe_ffn
+from moekit.ops.machine import config, set_num_threads, show_config
 from moekit.ops.rope_scaling import rope_frequencies
 from moekit.ops.routing import (
     Assignment,
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "attention",
     "combine",
+    "config",
     "embed",
     "format_names",
     "grouped_matmul",
@@ -47,5 +49,7 @@ __all__ = [
     "route_expert_choice",
     "route_threshold",
     "sample",
+    "set_num_threads",
+    "show_config",
     "weigh",
 ]

@@ -150,7 +150,7 @@ def moe_ffn(
         activation: None for the experts' own.
         shared: experts that every token goes to (their outputs are added).
         shared_scale: float32 [T]; None is 1.
-        compute: ``"exact"``, ``"fast"`` or ``"auto"``.
+        compute: ``"exact"``, ``"fast"`` or ``"auto"``, as in :func:`matmul`.
 
     A token's bytes do not depend on the rest of the batch or on the number of threads. Raises
     ValueError where shapes do not fit or an id is not an expert's.

@@ -134,8 +134,9 @@ def pack_blocks(blocks: Any, format: Formats, shape: Sequence[int]) -> PackedWei
 def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "auto") -> Float32:
     """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
 
-    ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product)
-    or ``"auto"``. Raises ValueError where shapes do not fit.
+    ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product:
+    int8 or bfloat16 activations where it has one) or ``"auto"`` (fast, but float activations for
+    bfloat16 matrices of at most 2^20 values). Raises ValueError where shapes do not fit.
     """
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:
