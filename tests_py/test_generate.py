@@ -112,6 +112,7 @@ class Scripted:
         self.script = tokenizer.encode(text)
         self.vocab_size = len(tokenizer)
         self.steps = 0
+        self.row_work = 1
 
     def new_cache(self) -> Any:
         self.steps = 0

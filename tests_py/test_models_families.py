@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import moekit as mk
+from moekit import _core
 
 YARN = {
     "rope_type": "yarn",
@@ -121,6 +122,26 @@ def test_a_token_has_the_same_bytes_however_it_is_batched(
     both = model.forward(square)
     assert both.shape == (2, 17, 97)
     assert both[0].tobytes() == alone[0].tobytes()
+
+
+@pytest.mark.parametrize("family", list(checkpoints.FAMILIES))
+@pytest.mark.parametrize("format", mk.ops.format_names())
+def test_every_format_keeps_a_tokens_bytes(checkpoint_maker: Any, family: str, format: str) -> None:
+    _, path = checkpoint_maker(family, 1)
+    model = mk.load(path, format=format)
+    prompts = [prompt_of(4, 11), prompt_of(5, 3)]
+    alone = [model.forward(prompt).tobytes() for prompt in prompts]
+    assert [logits.tobytes() for logits in model.forward(prompts)] == alone
+    cache = model.new_cache()
+    parts = [model.forward(prompts[0][a:b], cache=cache) for a, b in ((0, 1), (1, 9), (9, 11))]
+    assert np.concatenate(parts).tobytes() == alone[0]
+    threads = _core.num_threads()
+    try:
+        for count in (1, 3):
+            _core.set_num_threads(count)
+            assert model.forward(prompts[0]).tobytes() == alone[0]
+    finally:
+        _core.set_num_threads(threads)
 
 
 def test_a_batch_continues_with_its_cache_and_forks(checkpoint_maker: Any) -> None:

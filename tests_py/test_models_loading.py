@@ -171,6 +171,19 @@ def test_a_wrong_shape_is_named_with_both_shapes(copy_of: Any, family: str) -> N
         mk.load(path)
 
 
+@pytest.mark.parametrize("format", [None, "int8"])
+def test_a_tensor_of_whole_numbers_is_named(copy_of: Any, format: str | None) -> None:
+    path = copy_of("mixtral")
+    name = "model.layers.0.block_sparse_moe.experts.0.w1.weight"
+
+    def round_off(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name] = tensors[name].to(torch.int32)
+
+    edit_tensors(path, round_off)
+    with pytest.raises(mk.FileError, match=r"experts\.0\.w1\.weight has dtype I32"):
+        mk.load(path, format=format)
+
+
 def test_an_unexpected_tensor_is_named(copy_of: Any) -> None:
     path = copy_of("qwen3_moe")
     edit_tensors(path, lambda t: t.update({"model.layers.0.extra.weight": torch.zeros(2)}))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from .demo import demo_path as demo_path
+    from .environment import show_config as show_config
     from .loading import demo_model as demo_model
     from .loading import load as load
     from .ops import Assignment as Assignment
@@ -45,7 +46,7 @@ _EXPORTS = {
     "nn": "",
     "ops": "",
     "plan_model": "planner",
-    "show_config": "ops",
+    "show_config": "environment",
 }
 
 __all__ = ["FileError", "__version__", *_EXPORTS]

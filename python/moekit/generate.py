@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 Ids: TypeAlias = npt.NDArray[np.int32]
 Stop: TypeAlias = str | int | Sequence[str | int] | None
 
-# Prompt tokens of one pass. Bounds memory and the time until Ctrl-C is noticed; no byte depends
-# on it.
+# Prompt tokens of one pass, which bound its memory; no byte depends on it.
 PREFILL_ROWS = 512
+# Multiply-adds of one operation in such a pass. Ctrl-C is noticed between two operations, and two
+# slow cores do this in a quarter of a second.
+PREFILL_WORK = 20e9
 
 
 class LanguageModel(Protocol):
@@ -37,6 +39,8 @@ class LanguageModel(Protocol):
     tokenizer: Tokenizer | None
     end_ids: tuple[int, ...]
 
+    @property
+    def row_work(self) -> int: ...
     def new_cache(self) -> "Cache": ...
     def logits(
         self, sequences: Sequence[Ids], cache: "Cache | None" = None, *, last: bool = False
@@ -121,13 +125,14 @@ def _read_prompts(
 ) -> npt.NDArray[np.float32]:
     """Run all prompts into the cache, in passes of bounded size; logits of their last tokens."""
     whole = sum(len(prompt) for prompt in prompts)
-    if whole <= PREFILL_ROWS:
+    most = int(min(PREFILL_ROWS, max(PREFILL_WORK / max(model.row_work, 1), 16)))
+    if whole <= most:
         return model.logits(prompts, cache, last=True)
     rows = []
     for prompt in prompts:
         own = model.new_cache()
-        for start in range(0, len(prompt), PREFILL_ROWS):
-            part = prompt[start : start + PREFILL_ROWS]
+        for start in range(0, len(prompt), most):
+            part = prompt[start : start + most]
             logits = model.logits([part], own, last=True)
         rows.append(logits)
         cache.sequences.extend(own.sequences)

@@ -113,6 +113,12 @@ class Reader:
                 f"[load] {self._path}: tensor {full} has shape {list(info.shape)}; "
                 f"{list(shape)} is required by config.json"
             )
+        first = self._weights.checkpoint.info(next(iter(info.parts.values())))
+        if info.scheme == "plain" and first.dtype not in _KEPT_DTYPES:
+            raise FileError(
+                f"[load] {self._path}: tensor {full} has dtype {first.dtype}; "
+                f"one of {', '.join(_KEPT_DTYPES)} is required"
+            )
         self._used.add(full)
         return full
 
@@ -135,12 +141,8 @@ class Reader:
         if info.scheme != "plain":
             return _KEPT_SCHEMES[info.scheme]
         part = self._weights.checkpoint.info(info.parts["weight"])
-        if part.dtype not in _KEPT_DTYPES:
-            raise FileError(
-                f"[load] {self._path}: tensor {info.name} has dtype {part.dtype}; "
-                f"one of {', '.join(_KEPT_DTYPES)} is required"
-            )
-        return _KEPT_DTYPES[part.dtype]
+        # Anything else is refused where the tensor is claimed.
+        return _KEPT_DTYPES.get(part.dtype, "f32")
 
     def packed(self, name: str, rows: int, cols: int, format: str | None) -> PackedWeight:
         """A matrix [rows, cols], packed; `format` None keeps the stored one."""

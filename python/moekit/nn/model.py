@@ -73,6 +73,11 @@ class Model:
         """The numbers of the layers that have experts."""
         return [n for n, block in enumerate(self.layers) if block.moe is not None]
 
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds for one token of the largest single operation."""
+        return max((block.ffn.row_work for block in self.layers), default=0)
+
     def new_cache(self) -> Cache:
         """An empty cache; it takes as many sequences as its first forward pass has."""
         return Cache()

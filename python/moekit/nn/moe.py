@@ -22,6 +22,10 @@ def _expert_weights(experts: Experts, kind: str) -> Weights:
             yield name, kind, weight
 
 
+def _expert_work(experts: Experts) -> int:
+    return (2 if experts.gate is None else 3) * experts.hidden * experts.inter
+
+
 class MoE:
     """Routes each row to its experts and adds up what they give, the shared expert's part last.
 
@@ -67,6 +71,12 @@ class MoE:
         """Run the experts of a given assignment."""
         return ops.moe_ffn(x, assignment, self.experts, shared=self.shared, compute=self.compute)
 
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds for one token."""
+        k = self.router.k if isinstance(self.router, Router) else self.experts.count
+        return k * _expert_work(self.experts) + (_expert_work(self.shared) if self.shared else 0)
+
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
         if isinstance(self.router, Router):
@@ -101,6 +111,11 @@ class MLP:
         if len(everyone.experts) != len(x):
             everyone = self._everyone = _all_to_first(len(x))
         return ops.moe_ffn(x, everyone, self.experts, compute=self.compute)
+
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds for one token."""
+        return _expert_work(self.experts)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
