@@ -179,8 +179,9 @@ def test_importing_moekit_loads_nothing_heavy() -> None:
 
 
 def test_every_public_name_is_found() -> None:
-    for name in ("load", "Record", "Assignment", "FileError", "nn", "ops", "checkpoint"):
+    for name in mk.__all__:
         assert getattr(mk, name) is not None
         assert name in dir(mk)
+    assert mk.Assignment is mk.ops.Assignment
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mk.nothing

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import ops as ops
     from .demo import demo_path as demo_path
-    from .environment import show_config as show_config
     from .loading import demo_model as demo_model
     from .loading import load as load
     from .ops import Assignment as Assignment
+    from .ops import show_config as show_config
     from .planner import ModelPlan as ModelPlan
     from .planner import plan_model as plan_model
     from .record import Record as Record
@@ -37,16 +37,14 @@ _EXPORTS = {
     "ModelPlan": "planner",
     "Record": "record",
     "analysis": "",
-    "balance": "",
     "checkpoint": "",
     "demo_model": "loading",
     "demo_path": "demo",
-    "integrations": "",
     "load": "loading",
     "nn": "",
     "ops": "",
     "plan_model": "planner",
-    "show_config": "environment",
+    "show_config": "ops",
 }
 
 __all__ = ["FileError", "__version__", *_EXPORTS]

@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from . import _core, checkpoint, models, ops
+from . import checkpoint, models, ops
 from .config import Config
 from .models.reader import Formats, Reader
 from .nn import Model
@@ -40,7 +40,7 @@ def load(
             known = ", ".join(ops.format_names())
             raise ValueError(f"[load] format {name!r}; one of {known} is required")
     if threads is not None:
-        _core.set_num_threads(threads)
+        ops.set_num_threads(threads)
     folder = os.fsdecode(path)
     config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
     with checkpoint.open_model(folder) as file:
