@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import moekit
 from moekit.planner import catalog, find_format, find_machine, plan_model
 from moekit.planner.synthetic import shrink
 
@@ -92,6 +95,15 @@ def test_this_machine_is_measured(ops: Any, monkeypatch: pytest.MonkeyPatch) -> 
     assert plan_model(TINY).roofline("this").fits
 
 
+def test_calls_cost_time_of_their_own() -> None:
+    plan = plan_model(TINY)
+    free = {"memory_bytes": 1e9, "bandwidth": 1e15, "peak": {"f32": 1e18}}
+    dear = {**free, "call_seconds": 1e-3, "block_seconds": 1e-2}
+    seconds = 1 / plan.tokens_per_second(dear) - 1 / plan.tokens_per_second(free)
+    # q k v o of six layers, five routers, the dense gate, up and down, the head; five blocks
+    assert seconds == pytest.approx((6 * 4 + 5 + 3 + 1) * 1e-3 + 5 * 1e-2)
+
+
 def test_unknown_kernels_are_refused(ops: Any) -> None:
     from moekit.planner.verify import verify
 
@@ -123,6 +135,20 @@ def test_synthetic_steps_run_every_call(ops: Any, monkeypatch: pytest.MonkeyPatc
     assert seen["matmul"] + seen["moe_ffn"] == 20 * len(model.step(1))
     assert seen["moe_ffn"] == 20 * 5
     assert len(seen["distinct"]) == 8  # steps do not repeat the same two experts
+
+
+def test_the_shipped_model_is_planned_to_the_parameter() -> None:
+    from moekit import checkpoint
+
+    folder = Path(moekit.__file__).parent / "demo"
+    if not (folder / "model.safetensors").exists():
+        pytest.skip("no demo model in this tree")
+    with checkpoint.open(folder / "model.safetensors") as held:
+        sizes = {name: math.prod(held.info(name).shape) for name in held}
+    biases = sum(n for name, n in sizes.items() if "e_score_correction_bias" in name)
+    plan = plan_model("demo")
+    assert plan.total_params + plan.mtp_params == sum(sizes.values()) - biases
+    assert plan.buffers == biases
 
 
 def test_packed_weights_take_the_bytes_that_are_planned() -> None:

@@ -29,6 +29,7 @@ _OPTIONAL = (
     "low_bit",
     "devices",
     "call_seconds",
+    "block_seconds",
     "source",
 )
 
@@ -40,7 +41,8 @@ class Machine:
     `bandwidth` in bytes/s and `peak` in FLOP/s are of one device. `usable` is the share of memory
     left to weights and cache. `low_bit` names the peak that formats below 8 bits compute at:
     accelerators widen them to bf16, this package's kernels use int8 dot instructions.
-    `call_seconds` is the fixed cost of a kernel call; a step makes one for each matrix.
+    `call_seconds` is the fixed cost of a dense kernel call, one for each matrix of a step, and
+    `block_seconds` that of the call for the experts of a layer.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Machine:
     low_bit: str = "bf16"
     devices: int = 1
     call_seconds: float = 0.0
+    block_seconds: float = 0.0
     source: str = ""
 
     @property
@@ -113,6 +116,9 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
         devices=check_count(f"{name}.devices", table.get("devices", 1), low=1, high=1_000_000),
         call_seconds=check_number(
             f"{name}.call_seconds", table.get("call_seconds", 0.0), above=-1e-12
+        ),
+        block_seconds=check_number(
+            f"{name}.block_seconds", table.get("block_seconds", 0.0), above=-1e-12
         ),
         source=str(table.get("source", "")),
     )

@@ -1,7 +1,7 @@
-"""What this machine reaches: bytes/s read and FLOP/s multiplied, by format, and a call's own cost.
+"""What this machine reaches: bytes/s read, FLOP/s multiplied and the cost of a call, by format.
 
-The probes use the package's kernels on one plain matrix, so they measure the machine and its
-kernels, and nothing of how a model is put together; that is what a plan predicts.
+The probes use the package's kernels on plain matrices of a given shape, so they measure the machine
+and its kernels, and nothing of how a model is put together; that is what a plan predicts.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ from .formats import find_format
 from .machines import Machine
 
 STREAM_BYTES = 256 << 20  # read by one pass: larger than a last-level cache
-_MULTIPLY_ROWS = 128  # tokens for each expert in a long prompt
+_CHUNK_BYTES = 8 << 20  # read by one call: short enough to run uninterrupted
+_MULTIPLY_FLOPS = 1e9  # of one call, likewise
+_SHAPE = (2048, 2048)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Rates of one format on this machine."""
+    """Rates of one format on this machine, for matrices of one shape."""
 
     format: str
     read: float  # bytes/s of products with one row
-    multiply: float  # FLOP/s of a product with many rows
-    call: float  # seconds of a product that does next to nothing
+    multiply: float  # FLOP/s of products with many rows
+    call: float  # seconds of a dense product that does next to nothing
+    block: float  # seconds of an expert block that does next to nothing
     stream_bytes: int
 
     def machine(self, memory_bytes: int) -> Machine:
@@ -40,37 +43,82 @@ class Probe:
             peak={"f32": self.multiply, **({kind: self.multiply} if kind != "f32" else {})},
             low_bit=kind,
             call_seconds=self.call,
+            block_seconds=self.block,
             source="measured with the package's own kernels",
         )
 
 
-def probe(format: str, stream_bytes: int | None = None, repeats: int = 7) -> Probe:
-    """Measure one format; `stream_bytes` are read by each pass, so that a model that fits a cache
-    is measured in it."""
+def read_rate(
+    format: str,
+    stream_bytes: int | None = None,
+    shape: tuple[int, int] = _SHAPE,
+    repeats: int = 7,
+) -> float:
+    """Bytes/s of products of one row with each of many matrices [rows, cols].
+
+    `stream_bytes` are read before a matrix comes again: a model that fits a cache is measured in
+    it, a larger one from memory.
+    """
     import numpy as np
 
     from moekit import ops
 
-    stream_bytes = STREAM_BYTES if stream_bytes is None else stream_bytes
+    total = STREAM_BYTES if stream_bytes is None else stream_bytes
+    rows, cols = shape
+    one = find_format(format).nbytes(rows, cols)
+    each = max(1, min(_CHUNK_BYTES, total) // one)
+    chunks = max(1, total // (each * one))
     rng = np.random.default_rng(0)
-    cols = 2048
-    per_row = find_format(format).nbytes(1, cols)
-    rows = max(64, min(2048, stream_bytes // per_row // 16 * 16))
-    count = max(1, stream_bytes // (rows * per_row))
-    matrix = rng.standard_normal((rows, cols), dtype=np.float32)
-    packed = [ops.pack(matrix, format) for _ in range(count)]
-    x = rng.standard_normal((1, cols), dtype=np.float32)
-    read = best_each([partial(ops.matmul, x, weight) for weight in packed], repeats)
-    many = rng.standard_normal((_MULTIPLY_ROWS, cols), dtype=np.float32)
-    few = packed[:4]
-    multiply = best_each([partial(ops.matmul, many, weight) for weight in few], repeats)
+    matrix = rng.standard_normal(shape, dtype=np.float32)
+    x = rng.standard_normal((each, cols), dtype=np.float32)
+    offsets = np.arange(each + 1)
+    calls, nbytes = [], 0
+    for _ in range(chunks):
+        packed = ops.PackedWeight.empty(format, (each, rows, cols))
+        for i in range(each):
+            packed.fill(i, matrix)
+        nbytes += packed.nbytes
+        calls.append(partial(ops.grouped_matmul, x, packed, offsets))
+    return nbytes / best_each(calls, repeats)
 
-    tiny = ops.pack(rng.standard_normal((16, 64), dtype=np.float32), "f32")
+
+def multiply_rate(
+    format: str, tokens: int, shape: tuple[int, int] = _SHAPE, repeats: int = 7
+) -> float:
+    """FLOP/s of `tokens` rows with each of a few matrices [rows, cols]."""
+    import numpy as np
+
+    from moekit import ops
+
+    rows, cols = shape
+    few = max(1, min(8, int(_MULTIPLY_FLOPS / (2.0 * tokens * rows * cols))))
+    rng = np.random.default_rng(0)
+    packed = ops.PackedWeight.empty(format, (few, rows, cols))
+    matrix = rng.standard_normal(shape, dtype=np.float32)
+    for i in range(few):
+        packed.fill(i, matrix)
+    x = rng.standard_normal((few * tokens, cols), dtype=np.float32)
+    offsets = np.arange(few + 1) * tokens
+    seconds = best_each([partial(ops.grouped_matmul, x, packed, offsets)], repeats)
+    return 2.0 * few * tokens * rows * cols / seconds
+
+
+def call_seconds() -> tuple[float, float]:
+    """Seconds of a dense product and of an expert block that do next to nothing."""
+    import numpy as np
+
+    from moekit import ops
+
+    rng = np.random.default_rng(0)
     row = rng.standard_normal((1, 64), dtype=np.float32)
-    call = best_each([partial(ops.matmul, row, tiny)], 200)
-    flops = 2.0 * len(few) * _MULTIPLY_ROWS * rows * cols
-    nbytes = sum(weight.nbytes for weight in packed)
-    return Probe(format, nbytes / read, flops / multiply, call, nbytes)
+    dense = ops.pack(rng.standard_normal((16, 64), dtype=np.float32), "f32")
+    up = rng.standard_normal((4, 16, 64), dtype=np.float32)
+    experts = ops.Experts(up, up, up.transpose(0, 2, 1), format="f32")
+    chosen = ops.Assignment(np.array([[0, 2]], np.int32), np.array([[0.5, 0.5]], np.float32))
+    return (
+        best_each([partial(ops.matmul, row, dense)], 200),
+        best_each([partial(ops.moe_ffn, row, chosen, experts)], 200),
+    )
 
 
 @cache
@@ -84,16 +132,17 @@ def this_machine() -> Machine:
     except ImportError as error:
         raise RuntimeError(f"[machine] measuring needs the compiled core: {error}") from None
     kinds = [kind for kind in ("f32", "bf16", "int8") if kind in ops.format_names()]
-    rates = [probe(kind, repeats=3) for kind in kinds]
+    dense, block = call_seconds()
     return Machine(
         name="this",
         title="this machine, measured",
         memory_bytes=memory_bytes(),
-        bandwidth=max(rate.read for rate in rates),
-        peak={rate.format: rate.multiply for rate in rates},
+        bandwidth=max(read_rate(kind, repeats=3) for kind in kinds),
+        peak={kind: multiply_rate(kind, 256) for kind in kinds},
         usable=0.9,
         low_bit=kinds[-1],
-        call_seconds=min(rate.call for rate in rates),
+        call_seconds=dense,
+        block_seconds=block,
         source="measured with the package's own kernels",
     )
 

@@ -111,13 +111,14 @@ def step_terms(
     return dense, routed, cached
 
 
-def calls(plan: ModelPlan) -> int:
-    """Kernel calls of a step: one for each dense matrix, one for the experts of a layer."""
-    total = 0
+def call_time(plan: ModelPlan, machine: Machine) -> float:
+    """Seconds that the calls of a step cost by themselves, one a dense matrix and expert block."""
+    seconds = 0.0
     for block, count in plan.inventory.blocks():
         dense = sum(1 for w in block.weights if w.is_matrix and w.active is None)
-        total += count * (dense + any(w.active is not None for w in block.weights))
-    return total
+        routed = any(w.active is not None for w in block.weights)
+        seconds += count * (dense * machine.call_seconds + routed * machine.block_seconds)
+    return seconds
 
 
 def bound(plan: ModelPlan, machine: Machine, prompt: int | None = None) -> Roofline:
@@ -129,7 +130,7 @@ def bound(plan: ModelPlan, machine: Machine, prompt: int | None = None) -> Roofl
     read = step_bytes(plan, plan.context, plan.batch)
     work = float(plan.flops_per_token * plan.batch)
     prompt = prompt or plan.context or DEFAULT_PROMPT
-    fixed = calls(plan) * machine.call_seconds
+    fixed = call_time(plan, machine)
     prompt_read = step_bytes(plan, 0, 1, prompt)
     prompt_work = prefill_flops(plan, prompt)
     decode_time = max(read / bandwidth, work / peak) + fixed

@@ -67,6 +67,8 @@ def resolve(model: object) -> Source:
     path = Path(model)
     if _exists(path):
         return _from_path(path)
+    if _key(model) == "demo":  # the model inside the package
+        return _from_path(Path(str(resources.files("moekit").joinpath("demo"))))
     found = _names().get(_key(model))
     if found is None and _key(model).endswith(("instruct", "base", "chat")):
         found = _names().get(_key(model).removesuffix("instruct").removesuffix("base"))

@@ -15,6 +15,7 @@ from .synthetic import SyntheticModel, shrink
 
 if TYPE_CHECKING:
     from .plan import ModelPlan
+    from .tensors import Weight
 
 PROMPT = 512
 _ROUNDS = 3  # probe and run take turns, so that both see what else the machine does
@@ -72,39 +73,66 @@ def verify(plan: ModelPlan, *, budget: int | None = None, prompt: int = PROMPT) 
         raise RuntimeError(
             f"[verify] this build has no kernels for {plan.format.name}; it has {', '.join(known)}"
         )
-    small = shrink(plan) if budget is None else shrink(plan, budget)
+    small = (shrink(plan) if budget is None else shrink(plan, budget)).at(batch=1)
     model = SyntheticModel(small)
-    stream = int(min(small.bytes_per_token, probes.STREAM_BYTES))
-    times: dict[str, list[float]] = {"decode": [], "prefill": []}
-    rates: list[probes.Probe] = []
+    decode, prefill, rates = [], [], []
     for _ in range(_ROUNDS):
-        rates.append(probes.probe(plan.format.name, max(stream, 1 << 20), repeats=5))
-        times["decode"].append(probes.best_each(model.step(1), 5))
-        times["prefill"].append(probes.best_each(model.step(prompt), 2))
-    measured = probes.Probe(
+        rates.append(measure(small, prompt))
+        decode.append(probes.best_each(model.step(1), 5))
+        prefill.append(probes.best_each(model.step(prompt), 2))
+    found = probes.Probe(
         plan.format.name,
         max(r.read for r in rates),
         max(r.multiply for r in rates),
         min(r.call for r in rates),
+        min(r.block for r in rates),
         rates[0].stream_bytes,
     )
-    machine = measured.machine(probes.memory_bytes())
-    line = bound(small.at(batch=1), machine, prompt=prompt)
+    line = bound(small, found.machine(probes.memory_bytes()), prompt=prompt)
+    name = plan.format.name
     checks = (
-        Check("decode", plan.format.name, line.decode, 1 / min(times["decode"]), line.decode_bound),
-        Check(
-            "prefill",
-            plan.format.name,
-            line.prefill,
-            prompt / min(times["prefill"]),
-            line.prefill_bound,
-        ),
+        Check("decode", name, line.decode, 1 / min(decode), line.decode_bound),
+        Check("prefill", name, line.prefill, prompt / min(prefill), line.prefill_bound),
     )
     return Verification(
         plan.name or plan.inventory.model_type,
         small.total_params,
         small.weight_bytes,
         len(model.step(1)),
-        measured,
+        found,
         checks,
     )
+
+
+def measure(plan: ModelPlan, prompt: int) -> probes.Probe:
+    """The machine's rates for matrices of the sizes that do this plan's work.
+
+    An expert of a prompt sees prompt * K / E rows and a dense matrix all of them; the multiply
+    rate is the mean of the two, weighted by the time that each takes.
+    """
+    name = plan.format.name
+    stream = max(1 << 20, int(min(plan.bytes_per_token, probes.STREAM_BYTES)))
+    works: dict[bool, dict[tuple[int, int], int]] = {True: {}, False: {}}
+    for block, count in plan.blocks():
+        for weight in block.weights:
+            sizes = works[weight.active is not None]
+            shape = _shape(weight)
+            sizes[shape] = sizes.get(shape, 0) + weight.used * count
+    seconds = work = 0.0
+    for routed, sizes in works.items():
+        if not sizes:
+            continue
+        share = plan.top_k / plan.num_experts if routed else 1.0
+        tokens = max(1, round(prompt * share))
+        main = max(sizes, key=lambda shape: sizes[shape])
+        total = float(sum(sizes.values()))
+        work += total
+        seconds += total / probes.multiply_rate(name, tokens, main, repeats=3)
+    main = max(works[bool(works[True])].items(), key=lambda item: item[1])[0]
+    call, block_call = probes.call_seconds()
+    read = probes.read_rate(name, stream, main, repeats=5)
+    return probes.Probe(name, read, work / seconds, call, block_call, stream)
+
+
+def _shape(weight: Weight) -> tuple[int, int]:
+    return weight.shape[0], weight.shape[1]
