@@ -111,7 +111,8 @@ def measure(plan: ModelPlan, prompt: int) -> probes.Probe:
     rate is the mean of the two, weighted by the time that each takes.
     """
     name = plan.format.name
-    stream = max(1 << 20, int(min(plan.bytes_per_token, probes.STREAM_BYTES)))
+    # tokens wander over all experts, so the whole model is what a cache would have to hold
+    stream = max(1 << 20, min(plan.weight_bytes, probes.STREAM_BYTES))
     works: dict[bool, dict[tuple[int, int], int]] = {True: {}, False: {}}
     for block, count in plan.blocks():
         for weight in block.weights:
