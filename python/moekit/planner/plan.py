@@ -170,6 +170,33 @@ class ModelPlan:
         """Bytes of all weights in this format, scales included."""
         return sum(self.component_bytes.values())
 
+    @cached_property
+    def loaded_bytes(self) -> int:
+        """Bytes that `mk.load` keeps for this format, which differ from a file's.
+
+        The embedding stays a table of 16 bits (32 for f32), rows are looked up in it; the head
+        takes int8 where the format has fewer bits, and a tied one is packed beside the table;
+        routers, norms and biases are float32 in every format.
+        """
+        f32, wide = find_format("f32"), self.format.bits >= 8
+        table = f32 if self.format.name == "f32" else find_format("bf16")
+        head = self.format if wide else find_format("int8")
+        total = 0
+        for block, count in self.inventory.blocks():
+            for weight in block.weights:
+                rows, cols = (1, *weight.shape) if len(weight.shape) == 1 else weight.shape
+                if weight.component == "embedding":
+                    size = table.nbytes(rows, cols)
+                    size += 0 if weight.lookup else head.nbytes(rows, cols)
+                elif weight.component == "head" and weight.is_matrix:
+                    size = head.nbytes(rows, cols)
+                elif weight.component in _FLOAT32 or not weight.is_matrix:
+                    size = f32.nbytes(rows, cols)
+                else:
+                    size = self.nbytes(weight)
+                total += size * weight.copies * count
+        return total
+
     @property
     def bits_per_weight(self) -> float:
         """Bits a parameter takes on average, scales and float32 parts included."""
@@ -328,6 +355,7 @@ class ModelPlan:
             "bits_with_scales": self.format.bits_with_scales,
             "bits_per_weight": self.bits_per_weight,
             "weight_bytes": self.weight_bytes,
+            "loaded_bytes": self.loaded_bytes,
             "kv_format": self.kv_format,
             "kv_elements_per_token": self.kv_elements_per_token,
             "kv_bytes_per_token": self.kv_bytes_per_token,

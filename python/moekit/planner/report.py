@@ -163,6 +163,11 @@ def memory_table(plan: ModelPlan) -> Table:
         size(plan.weight_bytes),
         f"{label}; {plan.bits_per_weight:.3f} over all parameters",
     )
+    table.add_row(
+        "as loaded here",
+        size(plan.loaded_bytes),
+        "embedding 16 bits, head at least 8, routers and norms 32",
+    )
     elements, bits = plan.kv_elements_per_token, cache_bits(plan.kv_format)
     table.add_row(
         "cache of a token", size(plan.kv_bytes_per_token), f"{elements:,} elements x {bits:g} bits"
