@@ -95,9 +95,9 @@ TEST_P(Router, LimitsGroups) {
     // Negative sums of score and bias: they must still beat experts of groups that are out.
     auto bias = normal(experts, 22, 0.3);
     for (float& b : bias) b -= 1.0f;
-    for (const int groups : {1, 2, 4, 8}) {
+    for (const int groups : {1, 2, 4, 8, 16, 32}) {
       if (experts % groups != 0) continue;
-      for (int kept = 1; kept <= groups; kept += 2) {
+      for (int kept = 1; kept <= groups; kept += groups > 8 ? 5 : 2) {
         for (const GroupScore group_score : {GroupScore::kTop2, GroupScore::kMax}) {
           for (const Score score : {Score::kSigmoid, Score::kSoftmax}) {
             for (const bool fill_zero : {false, true}) {
@@ -139,6 +139,45 @@ TEST_P(Router, GivesTiesToTheLowerId) {
         expect_reference(input, rule);
       }
     }
+  }
+}
+
+TEST_P(Router, GivesTiedGroupsToTheLowerNumber) {
+  for (const int size : {2, 16, 20, 32}) {
+    for (const int groups : {4, 8, 12}) {
+      const int experts = size * groups;
+      std::vector<float> logits(static_cast<size_t>(experts * 6));
+      for (size_t i = 0; i < logits.size(); ++i) {
+        logits[i] = static_cast<float>(random_bits(15, i) % 2);
+      }
+      RouterRule rule;
+      rule.score = Score::kSigmoid;
+      rule.groups = groups;
+      rule.top_groups = groups / 2;
+      rule.top_k = std::min(8, size * rule.top_groups);
+      RouterInput input;
+      input.logits = {logits.data(), 6, experts};
+      expect_reference(input, rule);
+    }
+  }
+}
+
+TEST_P(Router, MasksWithinGroups) {
+  const int experts = 64;
+  const auto logits = normal(5 * experts, 16);
+  std::vector<uint8_t> forbidden(static_cast<size_t>(experts), 0);
+  // Group 1 keeps one expert, group 2 none.
+  for (int e = 8; e < 24; ++e) forbidden[static_cast<size_t>(e)] = e != 11;
+  for (const int kept : {2, 7, 8}) {
+    RouterRule rule;
+    rule.score = Score::kSigmoid;
+    rule.groups = 8;
+    rule.top_groups = kept;
+    rule.top_k = 8;
+    RouterInput input;
+    input.logits = {logits.data(), 5, experts};
+    input.forbidden = forbidden.data();
+    expect_reference(input, rule);
   }
 }
 

@@ -82,6 +82,39 @@ constinit const VecCheck kVecCheck = {
           store(z, pair_to_f32<0>(bytes));
           store(z + 16, pair_to_f32<1>(bytes));
         },
+    .exp_bounded = MOE_UNARY(exp_bounded),
+    .integers =
+        [](const int32_t* a, const int32_t* b, int32_t* y, uint32_t* below,
+           uint32_t* same) noexcept {
+          const I32x16 va = load_i32(a), vb = load_i32(b);
+          store_i32(y, max(va, vb));
+          store_i32(y + 16, min(va, vb));
+          store_i32(y + 32, xor_bits(va, vb));
+          store_i32(y + 48, shift_right(va, 3));
+          store_i32(y + 64, select(less(va, vb), va, vb));
+          *below = to_bitmask(less(va, vb));
+          *same = to_bitmask(equal(va, vb));
+        },
+    .move_lanes =
+        [](const float* a, const float* b, float* swapped, float* paired,
+           int32_t* blended) noexcept {
+          const F32x16 va = load(a), vb = load(b);
+          store(swapped, swap_lanes<1>(va));
+          store(swapped + 16, swap_lanes<2>(va));
+          store(swapped + 32, swap_lanes<4>(va));
+          store(swapped + 48, swap_lanes<8>(va));
+          const LanePair pairs[4] = {pair_lanes<1>(va, vb), pair_lanes<2>(va, vb),
+                                     pair_lanes<4>(va, vb), pair_lanes<8>(va, vb)};
+          for (int i = 0; i < 4; ++i) {
+            store(paired + 32 * i, pairs[i].clear);
+            store(paired + 32 * i + 16, pairs[i].set);
+          }
+          store_i32(blended, blend_lanes<kBlendPattern>(bits(va), bits(vb)));
+        },
+    .store_compressed = [](int32_t* y, const int32_t* x,
+                           uint32_t lanes) noexcept { store_compressed(y, load_i32(x), lanes); },
+    .nonzero_bytes = [](const uint8_t* x) noexcept { return to_bitmask(nonzero_bytes(x)); },
+    .first_mask = [](int n) noexcept { return to_bitmask(first_mask(n)); },
 };
 
 }  // namespace moe::MOE_ISA

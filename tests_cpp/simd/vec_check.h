@@ -40,6 +40,18 @@ struct VecCheck {
   void (*nibbles)(const uint8_t* x, uint8_t* low, uint8_t* high, uint8_t* flipped) noexcept;
   /// y[j][i]: byte j of word i as a float; z[j][i]: bfloat16 j of word i.
   void (*widen)(const uint8_t* x, float* y, float* z) noexcept;
+
+  Unary exp_bounded;
+  /// Integers: y is max, min, xor, a >> 3, a < b ? a : b, one after the other; and lane masks.
+  void (*integers)(const int32_t* a, const int32_t* b, int32_t* y, uint32_t* less,
+                   uint32_t* equal) noexcept;
+  /// swap_lanes by 1, 2, 4, 8; pair_lanes by 1, 2, 4, 8 (clear, then set); blend_lanes<0x8d35>.
+  void (*move_lanes)(const float* a, const float* b, float* swapped, float* paired,
+                     int32_t* blended) noexcept;
+  void (*store_compressed)(int32_t* y, const int32_t* x, uint32_t lanes) noexcept;
+  uint32_t (*nonzero_bytes)(const uint8_t* x) noexcept;
+  uint32_t (*first_mask)(int n) noexcept;
 };
+inline constexpr uint32_t kBlendPattern = 0x8d35;
 
 }  // namespace moe

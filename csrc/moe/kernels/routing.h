@@ -54,8 +54,10 @@ struct RouteCall {
 };
 
 inline constexpr int64_t padded_experts(int64_t experts) { return (experts + 15) / 16 * 16; }
+/// Tokens that a kernel carries through its stages side by side.
+inline constexpr int kRowsAtOnce = 4;
 inline constexpr int64_t route_scratch_floats(int64_t experts) {
-  return 8 * (padded_experts(experts) + 16);
+  return kRowsAtOnce * 9 * (padded_experts(experts) + 16);
 }
 
 struct RouterKernels {

@@ -139,6 +139,9 @@ MOE_INLINE I32x16 shift_right(I32x16 a, int count) {
 MOE_INLINE I32x16 max(I32x16 a, I32x16 b) {
   return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
 }
+MOE_INLINE I32x16 min(I32x16 a, I32x16 b) {
+  return {_mm256_min_epi32(a.lo, b.lo), _mm256_min_epi32(a.hi, b.hi)};
+}
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
   return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)};
 }
@@ -189,6 +192,25 @@ MOE_INLINE F32x16 swap_lanes(F32x16 a) {
   }
   constexpr int order = distance == 2 ? 0x4e : 0xb1;
   return {_mm256_permute_ps(a.lo, order), _mm256_permute_ps(a.hi, order)};
+}
+template <uint32_t pattern>
+MOE_INLINE I32x16 blend_lanes(I32x16 a, I32x16 b) {
+  return {_mm256_blend_epi32(a.lo, b.lo, pattern & 255),
+          _mm256_blend_epi32(a.hi, b.hi, pattern >> 8)};
+}
+struct LanePair {
+  F32x16 clear, set;
+};
+template <int distance>
+MOE_INLINE LanePair pair_lanes(F32x16 a, F32x16 b) {
+  if constexpr (distance == 8) return {{a.lo, b.lo}, {a.hi, b.hi}};
+  if constexpr (distance == 4) {
+    return {{_mm256_permute2f128_ps(a.lo, a.hi, 0x20), _mm256_permute2f128_ps(b.lo, b.hi, 0x20)},
+            {_mm256_permute2f128_ps(a.lo, a.hi, 0x31), _mm256_permute2f128_ps(b.lo, b.hi, 0x31)}};
+  }
+  constexpr int clear = distance == 2 ? 0x44 : 0x88, set = distance == 2 ? 0xee : 0xdd;
+  return {{_mm256_shuffle_ps(a.lo, b.lo, clear), _mm256_shuffle_ps(a.hi, b.hi, clear)},
+          {_mm256_shuffle_ps(a.lo, b.lo, set), _mm256_shuffle_ps(a.hi, b.hi, set)}};
 }
 MOE_INLINE uint32_t to_bitmask(Mask16 m) {
   return static_cast<uint32_t>(_mm256_movemask_ps(m.lo)) |

@@ -86,6 +86,7 @@ MOE_INLINE I32x16 shift_right(I32x16 a, int count) {
   return {_mm512_srai_epi32(a.v, static_cast<unsigned>(count))};
 }
 MOE_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+MOE_INLINE I32x16 min(I32x16 a, I32x16 b) { return {_mm512_min_epi32(a.v, b.v)}; }
 MOE_INLINE I32x16 round_to_i32(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 MOE_INLINE F32x16 to_f32(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
@@ -105,15 +106,38 @@ MOE_INLINE Mask16 nonzero_bytes(const uint8_t* p) {
   return {_mm_test_epi8_mask(b, b)};
 }
 MOE_INLINE Mask16 first_mask(int n) { return {first_lanes(n)}; }
-// Through a register: compressing into memory is microcode on some processors.
+// Through a register: compressing into memory is microcode on some processors. Few lanes are the
+// rule, and a short store crosses fewer cache lines.
 MOE_INLINE void store_compressed(int32_t* p, I32x16 a, uint32_t lanes) {
-  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), a.v));
+  const __m512i v = _mm512_maskz_compress_epi32(static_cast<__mmask16>(lanes), a.v);
+  if (__builtin_popcount(lanes) <= 4) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_castsi512_si128(v));
+  } else {
+    _mm512_storeu_si512(p, v);
+  }
 }
 template <int distance>
 MOE_INLINE F32x16 swap_lanes(F32x16 a) {
   if constexpr (distance == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
   if constexpr (distance == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
   return {_mm512_permute_ps(a.v, distance == 2 ? 0x4e : 0xb1)};
+}
+template <uint32_t pattern>
+MOE_INLINE I32x16 blend_lanes(I32x16 a, I32x16 b) {
+  return {_mm512_mask_blend_epi32(static_cast<__mmask16>(pattern), a.v, b.v)};
+}
+struct LanePair {
+  F32x16 clear, set;
+};
+template <int distance>
+MOE_INLINE LanePair pair_lanes(F32x16 a, F32x16 b) {
+  constexpr int clear = distance == 8 || distance == 2 ? 0x44 : 0x88;
+  constexpr int set = clear == 0x44 ? 0xee : 0xdd;
+  if constexpr (distance >= 4) {
+    return {{_mm512_shuffle_f32x4(a.v, b.v, clear)}, {_mm512_shuffle_f32x4(a.v, b.v, set)}};
+  } else {
+    return {{_mm512_shuffle_ps(a.v, b.v, clear)}, {_mm512_shuffle_ps(a.v, b.v, set)}};
+  }
 }
 MOE_INLINE uint32_t to_bitmask(Mask16 m) { return m.v; }
 

@@ -100,6 +100,7 @@ MOE_INLINE I32x16 xor_bits(I32x16 a, I32x16 b) { return {a.v ^ b.v}; }
 /// Copies the sign bit in.
 MOE_INLINE I32x16 shift_right(I32x16 a, int count) { return {a.v >> count}; }
 MOE_INLINE I32x16 max(I32x16 a, I32x16 b) { return {a.v > b.v ? a.v : b.v}; }
+MOE_INLINE I32x16 min(I32x16 a, I32x16 b) { return {a.v < b.v ? a.v : b.v}; }
 
 /// Nearest integer, ties to even; |a| < 2^31.
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
@@ -144,6 +145,34 @@ template <int distance>
 MOE_INLINE F32x16 swap_lanes(F32x16 a) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = a.v[i ^ distance];
+  return r;
+}
+/// b's lanes where the pattern's bit is set, a's elsewhere.
+template <uint32_t pattern>
+MOE_INLINE I32x16 blend_lanes(I32x16 a, I32x16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] = ((pattern >> i) & 1u) != 0 ? b.v[i] : a.v[i];
+  return a;
+}
+/// Deals the lanes of two vectors out to two: the one gets those whose index has the distance's bit
+/// clear, the other those that have it set, a's before b's (within whole vectors for 8 and 4,
+/// within blocks of four lanes for 2 and 1).
+struct LanePair {
+  F32x16 clear, set;
+};
+template <int distance>
+MOE_INLINE LanePair pair_lanes(F32x16 a, F32x16 b) {
+  LanePair r;
+  constexpr int block = distance >= 4 ? 16 : 4;
+  for (int start = 0; start < 16; start += block) {
+    int at = start;
+    for (int i = start; i < start + block; ++i) {
+      if ((i & distance) != 0) continue;
+      r.clear.v[at] = a.v[i];
+      r.clear.v[at + block / 2] = b.v[i];
+      r.set.v[at] = a.v[i + distance];
+      r.set.v[at++ + block / 2] = b.v[i + distance];
+    }
+  }
   return r;
 }
 /// Bit i is lane i.
