@@ -7,11 +7,16 @@
 
 namespace moe {
 
-/// [k][row] floats.
-struct F32Format {
+static inline void convert(float value, float* out) { *out = value; }
+static inline void convert(float value, f16* out) { *out = to_f16(value); }
+static inline float to_float(float value) { return value; }
+
+/// [k][row] values of T; halves are widened by the dot product.
+template <class T>
+struct FloatRows {
   static constexpr int kDepth = 1;
   static constexpr int kUnitDepth = 1;
-  static constexpr int64_t kBlockBytes = 64;
+  static constexpr int64_t kBlockBytes = kPanelRows * sizeof(T);
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kF32;
   static constexpr Scales kScales = Scales::kNone;
@@ -19,45 +24,21 @@ struct F32Format {
   template <class V>
   [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
                                                    typename V::F32* out) {
-    out[0] = V::load_f32(reinterpret_cast<const float*>(block));
+    out[0] = V::load_f32(reinterpret_cast<const T*>(block));
   }
 
   static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    auto* out = reinterpret_cast<float*>(panel);
+    auto* out = reinterpret_cast<T*>(panel);
     for (int64_t k = 0; k < depth; ++k) {
-      for (int r = 0; r < kPanelRows; ++r) out[k * kPanelRows + r] = rows[r * depth + k];
+      for (int r = 0; r < kPanelRows; ++r) convert(rows[r * depth + k], out + k * kPanelRows + r);
     }
   }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
-    return reinterpret_cast<const float*>(panel)[k * kPanelRows + row];
+    return to_float(reinterpret_cast<const T*>(panel)[k * kPanelRows + row]);
   }
 };
-
-/// [k][row] halves; the dot product widens them.
-struct F16Format {
-  static constexpr int kDepth = 1;
-  static constexpr int kUnitDepth = 1;
-  static constexpr int64_t kBlockBytes = 32;
-  static constexpr int64_t kTrailerBytes = 0;
-  static constexpr Dot kDot = Dot::kF32;
-  static constexpr Scales kScales = Scales::kNone;
-
-  template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
-                                                   typename V::F32* out) {
-    out[0] = V::load_f32(reinterpret_cast<const f16*>(block));
-  }
-
-  static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    auto* out = reinterpret_cast<f16*>(panel);
-    for (int64_t k = 0; k < depth; ++k) {
-      for (int r = 0; r < kPanelRows; ++r) out[k * kPanelRows + r] = to_f16(rows[r * depth + k]);
-    }
-  }
-  static float at(const std::byte* panel, int64_t, int row, int64_t k) {
-    return to_float(reinterpret_cast<const f16*>(panel)[k * kPanelRows + row]);
-  }
-};
+using F32Format = FloatRows<float>;
+using F16Format = FloatRows<f16>;
 
 /// [k / 2][row][k % 2]: pairs along the depth, as the pair dot product wants them.
 struct Bf16Format {

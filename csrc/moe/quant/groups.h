@@ -10,7 +10,7 @@
 
 namespace moe {
 
-/// The absolute value that is largest in x, with its sign.
+/// The value of x that is largest without its sign.
 static inline float signed_largest(const float* x, int n) {
   float largest = 0.0f;
   for (int i = 0; i < n; ++i) {
@@ -19,62 +19,88 @@ static inline float signed_largest(const float* x, int n) {
   return largest;
 }
 
-/// [k / 4][row][k % 4] bytes q + 128, then f16 scales. GGUF's Q8_0 with kGroup = 32.
-template <int kGroup>
-struct Int8Groups {
+/// What such blocks have in common: kBits per value, sixteen scales of type Scale behind them. Self
+/// adds kOffset, weights<V>, and put(x, block, row), which quantises one row of a zeroed block.
+template <class Self, int kGroup, int kBits, class Scale>
+struct GroupBlock {
   static constexpr int kDepth = kGroup;
-  static constexpr int kUnitDepth = 4;
-  static constexpr int64_t kScalesAt = int64_t{kGroup} * kPanelRows;
-  static constexpr int64_t kBlockBytes = kScalesAt + 2 * kPanelRows;
+  static constexpr int kUnitDepth = 32 / kBits;  // columns of a row in 32 bits
+  static constexpr int64_t kScalesAt = int64_t{kGroup} * kPanelRows * kBits / 8;
+  static constexpr int64_t kBlockBytes = kScalesAt + kPanelRows * int64_t{sizeof(Scale)};
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kBlock;
-  static constexpr int kOffset = 128;
+
+  static Scale* scales(std::byte* block) { return reinterpret_cast<Scale*>(block + kScalesAt); }
+  static const Scale* scales(const std::byte* block) {
+    return reinterpret_cast<const Scale*>(block + kScalesAt);
+  }
 
   template <class V>
   [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
-    return V::load_f32(reinterpret_cast<const f16*>(block + kScalesAt));
+    return V::load_f32(scales(block));
   }
+  template <class V>
+  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
+                                                   int unit, typename V::F32* out) {
+    typename V::U8 words[kUnitDepth / 4];
+    Self::template weights<V>(block, unit, words);
+    const auto factor = Self::template scale<V>(block);
+    const auto offset = V::fill(Self::kOffset);
+    for (int i = 0; i < kUnitDepth / 4; ++i) {
+      out[4 * i + 0] = mul(sub(V::template byte<0>(words[i]), offset), factor);
+      out[4 * i + 1] = mul(sub(V::template byte<1>(words[i]), offset), factor);
+      out[4 * i + 2] = mul(sub(V::template byte<2>(words[i]), offset), factor);
+      out[4 * i + 3] = mul(sub(V::template byte<3>(words[i]), offset), factor);
+    }
+  }
+
+  template <class Put>
+  static void each_row(int64_t blocks, std::byte* panel, Put put) {
+    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
+      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
+      for (int r = 0; r < kPanelRows; ++r) put(b, r, panel);
+    }
+  }
+  static void encode(const float* rows, int64_t depth, std::byte* panel) {
+    each_row(depth / kGroup, panel, [&](int64_t b, int r, std::byte* block) {
+      Self::put(rows + r * depth + b * kGroup, block, r);
+    });
+  }
+};
+
+/// [k / 4][row][k % 4] bytes q + 128, f16 scales: GGUF's Q8_0. In a file: f16 d, 32 signed bytes.
+struct Q8_0Format : GroupBlock<Q8_0Format, 32, 8, f16> {
+  static constexpr int kOffset = 128;
+  static constexpr int64_t kFileBytes = 34;
+
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
                                                     typename V::U8* out) {
     out[0] = V::load_bytes(block + unit * 64);
   }
-  template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
-                                                   int unit, typename V::F32* out) {
-    const auto bytes = V::load_bytes(block + unit * 64);
-    const auto factor = scale<V>(block);
-    const auto offset = V::fill(kOffset);
-    out[0] = mul(sub(V::template byte<0>(bytes), offset), factor);
-    out[1] = mul(sub(V::template byte<1>(bytes), offset), factor);
-    out[2] = mul(sub(V::template byte<2>(bytes), offset), factor);
-    out[3] = mul(sub(V::template byte<3>(bytes), offset), factor);
-  }
-
   static int64_t index(int row, int64_t k) { return (k / 4 * kPanelRows + row) * 4 + k % 4; }
-  /// ggml's rounding: d = max|x| / 127 in float, kept as f16; q from the float d.
-  static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    for (int64_t b = 0; b < depth / kGroup; ++b, panel += kBlockBytes) {
-      auto* q = reinterpret_cast<uint8_t*>(panel);
-      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
-      for (int r = 0; r < kPanelRows; ++r) {
-        const float* x = rows + r * depth + b * kGroup;
-        const float d = std::fabs(signed_largest(x, kGroup)) / 127.0f;
-        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-        scales[r] = to_f16(d);
-        for (int k = 0; k < kGroup; ++k) {
-          const float rounded = std::clamp(std::round(x[k] * inverse), -127.0f, 127.0f);
-          q[index(r, k)] = static_cast<uint8_t>(static_cast<int>(rounded) + kOffset);
-        }
-      }
+  /// ggml's rounding: d = max|x| / 127, kept as f16; q from the d in float.
+  static void put(const float* x, std::byte* block, int row) {
+    const float d = std::fabs(signed_largest(x, kDepth)) / 127.0f;
+    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    scales(block)[row] = to_f16(d);
+    for (int k = 0; k < kDepth; ++k) {
+      const float rounded = std::clamp(std::round(x[k] * inverse), -127.0f, 127.0f);
+      block[index(row, k)] = static_cast<std::byte>(static_cast<int>(rounded) + kOffset);
     }
   }
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    each_row(blocks, panel, [&](int64_t b, int r, std::byte* block) {
+      const std::byte* file = rows[r] + b * kFileBytes;
+      std::memcpy(&scales(block)[r], file, 2);
+      for (int k = 0; k < kDepth; ++k) block[index(r, k)] = file[2 + k] ^ std::byte{0x80};
+    });
+  }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
-    const std::byte* block = panel + k / kGroup * kBlockBytes;
-    const int q = reinterpret_cast<const uint8_t*>(block)[index(row, k % kGroup)];
-    const f16 d = reinterpret_cast<const f16*>(block + kScalesAt)[row];
-    return static_cast<float>(q - kOffset) * to_float(d);
+    const std::byte* block = panel + k / kDepth * kBlockBytes;
+    const int q = static_cast<int>(block[index(row, k % kDepth)]) - kOffset;
+    return static_cast<float>(q) * to_float(scales(block)[row]);
   }
 };
 
@@ -92,7 +118,7 @@ struct Nibbles {
   }
   /// From sixteen bytes of a GGUF block of 32: column j in byte j's low half, j + 16 in its high
   /// one.
-  static void repack(const std::byte* file, int row, std::byte* block) {
+  static void from_file(const std::byte* file, int row, std::byte* block) {
     for (int j = 0; j < 16; ++j) {
       set(block, row, j, static_cast<int>(file[j]) & 15);
       set(block, row, j + 16, static_cast<int>(file[j]) >> 4);
@@ -107,80 +133,28 @@ struct Nibbles {
   }
 };
 
-/// Q8_0 in a file: f16 d, then 32 signed bytes.
-struct Q8_0Format : Int8Groups<32> {
-  static constexpr int64_t kFileBytes = 34;
-  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
-    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
-      for (int r = 0; r < kPanelRows; ++r) {
-        const std::byte* file = rows[r] + b * kFileBytes;
-        std::memcpy(panel + kScalesAt + 2 * r, file, 2);
-        for (int k = 0; k < kDepth; ++k) panel[index(r, k)] = file[2 + k] ^ std::byte{0x80};
-      }
-    }
-  }
-};
-
-/// q − 8 with q in [0, 15], f16 scales. GGUF's Q4_0 with kGroup = 32.
+/// q − 8 with q in [0, 15], f16 scales, rounded to nearest with the scale of least squared error.
 template <int kGroup>
-struct Int4Groups {
-  static constexpr int kDepth = kGroup;
-  static constexpr int kUnitDepth = 8;
-  static constexpr int64_t kScalesAt = int64_t{kGroup} * kPanelRows / 2;
-  static constexpr int64_t kBlockBytes = kScalesAt + 2 * kPanelRows;
-  static constexpr int64_t kTrailerBytes = 0;
-  static constexpr Dot kDot = Dot::kU8S8;
-  static constexpr Scales kScales = Scales::kBlock;
+struct Int4Format : GroupBlock<Int4Format<kGroup>, kGroup, 4, f16> {
+  using Block = GroupBlock<Int4Format<kGroup>, kGroup, 4, f16>;
   static constexpr int kOffset = 8;
 
-  template <class V>
-  [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
-    return V::load_f32(reinterpret_cast<const f16*>(block + kScalesAt));
-  }
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
                                                     typename V::U8* out) {
     Nibbles::load<V>(block, unit, out);
   }
-  template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
-                                                   int unit, typename V::F32* out) {
-    typename V::U8 words[2];
-    Nibbles::load<V>(block, unit, words);
-    decode_words<V>(words, V::fill(kOffset), scale<V>(block), out);
-  }
-  /// (byte − offset) · factor for the eight columns of two words.
-  template <class V>
-  [[gnu::always_inline]] static inline void decode_words(const typename V::U8* words,
-                                                         typename V::F32 offset,
-                                                         typename V::F32 factor,
-                                                         typename V::F32* out) {
-    for (int i = 0; i < 2; ++i) {
-      out[4 * i + 0] = mul(sub(V::template byte<0>(words[i]), offset), factor);
-      out[4 * i + 1] = mul(sub(V::template byte<1>(words[i]), offset), factor);
-      out[4 * i + 2] = mul(sub(V::template byte<2>(words[i]), offset), factor);
-      out[4 * i + 3] = mul(sub(V::template byte<3>(words[i]), offset), factor);
-    }
-  }
-
-  static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    for (int64_t b = 0; b < depth / kGroup; ++b, panel += kBlockBytes) {
-      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
-      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
-      for (int r = 0; r < kPanelRows; ++r) {
-        const float* x = rows + r * depth + b * kGroup;
-        scales[r] = best_scale(x);
-        const float d = to_float(scales[r]);
-        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-        for (int k = 0; k < kGroup; ++k) Nibbles::set(panel, r, k, quantise(x[k] * inverse));
-      }
-    }
-  }
   static int quantise(float x) {
     return static_cast<int>(std::clamp(std::nearbyint(x), -8.0f, 7.0f)) + kOffset;
   }
-  /// The scale of least squared error among nine around max|x| / 8 (the sign puts the largest value
-  /// on −8, which has no positive twin), as stored.
+  static void put(const float* x, std::byte* block, int row) {
+    Block::scales(block)[row] = best_scale(x);
+    const float d = to_float(Block::scales(block)[row]);
+    const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+    for (int k = 0; k < kGroup; ++k) Nibbles::set(block, row, k, quantise(x[k] * inverse));
+  }
+  /// The best of nine scales from max|x| / 8 to max|x| / 6, as stored. The sign puts the largest
+  /// value on −8, which has no positive twin.
   static f16 best_scale(const float* x) {
     const float largest = signed_largest(x, kGroup);
     f16 best = to_f16(largest / -8.0f);
@@ -202,40 +176,34 @@ struct Int4Groups {
     return best;
   }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
-    const std::byte* block = panel + k / kGroup * kBlockBytes;
-    const f16 d = reinterpret_cast<const f16*>(block + kScalesAt)[row];
-    return static_cast<float>(Nibbles::get(block, row, k % kGroup) - kOffset) * to_float(d);
+    const std::byte* block = panel + k / kGroup * Block::kBlockBytes;
+    const int q = Nibbles::get(block, row, k % kGroup) - kOffset;
+    return static_cast<float>(q) * to_float(Block::scales(block)[row]);
   }
 };
 
-/// Q4_0 rounds as ggml does: d = largest / −8, q = trunc(x / d + 8.5). In a file: f16 d, 16 bytes.
-struct Q4_0Format : Int4Groups<32> {
+/// GGUF's Q4_0: int4 in groups of 32 with ggml's rounding, d = largest / −8, q = trunc(x / d
+/// + 8.5). In a file: f16 d, 16 bytes.
+struct Q4_0Format : Int4Format<32> {
   static constexpr int64_t kFileBytes = 18;
-  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
-    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
-      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
-      for (int r = 0; r < kPanelRows; ++r) {
-        const std::byte* file = rows[r] + b * kFileBytes;
-        std::memcpy(panel + kScalesAt + 2 * r, file, 2);
-        Nibbles::repack(file + 2, r, panel);
-      }
-    }
-  }
+
   static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    for (int64_t b = 0; b < depth / kDepth; ++b, panel += kBlockBytes) {
-      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
-      auto* scales = reinterpret_cast<f16*>(panel + kScalesAt);
-      for (int r = 0; r < kPanelRows; ++r) {
-        const float* x = rows + r * depth + b * kDepth;
-        const float d = signed_largest(x, kDepth) / -8.0f;
-        const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
-        scales[r] = to_f16(d);
-        for (int k = 0; k < kDepth; ++k) {
-          const auto q = static_cast<int>(x[k] * inverse + 8.5f);
-          Nibbles::set(panel, r, k, std::clamp(q, 0, 15));
-        }
+    each_row(depth / kDepth, panel, [&](int64_t b, int r, std::byte* block) {
+      const float* x = rows + r * depth + b * kDepth;
+      const float d = signed_largest(x, kDepth) / -8.0f;
+      const float inverse = d != 0.0f ? 1.0f / d : 0.0f;
+      scales(block)[r] = to_f16(d);
+      for (int k = 0; k < kDepth; ++k) {
+        Nibbles::set(block, r, k, std::clamp(static_cast<int>(x[k] * inverse + 8.5f), 0, 15));
       }
-    }
+    });
+  }
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    each_row(blocks, panel, [&](int64_t b, int r, std::byte* block) {
+      const std::byte* file = rows[r] + b * kFileBytes;
+      std::memcpy(&scales(block)[r], file, 2);
+      Nibbles::from_file(file + 2, r, block);
+    });
   }
 };
 
@@ -244,20 +212,15 @@ static constexpr uint8_t kMxfp4Values[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                              12, 11, 10, 9,  8,  6,  4,  0};
 
 /// OCP MXFP4: four-bit floats E2M1 in groups of 32 with a power of two. Twice the values are
-/// integers 0 … 12 with a sign, so a table of q + 12 serves the integer dot product.
-struct Mxfp4Format {
-  static constexpr int kDepth = 32;
-  static constexpr int kUnitDepth = 8;
-  static constexpr int64_t kScalesAt = 256;
-  static constexpr int64_t kBlockBytes = kScalesAt + kPanelRows;
-  static constexpr int64_t kTrailerBytes = 0;
-  static constexpr Dot kDot = Dot::kU8S8;
-  static constexpr Scales kScales = Scales::kBlock;
+/// integers 0 … 12 with a sign, so a table of q + 12 serves the integer dot product. In a GGUF
+/// file: the exponent byte, then 16 bytes.
+struct Mxfp4Format : GroupBlock<Mxfp4Format, 32, 4, uint8_t> {
   static constexpr int kOffset = 12;
+  static constexpr int64_t kFileBytes = 17;
 
   template <class V>
   [[gnu::always_inline]] static inline typename V::F32 scale(const std::byte* block) {
-    return mul(V::power_of_two(reinterpret_cast<const uint8_t*>(block + kScalesAt)), V::fill(0.5f));
+    return mul(V::power_of_two(scales(block)), V::fill(0.5f));
   }
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* block, int unit,
@@ -266,56 +229,37 @@ struct Mxfp4Format {
     out[0] = lookup16(out[0], kMxfp4Values);
     out[1] = lookup16(out[1], kMxfp4Values);
   }
-  template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*,
-                                                   int unit, typename V::F32* out) {
-    typename V::U8 words[2];
-    weights<V>(block, unit, words);
-    Int4Groups<32>::decode_words<V>(words, V::fill(kOffset), scale<V>(block), out);
-  }
-
+  static int value(int code) { return kMxfp4Values[code] - kOffset; }
   /// The shared exponent is floor(log2 max|x|) − 2 (OCP MX 1.0, section 6.3); values round to
   /// nearest.
-  static void encode(const float* rows, int64_t depth, std::byte* panel) {
-    for (int64_t b = 0; b < depth / kDepth; ++b, panel += kBlockBytes) {
-      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
-      for (int r = 0; r < kPanelRows; ++r) {
-        const float* x = rows + r * depth + b * kDepth;
-        const float largest = std::fabs(signed_largest(x, kDepth));
-        const int exponent =
-            largest > 0.0f ? std::clamp(std::ilogb(largest) - 2 + 127, 0, 254) : 127;
-        panel[kScalesAt + r] = static_cast<std::byte>(exponent);
-        const float half = std::ldexp(0.5f, exponent - 127);
-        for (int k = 0; k < kDepth; ++k) Nibbles::set(panel, r, k, nearest(x[k] / half));
-      }
-    }
-  }
-  /// In a GGUF file: the exponent byte, then 16 bytes.
-  static constexpr int64_t kFileBytes = 17;
-  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
-    for (int64_t b = 0; b < blocks; ++b, panel += kBlockBytes) {
-      std::memset(panel, 0, static_cast<size_t>(kBlockBytes));
-      for (int r = 0; r < kPanelRows; ++r) {
-        const std::byte* file = rows[r] + b * kFileBytes;
-        panel[kScalesAt + r] = file[0];
-        Nibbles::repack(file + 1, r, panel);
-      }
-    }
+  static void put(const float* x, std::byte* block, int row) {
+    const float largest = std::fabs(signed_largest(x, kDepth));
+    const int exponent = largest > 0.0f ? std::clamp(std::ilogb(largest) + 125, 0, 254) : 127;
+    scales(block)[row] = static_cast<uint8_t>(exponent);
+    const float half = std::ldexp(0.5f, exponent - 127);
+    for (int k = 0; k < kDepth; ++k) Nibbles::set(block, row, k, nearest(x[k] / half));
   }
   static int nearest(float doubled) {
     int best = 0;
     for (int code = 1; code < 16; ++code) {
-      const float distance = std::fabs(static_cast<float>(kMxfp4Values[code] - kOffset) - doubled);
-      const float least = std::fabs(static_cast<float>(kMxfp4Values[best] - kOffset) - doubled);
+      const float distance = std::fabs(static_cast<float>(value(code)) - doubled);
+      const float least = std::fabs(static_cast<float>(value(best)) - doubled);
       // Ties go to the even code, as in every rounding of floats.
       if (distance < least || (distance == least && code % 2 == 0 && best % 2 != 0)) best = code;
     }
     return best;
   }
+  static void repack(const std::byte* const* rows, int64_t blocks, std::byte* panel) {
+    each_row(blocks, panel, [&](int64_t b, int r, std::byte* block) {
+      const std::byte* file = rows[r] + b * kFileBytes;
+      scales(block)[r] = static_cast<uint8_t>(file[0]);
+      Nibbles::from_file(file + 1, r, block);
+    });
+  }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
     const std::byte* block = panel + k / kDepth * kBlockBytes;
-    const int exponent = static_cast<int>(block[kScalesAt + row]);
-    const auto q = static_cast<float>(kMxfp4Values[Nibbles::get(block, row, k % kDepth)] - kOffset);
+    const int exponent = scales(block)[row];
+    const auto q = static_cast<float>(value(Nibbles::get(block, row, k % kDepth)));
     return exponent == 255 ? NAN : q * std::ldexp(0.5f, exponent - 127);
   }
 };

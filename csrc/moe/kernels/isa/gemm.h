@@ -49,30 +49,29 @@ struct ExactDot {
   MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_f32(sum, x, w); }
 };
 
-/// bfloat16 pairs on both sides, float sums.
+/// Operands as the format packs them: words of weights against words of activations.
 template <class F>
-struct Bf16Dot {
-  static constexpr Dot kKind = Dot::kBf16;
-  static constexpr Scales kScales = Scales::kNone;
+struct PackedDot {
+  static constexpr Dot kKind = F::kDot;
+  static constexpr Scales kScales = F::kScales;
   using Weight = U8x64;
-  using Sum = F32x16;
   MOE_INLINE void unit(const std::byte* block, const std::byte*, int u, Weight* out) {
     F::template weights<Vec>(block, u, out);
   }
-  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_bf16(sum, x, w); }
+};
+
+/// bfloat16 pairs on both sides, float sums.
+template <class F>
+struct Bf16Dot : PackedDot<F> {
+  using Sum = F32x16;
+  MOE_INLINE Sum step(Sum sum, Words x, U8x64 w) { return dot_bf16(sum, x, w); }
 };
 
 /// Unsigned weight bytes × signed activation bytes, exact 32-bit sums.
 template <class F>
-struct IntegerDot {
-  static constexpr Dot kKind = Dot::kU8S8;
-  static constexpr Scales kScales = F::kScales;
-  using Weight = U8x64;
+struct IntegerDot : PackedDot<F> {
   using Sum = I32x16;
-  MOE_INLINE void unit(const std::byte* block, const std::byte*, int u, Weight* out) {
-    F::template weights<Vec>(block, u, out);
-  }
-  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_u8s8(sum, x, w); }
+  MOE_INLINE Sum step(Sum sum, Words x, U8x64 w) { return dot_u8s8(sum, x, w); }
 };
 
 /// Blocks [begin, end) against R rows: sum[r][p] += x[r] · w[p].
