@@ -22,10 +22,10 @@ from torch import Tensor
 
 CONTEXT = 512
 PROMPTS = {
-    "english": "The captain looked out over the sea and",
-    "german": "Wählen Sie im Menü",
-    "python": "def mean(values):\n",
-    "c": "static int __init ",
+    "english": "She had been at home only a week when",
+    "german": "Um ein neues Dokument zu öffnen,",
+    "python": "class Tree:\n    def __init__(self",
+    "c": "static int __init",
 }
 
 # The held-out documents that texts/ quotes, by words in them; their licences are in SOURCES.md.
@@ -126,12 +126,22 @@ def held_text(work: Path, group: str, limit: int) -> list[str]:
 
 
 @torch.no_grad()
-def greedy(model: DeepseekV3, tokenizer: Tokenizer, prompt: str, count: int) -> str:
-    ids = [tokenizer.token_to_id("<|end|>"), *tokenizer.encode(prompt).ids]
+def continued(
+    model: DeepseekV3, tokenizer: Tokenizer, prompt: str, count: int, temperature: float
+) -> str:
+    """Up to ``count`` more tokens: greedy at temperature 0, else sampled from the top 95 %."""
+    end = tokenizer.token_to_id("<|end|>")
+    random = torch.Generator().manual_seed(1)
+    ids = [end, *tokenizer.encode(prompt).ids]
     start = len(ids)
     for _ in range(count):
-        following = int(model.logits(torch.tensor(ids)[None])[0, -1].argmax())
-        if following == tokenizer.token_to_id("<|end|>"):
+        logits = model.logits(torch.tensor(ids)[None])[0, -1]
+        following = int(logits.argmax())
+        if temperature > 0:
+            p, order = torch.softmax(logits / temperature, -1).sort(descending=True)
+            p = p * (p.cumsum(0) - p < 0.95)
+            following = int(order[torch.multinomial(p, 1, generator=random)])
+        if following == end:
             break
         ids.append(following)
     return str(tokenizer.decode(ids[start:]))
@@ -172,7 +182,11 @@ def report(work: Path, out: Path, limit: int) -> dict[str, object]:
         },
     }
     result["texts"] = extract_figures(model, tokenizer, out)
-    result["samples"] = {d: greedy(model, tokenizer, p, 60) for d, p in PROMPTS.items()}
+    for kind, temperature, count in (("greedy", 0.0, 24), ("sampled", 0.8, 80)):
+        result[kind] = {
+            domain: continued(model, tokenizer, prompt, count, temperature)
+            for domain, prompt in PROMPTS.items()
+        }
     return result
 
 

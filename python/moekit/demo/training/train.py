@@ -4,8 +4,8 @@
 
 The learning rate follows the clock and not a step count (warmup, stable, decay), so a run ends
 annealed however fast the machine was. State is saved every few minutes to ``WORKDIR/state.pt``;
-``--resume`` goes on from there with the minutes already used counted. Training time excludes
-nothing: evaluation and saving are inside it.
+``--resume`` goes on from there with the minutes already used counted, and SIGTERM ends a run with
+its state saved. Training time excludes nothing: evaluation and saving are inside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -184,16 +185,16 @@ def main() -> None:
     parser.add_argument("--name", default="state")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--micro-batch", type=int, default=2, help="sequences")
+    parser.add_argument("--micro-batch", type=int, default=4, help="sequences")
     parser.add_argument("--batch", type=int, default=8, help="sequences per step at first")
     parser.add_argument("--large-batch", type=int, default=8, help="from 35 %% of the time on")
     parser.add_argument("--short", type=float, default=0.5, help="share of the run in half windows")
-    parser.add_argument("--muon-rate", type=float, default=0.02)
-    parser.add_argument("--adam-rate", type=float, default=0.003)
+    parser.add_argument("--muon-rate", type=float, default=0.008)
+    parser.add_argument("--adam-rate", type=float, default=0.0015)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--gamma", type=float, default=1e-3, help="step of the selection bias")
     parser.add_argument("--balance", type=float, default=1e-4, help="sequence-wise balance loss")
-    parser.add_argument("--decay", type=float, default=0.35, help="share of the run annealed")
+    parser.add_argument("--decay", type=float, default=0.45, help="share of the run annealed")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
@@ -233,8 +234,15 @@ def main() -> None:
         values = {domain: round(value, 4) for domain, value in held_loss(model, held).items()}
         print("held", json.dumps(values), flush=True)
 
+    stopping = False
+
+    def stop(*_: object) -> None:
+        nonlocal stopping
+        stopping = True
+
     with Team(model, args) as team:
-        while (progress := (time.monotonic() - started) / 60 / args.minutes) < 1:
+        signal.signal(signal.SIGTERM, stop)  # after the fork: ends this run with its state saved
+        while not stopping and (progress := (time.monotonic() - started) / 60 / args.minutes) < 1:
             # The first 200 steps warm up by count: a schedule by the clock knows no step size.
             rate = min(1.0, (step + 1) / 200) * learning_rate_share(progress, args.decay)
             batch = args.batch if progress < 0.35 else args.large_batch
