@@ -96,6 +96,22 @@ def test_record_writes_what_the_api_records(
     assert len(np.load(file)["experts"]) == len(expected) + 2
 
 
+def test_plot_draws_a_recorded_routing(
+    capsys: pytest.CaptureFixture[str], talker: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    with talker.record() as record:
+        talker.forward([1, 2, 3])
+    record.save(tmp_path / "t.npz")
+    picture = tmp_path / "p.png"
+    status, out, _ = run(capsys, "plot", str(tmp_path / "t.npz"), "--out", str(picture))
+    assert (status, out) == (0, f"{picture}\n")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    status, _, err = run(capsys, "plot", str(tmp_path / "t.npz"), "--out", str(tmp_path / "p.xyz"))
+    assert status == 2
+    assert "p.xyz" in err
+
+
 def test_inspect_counts_what_the_file_holds(
     capsys: pytest.CaptureFixture[str], talker_path: Path
 ) -> None:

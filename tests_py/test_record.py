@@ -246,6 +246,19 @@ def test_another_thread_is_not_recorded(talker: Any) -> None:
     assert record.ids.tolist() == [4]
 
 
+def test_a_heatmap_shows_the_load_of_each_layer() -> None:
+    pytest.importorskip("matplotlib")
+    figure = small().plot()
+    axis = figure.axes[0]
+    unused, load = axis.images
+    # Layer 3: experts 0, 1, 2 serve 2, 2, 2 tokens; layer 5: 2, 2, 2.
+    np.testing.assert_allclose(load.get_array(), np.ones((2, 3)))
+    assert unused.get_array().mask.all()
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["3", "5"]
+    axis = small().edit(layer=3, drop=[1]).plot().axes[0]
+    np.testing.assert_allclose(axis.images[1].get_array()[0].compressed(), [1.5, 1.5])
+
+
 def test_a_dataframe_has_a_row_for_each_choice() -> None:
     pandas = pytest.importorskip("pandas")
     frame = small().edit(layer=3, drop=[1]).to_dataframe()

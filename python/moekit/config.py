@@ -47,20 +47,26 @@ class Config(Mapping[str, object]):
             raise self.error(names[0], wanted)
         return names[0], default
 
-    def size(self, *names: str, default: int | object = _REQUIRED, least: int = 1) -> int:
-        """An integer of at least `least`; FileError naming the field otherwise."""
-        wanted = f"an integer of {least} to {MAX_SIZE}"
+    def size(
+        self,
+        *names: str,
+        default: int | object = _REQUIRED,
+        least: int = 1,
+        most: int = MAX_SIZE,
+    ) -> int:
+        """An integer of `least` to `most`; FileError naming the field otherwise."""
+        wanted = f"an integer of {least} to {most}"
         name, value = self._find(names, default, wanted)
         # type() and not isinstance: true is an int to Python.
-        if type(value) is not int or not least <= value <= MAX_SIZE:
+        if type(value) is not int or not least <= value <= most:
             raise self.error(name, wanted)
         return value
 
-    def optional_size(self, *names: str, least: int = 1) -> int | None:
+    def optional_size(self, *names: str, least: int = 1, most: int = MAX_SIZE) -> int | None:
         """As `size`, or None where the field is absent or null."""
         if all(self.fields.get(name) is None for name in names):
             return None
-        return self.size(*names, least=least)
+        return self.size(*names, least=least, most=most)
 
     def number(
         self, *names: str, default: float | object = _REQUIRED, above: float | None = None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..planner import Machine, ModelPlan
+    from ..record import Record
 
 # Okabe and Ito's colours: told apart by every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -202,3 +203,44 @@ def draw_cost(
 
 
 # -- end of the planner -----------------------------------------------------------------------
+
+
+# -- routing ----------------------------------------------------------------------------------
+
+
+def load_heatmap(record: Record) -> Figure:
+    """Share of the tokens that each expert served, layer by layer; an even load is 1 in the scale.
+
+    The scale is the load relative to an even one, so layers with other numbers of experts compare.
+    Experts that served no token are grey; cells beyond a layer's experts stay white.
+    """
+    import numpy as np
+    from matplotlib.colors import Normalize
+
+    counts = record.counts.astype(np.float64)
+    experts = record.num_experts
+    even = counts.sum(axis=1, keepdims=True) / np.maximum(experts, 1)[:, None]
+    load = counts / np.maximum(even, 1e-12)
+    beyond = np.arange(counts.shape[1]) >= experts[:, None]
+    shown = np.ma.masked_array(load, beyond | (counts == 0))
+    layers, width = counts.shape
+    figure = _figure(min(16, 4 + width * 0.12), min(12, 2 + layers * 0.28))
+    axis = figure.subplots()
+    axis.set_facecolor("white")
+    axis.imshow(
+        np.ma.masked_array(np.ones_like(load), beyond | (counts > 0)),
+        aspect="auto",
+        cmap="Greys",
+        norm=Normalize(0, 4),
+        interpolation="none",
+    )
+    top = max(2.0, float(load.max(initial=0)))
+    image = axis.imshow(
+        shown, aspect="auto", cmap="viridis", norm=Normalize(0, top), interpolation="none"
+    )
+    axis.set_yticks(range(layers), [str(n) for n in record.layers])
+    _plain(axis, f"Experts used by {len(record)} tokens", "expert", "layer")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, label="load (even = 1); grey: unused")
+    result: Figure = figure
+    return result

@@ -12,6 +12,7 @@ COMMANDS = {
     "generate": "continue a text, and show which experts did it",
     "chat": "talk with a model",
     "record": "write down which experts each token of a text goes to",
+    "plot": "draw a recorded routing",
     "inspect": "what a checkpoint holds, from its headers",
     "plan": "parameters, memory, speed and cost of a model, from its configuration",
 }

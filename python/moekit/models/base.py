@@ -14,11 +14,19 @@ from .rope import RopeSettings
 Family: TypeAlias = Callable[[Config, Reader], Model]
 
 ACTIVATIONS = ("silu", "swish")
+# Ten times what is published. Tables of these sizes are made before a tensor could say no.
+MAX_LAYERS = 4096
+MAX_HEAD_DIM = 8192
 
 
 def check_activation(config: Config) -> None:
     """Only SiLU, which every checkpoint of these families uses."""
     config.choice("hidden_act", ACTIVATIONS, default="silu")
+
+
+def layer_count(config: Config) -> int:
+    """num_hidden_layers, bounded."""
+    return config.size("num_hidden_layers", most=MAX_LAYERS)
 
 
 def top_k(config: Config, experts: int, *names: str) -> int:
@@ -42,8 +50,9 @@ def attention_heads(config: Config) -> tuple[int, int]:
 def head_size(config: Config, hidden: int, heads: int) -> int:
     """head_dim, or an equal share of the hidden size; even, since rotation takes pairs."""
     size = config.optional_size("head_dim") or hidden // heads
-    if size < 2 or size % 2:
-        raise config.error("head_dim", f"an even number (hidden_size / heads is {hidden // heads})")
+    if not 2 <= size <= MAX_HEAD_DIM or size % 2:
+        wanted = f"an even number of 2 to {MAX_HEAD_DIM} (hidden_size / heads: {hidden // heads})"
+        raise config.error("head_dim", wanted)
     return size
 
 
@@ -72,7 +81,7 @@ def assemble(
     config: Config, reader: Reader, hidden: int, eps: float, block: Callable[[int, Reader], Block]
 ) -> Model:
     """The decoder around `block(n, reader of layer n)`, and the check that no tensor is left."""
-    layers = config.size("num_hidden_layers")
+    layers = layer_count(config)
     vocab = config.size("vocab_size")
     embedding = reader.embedding("model.embed_tokens", vocab, hidden)
     blocks = [block(n, reader.under(f"model.layers.{n}")) for n in range(layers)]

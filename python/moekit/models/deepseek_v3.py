@@ -10,7 +10,7 @@ from collections.abc import Callable
 from ..config import Config
 from ..nn import MLA, MLP, Block, Model, MoE
 from ..ops import PackedWeight
-from .base import assemble, attention_heads, check_activation, rope_table, top_k
+from .base import MAX_HEAD_DIM, assemble, attention_heads, check_activation, rope_table, top_k
 from .reader import Reader
 from .rope import read_rope, yarn_softmax_scale
 
@@ -47,7 +47,7 @@ def build(config: Config, reader: Reader) -> Model:
 def _attention(config: Config, hidden: int) -> Callable[[Reader], MLA]:
     heads, _ = attention_heads(config)
     nope = config.size("qk_nope_head_dim")
-    rope = config.size("qk_rope_head_dim")
+    rope = config.size("qk_rope_head_dim", most=MAX_HEAD_DIM)
     value = config.size("v_head_dim")
     latent = config.size("kv_lora_rank")
     q_latent = config.optional_size("q_lora_rank")

@@ -10,6 +10,7 @@ from .base import (
     attention_heads,
     check_activation,
     head_size,
+    layer_count,
     rope_table,
     sparse_layers,
     top_k,
@@ -33,7 +34,7 @@ def build(config: Config, reader: Reader) -> Model:
     frequencies, factor = rope_table(read_rope(config), head_dim)
     sparse = sparse_layers(
         config,
-        config.size("num_hidden_layers"),
+        layer_count(config),
         config.size("decoder_sparse_step", default=1),
         config.sizes("mlp_only_layers"),
     )

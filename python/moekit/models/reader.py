@@ -208,15 +208,20 @@ class Reader:
         """
         if f"{name}.gate_up_proj" in self:
             return self._fused_experts(name, count, inner, hidden)
-        first = f"{name}.0.{parts[0]}.weight"
-        format = self.formats.experts
-        if format is None and first in self:
-            format = self._stored_format(first)
-        banks = _Banks.empty(format or "f32", count, inner, hidden)
         shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
-        for expert in range(count):
-            for bank, part, shape in zip(banks.all, parts, shapes, strict=True):
-                value = self._weights[self._claim(f"{name}.{expert}.{part}.weight", shape)]
+        # All of them before any memory: a wrong count or size must not ask for terabytes.
+        tensors = [
+            [
+                self._claim(f"{name}.{expert}.{part}.weight", shape)
+                for part, shape in zip(parts, shapes, strict=True)
+            ]
+            for expert in range(count)
+        ]
+        format = self.formats.experts or self._stored_format(f"{name}.0.{parts[0]}.weight")
+        banks = _Banks.empty(format, count, inner, hidden)
+        for expert, names in enumerate(tensors):
+            for bank, tensor in zip(banks.all, names, strict=True):
+                value = self._weights[tensor]
                 bank.fill(expert, value)
                 self._done(value.nbytes)
         return banks.experts()
