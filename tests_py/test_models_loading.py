@@ -335,3 +335,27 @@ def test_tensors_of_torch_are_taken_as_they_are(checkpoint_maker: Any) -> None:
     _, path = checkpoint_maker("mixtral", 0)
     model = mk.load(path)
     assert model.forward(torch.tensor([1, 2])).tobytes() == model.forward([1, 2]).tobytes()
+
+
+def test_a_bar_is_shown_when_asked_for_and_never_on_a_short_load(
+    checkpoint_maker: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, path = checkpoint_maker("mixtral", 0)
+    mk.load(path)
+    assert capsys.readouterr().err == ""
+    mk.load(path, progress=True)
+    assert "loading: 100%" in capsys.readouterr().err
+    mk.load(path, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_threads_are_set_and_checked(checkpoint_maker: Any) -> None:
+    _, path = checkpoint_maker("mixtral", 0)
+    before = mk.ops.config()["threads"]
+    try:
+        mk.load(path, threads=1)
+        assert mk.ops.config()["threads"] == 1
+        with pytest.raises(ValueError, match="threads is 0"):
+            mk.load(path, threads=0)
+    finally:
+        mk.ops.set_num_threads(int(before))  # type: ignore[arg-type]
