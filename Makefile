@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 BUILD := build/test
+PROMPT := "The history of the city begins"
 
 PACKAGE := pyproject.toml CMakeLists.txt $(shell find csrc python -type f \
              -not -name '*.so' -not -name '*.pyc' -not -path '*/demo/training/*')
@@ -32,7 +33,7 @@ has_header = echo '\#include <$(1)>' | g++ -E -x c++ - >/dev/null 2>&1
 # $(call stubs,folder): the stubs of the installed _core.
 stubs = cd $(VENV) && bin/pybind11-stubgen moekit._core --exit-code -o $(abspath $(1)) >/dev/null
 
-.PHONY: help demo test ctest pytest test-isas test-slow aarch64 asan tsan bench lint format stubs clean
+.PHONY: help demo test ctest pytest test-isas test-slow aarch64 asan tsan wheel bench lint format stubs clean
 
 help: ## This list
 	@grep -hE '^[a-z0-9 -]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9 -]+):.*## /\1\t/' | expand -t 12
@@ -82,18 +83,18 @@ $(VENV)/.built: $(VENV)/.apt $(VENV)/.test $(PACKAGE) $(TESTS)
 # --- what one types ---
 
 demo: $(VENV)/.package ## Install moekit into .venv and let the shipped model write
-	@$(BIN)/moekit generate "The history of the city begins"
+	@$(BIN)/moekit generate $(PROMPT)
 
 test: ctest pytest ## All C++ and Python tests (installs what they need)
 
 ctest: $(VENV)/.built
-	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure -j 2
+	@$(BIN)/ctest --test-dir $(BUILD) --output-on-failure --progress -j 2
 
 pytest: $(VENV)/.built
 	@$(PYTEST) -m "not slow"
 
-test-isas: $(VENV)/.built ## All tests under each instruction set that this machine runs
-	@for isa in $$($(BIN)/python -c 'from moekit import _core; print(*_core.runnable_isas())'); do \
+test-isas: $(VENV)/.built ## The tests under each instruction set that this machine runs besides its best
+	@for isa in $$($(BIN)/python -c 'from moekit import _core; print(*_core.runnable_isas()[:-1])'); do \
 	  echo "MOEKIT_ISA=$$isa"; export MOEKIT_ISA=$$isa; \
 	  $(BIN)/ctest --test-dir $(BUILD) --output-on-failure --quiet -j 2; $(PYTEST) -m "not slow"; \
 	done
@@ -107,6 +108,15 @@ aarch64: $(VENV)/.apt $(VENV)/.test ## C++ tests cross-compiled for another proc
 
 asan tsan: $(VENV)/.apt $(VENV)/.test ## C++ tests under sanitizers (asan: addresses and undefined behaviour; tsan: threads)
 	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset $@; cmake --build --preset $@; ctest --preset $@
+
+wheel: $(VENV)/.test ## Source archive, wheel out of it, and the demo in an environment of its own
+	@rm -rf dist build/clean
+	@$(BIN)/python -c 'from scikit_build_core.build import build_sdist; build_sdist("dist")' >/dev/null
+	@$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps -w dist dist/moekit-*.tar.gz
+	@$(PYTHON) -m venv build/clean
+	@build/clean/bin/python -m pip --disable-pip-version-check install --quiet dist/moekit-*.whl
+	@cd build && clean/bin/moekit generate $(PROMPT) --max-new-tokens 32
+	@ls -sh dist
 
 bench: $(VENV)/.apt $(VENV)/.test ## The C++ benchmarks
 	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset release -DMOEKIT_PYTHON=OFF; \
