@@ -16,8 +16,10 @@ PACKAGE := pyproject.toml CMakeLists.txt $(shell find csrc python -type f \
 TESTS := $(shell find tests_cpp bench -type f -not -name '*.pyc' 2>/dev/null)
 CPP := $(shell find csrc tests_cpp bench -name '*.h' -o -name '*.cpp' -o -name '*.inc' 2>/dev/null)
 
-# Two workers of pytest share the cores, so the libraries beside the kernels keep to one thread each.
-PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 -q
+# Tests run two at a time and share the cores: waiting threads give way, and the libraries beside the
+# kernels keep to one thread each.
+ctest pytest test-isas test-slow aarch64: export OMP_WAIT_POLICY := passive
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 # The requirements of an extra (or of the build), as pyproject.toml lists them.
 REQUIREMENTS = $(BIN)/python -c 'import sys, tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
   extras = p["project"]["optional-dependencies"] | {"build": p["build-system"]["requires"]}; \
