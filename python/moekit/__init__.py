@@ -18,6 +18,8 @@ from .errors import FileError
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import analysis as analysis
+    from . import balance as balance
     from . import checkpoint as checkpoint
     from . import nn as nn
     from . import ops as ops
@@ -37,6 +39,7 @@ _EXPORTS = {
     "ModelPlan": "planner",
     "Record": "record",
     "analysis": "",
+    "balance": "",
     "checkpoint": "",
     "demo_model": "loading",
     "demo_path": "demo",
