@@ -12,6 +12,8 @@ namespace {
 // A task streams at least this much: less, and the threads meet too often at the counter.
 constexpr int64_t kTaskBytes = 128 << 10;
 constexpr int64_t kTasksPerThread = 16;
+// A thread is worth waking for this much reading, or four times as many multiplications.
+constexpr int64_t kThreadBytes = 256 << 10;
 
 int64_t outputs_per_group(const Product& product) {
   return product.second != nullptr ? kPanelRows : kGemmOutputs;
@@ -41,6 +43,17 @@ ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
     first_task_[i + 1] =
         first_task_[i] + (column_groups(products[i]) + groups_per_task_ - 1) / groups_per_task_;
   }
+}
+
+int ProductQueue::threads_for(const Product* products, int64_t count) {
+  double bytes = 0.0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Product& p = products[i];
+    const double matrices = p.second != nullptr ? 2.0 : 1.0;
+    bytes += matrices * static_cast<double>(p.first.panel_bytes * p.first.panels());
+    bytes += matrices / 4 * static_cast<double>(p.count * p.first.rows) * p.first.cols;
+  }
+  return static_cast<int>(std::clamp(bytes / kThreadBytes, 1.0, 1.0 * num_threads()));
 }
 
 void ProductQueue::work() noexcept {
@@ -150,7 +163,8 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
     products.push_back(product);
   }
 
-  const int threads = num_threads();
+  const int threads =
+      ProductQueue::threads_for(products.data(), static_cast<int64_t>(products.size()));
   ProductQueue queue(products.data(), static_cast<int64_t>(products.size()), threads);
   TaskQueue conversions;
   const auto body = [&](Team& team) {

@@ -46,6 +46,9 @@ struct Product {
 class ProductQueue {
  public:
   ProductQueue(const Product* products, int64_t count, int threads);
+  /// How many threads the list is worth: a region costs microseconds, as much as reading some
+  /// 100 KB, and milliseconds where another process holds a thread's core.
+  static int threads_for(const Product* products, int64_t count);
   /// Takes and computes pieces until none is left. Called by every thread of a team.
   void work() noexcept;
 

@@ -49,7 +49,7 @@ struct Segment {
 class Pass {
  public:
   Pass(MatrixView<const float> x, const AssignmentView& assignment, const ExpertBank& experts,
-       const SharedExpert* shared, Compute compute, MatrixView<float> out, int threads)
+       const SharedExpert* shared, Compute compute, MatrixView<float> out)
       : x_(x), assignment_(assignment), shared_(shared), compute_(compute), out_(out) {
     make_plan(assignment.experts, assignment.tokens, assignment.k, experts.up->experts(), &plan_);
     routed_ = static_cast<int64_t>(plan_.rows.size());
@@ -66,9 +66,12 @@ class Pass {
     positions_of_slots();
     reserve_memory();
     list_products();
-    hidden_queue_.emplace(hidden_products_.data(), products(), threads);
-    down_queue_.emplace(down_products_.data(), products(), threads);
+    threads_ = ProductQueue::threads_for(hidden_products_.data(), products());
+    hidden_queue_.emplace(hidden_products_.data(), products(), threads_);
+    down_queue_.emplace(down_products_.data(), products(), threads_);
   }
+
+  int threads() const { return threads_; }
 
   // A team's way through the block. One barrier after each phase whose results others read.
   void run(Team& team) noexcept {
@@ -234,6 +237,7 @@ class Pass {
   const SharedExpert* shared_;
   Compute compute_;
   MatrixView<float> out_;
+  int threads_ = 1;
 
   Plan plan_;
   int64_t routed_ = 0, sorted_rows_ = 0, input_rows_ = 0;
@@ -262,7 +266,6 @@ void moe_ffn(MatrixView<const float> x, const AssignmentView& assignment, const 
       8 * (assignment.k * (experts.up->rows() + x.cols) +
            (shared != nullptr ? shared->bank.up->experts() * shared->bank.up->rows() : 0) + x.cols);
   const int64_t tokens = std::max<int64_t>(1, kHiddenBytes / row_bytes);
-  const int threads = num_threads();
   for (int64_t begin = 0; begin < x.rows; begin += tokens) {
     const int64_t count = std::min(tokens, x.rows - begin);
     AssignmentView part = assignment;
@@ -276,9 +279,9 @@ void moe_ffn(MatrixView<const float> x, const AssignmentView& assignment, const 
     }
     Pass pass({x.row(begin), count, x.cols, x.stride}, part, experts,
               shared != nullptr ? &part_shared : nullptr, compute,
-              {out.row(begin), count, out.cols, out.stride}, threads);
+              {out.row(begin), count, out.cols, out.stride});
     const auto body = [&](Team& team) { pass.run(team); };
-    parallel(threads, body);
+    parallel(pass.threads(), body);
   }
 }
 
