@@ -41,14 +41,22 @@ void keep_top_p(double p, Draw& draw) {
   for (const float m : draw.mass) {
     if (m >= bound && m > 0.0f) draw.best.push_back(m);
   }
-  std::sort(draw.best.begin(), draw.best.end(), std::greater<>());
-  double above = draw.best[0];
-  size_t kept = 1;
-  while (kept < draw.best.size() && above < p * total) above += draw.best[kept++];
+  // A nucleus is mostly a few tokens: the order is made piece by piece, as far as it is needed.
+  auto sorted = draw.best.begin();
+  double above = 0.0;
+  size_t kept = 0;
+  for (int64_t piece = 256; kept == 0 || above < p * total; piece *= 4) {
+    const auto end = draw.best.end() - sorted > piece ? sorted + piece : draw.best.end();
+    if (end != draw.best.end()) std::nth_element(sorted, end, draw.best.end(), std::greater<>());
+    std::sort(sorted, end, std::greater<>());
+    for (; sorted != end && (kept == 0 || above < p * total); ++sorted, ++kept) above += *sorted;
+    if (end == draw.best.end()) break;
+    sorted = end;
+  }
   // The last one that stays may be tied: of equals the lower ids stay.
   const float least = draw.best[kept - 1];
-  const auto first_equal =
-      std::lower_bound(draw.best.begin(), draw.best.end(), least, std::greater<>());
+  const auto first_equal = std::lower_bound(
+      draw.best.begin(), draw.best.begin() + static_cast<int64_t>(kept), least, std::greater<>());
   auto ties = static_cast<int64_t>(draw.best.begin() + static_cast<int64_t>(kept) - first_equal);
   for (float& m : draw.mass) {
     if (m == least && ties > 0) {
