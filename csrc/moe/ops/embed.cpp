@@ -23,7 +23,7 @@ void embed(const void* table, DType dtype, int64_t vocab, int64_t hidden, const 
       kernel.widen(rows + ids[i] * row_bytes, dtype, hidden, out + i * hidden);
     }
   };
-  parallel_for(count, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, hidden)), piece);
+  parallel_for(count, std::max<int64_t>(1, (1 << 16) / std::max<int64_t>(1, hidden)), piece);
 }
 
 }  // namespace moe

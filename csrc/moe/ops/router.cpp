@@ -11,8 +11,8 @@ namespace moe {
 
 namespace {
 
-/// Tokens per task: some 10 µs of work.
-constexpr int64_t kGrain = 32;
+/// Tokens per task, so that one takes some 15 µs: less is not worth waking a thread for.
+int64_t grain_of(int64_t experts) { return (1 << 14) / (experts + 64) + 1; }
 
 RouteCall call_of(const RouterInput& input, const RouterRule& rule) {
   RouteCall call{};
@@ -66,7 +66,7 @@ void over_tokens(const RouteCall& whole, int64_t tokens,
                                      static_cast<size_t>(route_scratch_floats(call.experts)));
     kernel(call);
   };
-  parallel_for(tokens, kGrain, piece);
+  parallel_for(tokens, grain_of(whole.experts), piece);
 }
 
 }  // namespace

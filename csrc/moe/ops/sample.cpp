@@ -105,7 +105,7 @@ void sample(MatrixView<const float> logits, const SampleRule& rule, const uint64
       scans[static_cast<size_t>(b)] = kernel.scan(logits.row(b), logits.cols);
     }
   };
-  parallel_for(logits.rows, std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(1, logits.cols)),
+  parallel_for(logits.rows, std::max<int64_t>(1, (1 << 17) / std::max<int64_t>(1, logits.cols)),
                look);
   for (int64_t b = 0; b < logits.rows; ++b) {
     const LogitScan& scan = scans[static_cast<size_t>(b)];
