@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'PackedWeight', 'RouterRule', 'attention', 'choose_tokens', 'combine', 'cpu_name', 'embed', 'format_names', 'grouped_matmul', 'isa', 'layer_norm', 'limit_capacity', 'matmul', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'set_isa', 'set_num_threads', 'weigh']
+__all__: list[str] = ['ExpertBank', 'PackedWeight', 'RouterRule', 'attention', 'choose_tokens', 'combine', 'compiler', 'cpu_name', 'embed', 'format_names', 'grouped_matmul', 'isa', 'layer_norm', 'limit_capacity', 'matmul', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'set_isa', 'set_num_threads', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -30,6 +30,8 @@ class PackedWeight:
     def __init__(self, formats: collections.abc.Sequence[str], experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def fill(self, expert: typing.SupportsInt | typing.SupportsIndex, values: numpy.ndarray) -> None:
+        ...
+    def fill_blocks(self, expert: typing.SupportsInt | typing.SupportsIndex, blocks: numpy.ndarray) -> None:
         ...
     def unpack(self, expert: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
         ...
@@ -59,6 +61,10 @@ def choose_tokens(scores: numpy.ndarray, capacity: typing.SupportsInt | typing.S
     ...
 def combine(y: numpy.ndarray, rows: numpy.ndarray, slots: numpy.ndarray, weights: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
     ...
+def compiler() -> str:
+    """
+    The compiler that built the core.
+    """
 def cpu_name() -> str:
     ...
 def embed(table: numpy.ndarray, ids: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
