@@ -12,14 +12,14 @@
 //   kDot                the dot product of its fast path (see Dot)
 //   kScales             where the scales of its integers are (Scales); kU8S8 formats only
 //   kOffset             the stored byte that means zero; kU8S8 formats only
-//   decode<V>(block, trailer, unit, out)   exact path: kUnitDepth vectors, the weights' exact
-//   values weights<V>(block, unit, out)           fast path: the unit's operands, one for each word
-//   scale<V>(block)                        fast path, Scales::kBlock: the block's sixteen scales
-//   encode(rows, depth, panel)             writes a panel from sixteen rows of floats
-//   at(panel, depth, row, k)               one weight's value; packing written as one equation
-//   kFileBytes, repack(rows, blocks, panel)  formats that GGUF files hold too: a file block's
-//   bytes,
-//                                          and a panel from sixteen rows of file blocks, lossless
+//   decode<V>(block, trailer, unit, out)     exact path: kUnitDepth vectors, the weights' exact
+//                                            values
+//   weights<V>(block, unit, out)             fast path: the unit's operands, one for each word
+//   scale<V>(block)                          fast path, Scales::kBlock: the block's sixteen scales
+//   encode(rows, depth, panel)               writes a panel from sixteen rows of floats
+//   at(panel, depth, row, k)                 one weight's value; packing written as one equation
+//   kFileBytes, repack(rows, blocks, panel)  formats that GGUF files hold too: a block's bytes there,
+//                                            and a panel from sixteen rows of file blocks, lossless
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
