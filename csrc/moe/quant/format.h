@@ -18,8 +18,8 @@
 //   scale<V>(block)                          fast path, Scales::kBlock: the block's sixteen scales
 //   encode(rows, depth, panel)               writes a panel from sixteen rows of floats
 //   at(panel, depth, row, k)                 one weight's value; packing written as one equation
-//   kFileBytes, repack(rows, blocks, panel)  formats that GGUF files hold too: a block's bytes there,
-//                                            and a panel from sixteen rows of file blocks, lossless
+//   kFileBytes, repack(rows, blocks, panel)  formats of GGUF files: a block's bytes in the file,
+//                                            and a panel from sixteen rows of such blocks, lossless
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
