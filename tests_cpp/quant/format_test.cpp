@@ -82,6 +82,7 @@ TEST(Formats, AnUnknownNameListsTheKnownOnes) {
     }
   }
   EXPECT_THROW(parse_format(""), ValueError);
+  EXPECT_EQ(parse_format("int4_g128"), parse_format("int4"));
 }
 
 }  // namespace

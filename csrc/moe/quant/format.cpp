@@ -30,6 +30,7 @@ constexpr FormatInfo kFormats[] = {
 const FormatInfo& format_info(Format format) { return kFormats[static_cast<int>(format)]; }
 
 Format parse_format(std::string_view name) {
+  if (name == "int4_g128") name = "int4";  // the group that int4 has anyway
   std::string known;
   for (int i = 0; i < kFormatCount; ++i) {
     if (kFormats[i].name == name) return static_cast<Format>(i);
