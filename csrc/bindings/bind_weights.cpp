@@ -76,6 +76,10 @@ void bind_weights(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight")
       .def(py::init(&make_packed), py::arg("formats"), py::arg("experts"), py::arg("rows"),
            py::arg("cols"))
+      .def_static("repeating", &PackedWeight::repeating, py::arg("pattern"), py::arg("experts"),
+                  py::arg("rows"), py::arg("resident"),
+                  "Weights for measurements; see csrc/moe/weights/packed_weight.h.",
+                  py::call_guard<py::gil_scoped_release>())
       .def("fill", &fill, py::arg("expert"), py::arg("values"))
       .def("fill_blocks", &fill_blocks, py::arg("expert"), py::arg("blocks"))
       .def("unpack", &unpack, py::arg("expert"))

@@ -16,6 +16,7 @@ void bind_plan(py::module_&);
 void bind_weights(py::module_&);
 void bind_experts(py::module_&);
 void bind_sample(py::module_&);
+void bind_limits(py::module_&);
 
 }  // namespace moe::bindings
 
@@ -41,4 +42,5 @@ PYBIND11_MODULE(_core, m) {
   bind_weights(m);
   bind_experts(m);
   bind_sample(m);
+  bind_limits(m);
 }

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'PackedWeight', 'RouterRule', 'attention', 'choose_tokens', 'combine', 'compiler', 'cpu_name', 'embed', 'format_names', 'grouped_matmul', 'isa', 'layer_norm', 'limit_capacity', 'matmul', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'set_isa', 'set_num_threads', 'weigh']
+__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'attention', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'dot_of', 'embed', 'format_names', 'grouped_matmul', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'set_isa', 'set_num_threads', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -27,6 +27,11 @@ class RouterRule:
     def weighs_input(self) -> bool:
         ...
 class PackedWeight:
+    @staticmethod
+    def repeating(pattern: PackedWeight, experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, resident: typing.SupportsInt | typing.SupportsIndex) -> PackedWeight:
+        """
+        Weights for measurements; see csrc/moe/weights/packed_weight.h.
+        """
     def __init__(self, formats: collections.abc.Sequence[str], experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def fill(self, expert: typing.SupportsInt | typing.SupportsIndex, values: numpy.ndarray) -> None:
@@ -53,11 +58,39 @@ class PackedWeight:
 class ExpertBank:
     def __init__(self, gate: PackedWeight | None, up: PackedWeight, down: PackedWeight, gate_bias: numpy.ndarray | None, up_bias: numpy.ndarray | None, down_bias: numpy.ndarray | None, activation: str, limit: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
+class LimitProbe:
+    def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex, clock: str) -> None:
+        ...
+    def multiply_peak(self, dot: str) -> float:
+        ...
+    def read_bandwidth(self) -> float:
+        ...
+    @property
+    def bytes(self) -> int:
+        ...
+class Measured:
+    @property
+    def best(self) -> float:
+        ...
+    @property
+    def median(self) -> float:
+        ...
+class Limits:
+    def multiply_peak(self, dot: str) -> Measured:
+        ...
+    @property
+    def read_bandwidth(self) -> Measured:
+        ...
+    @property
+    def threads(self) -> int:
+        ...
 def attention(op: str, q: numpy.ndarray, q_tail: numpy.ndarray | None, k: numpy.ndarray, v: numpy.ndarray, scale: typing.SupportsFloat | typing.SupportsIndex, causal: bool, first_position: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, chunk: typing.SupportsInt | typing.SupportsIndex, softcap: typing.SupportsFloat | typing.SupportsIndex, sinks: numpy.ndarray | None, bias: numpy.ndarray | None, key_mask: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
     """
     Softmax attention; see moekit.ops.attention.
     """
 def choose_tokens(scores: numpy.ndarray, capacity: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.bool]:
+    ...
+def clock_seconds(clock: str) -> float:
     ...
 def combine(y: numpy.ndarray, rows: numpy.ndarray, slots: numpy.ndarray, weights: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
     ...
@@ -67,6 +100,10 @@ def compiler() -> str:
     """
 def cpu_name() -> str:
     ...
+def dot_of(format: str, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex, compute: str) -> str:
+    """
+    The dot product that a matrix of this format is multiplied with.
+    """
 def embed(table: numpy.ndarray, ids: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def format_names() -> list[str]:
@@ -77,6 +114,8 @@ def isa() -> str:
     """
     The instruction set in use.
     """
+def last_level_cache_bytes() -> int:
+    ...
 def layer_norm(x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarray | None, eps: typing.SupportsFloat | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, residual: numpy.ndarray | None) -> typing.Any:
     """
     As rms_norm.
@@ -84,6 +123,8 @@ def layer_norm(x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarr
 def limit_capacity(experts: numpy.ndarray, expert_count: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, ranking: numpy.ndarray | None) -> tuple[numpy.typing.NDArray[numpy.int32], int]:
     ...
 def matmul(x: numpy.ndarray, weight: PackedWeight, bias: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
+    ...
+def measure_limits(bytes: typing.SupportsInt | typing.SupportsIndex, passes: typing.SupportsInt | typing.SupportsIndex, clock: str) -> Limits:
     ...
 def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...

@@ -50,5 +50,12 @@ TEST(Cpu, NamesItself) {
   EXPECT_EQ(name.find('\0'), std::string::npos);
 }
 
+TEST(Cpu, TheLastLevelCacheHasAPlausibleSize) {
+  const int64_t bytes = last_level_cache_bytes();
+  if (bytes == 0) GTEST_SKIP() << "this system does not tell the sizes of its caches";
+  EXPECT_GE(bytes, 64 << 10);
+  EXPECT_LE(bytes, int64_t{16} << 30);
+}
+
 }  // namespace
 }  // namespace moe

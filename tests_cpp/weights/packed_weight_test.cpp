@@ -48,6 +48,35 @@ TEST(PackedWeight, HalvesComeBackToTheBit) {
   for (size_t i = 0; i < back.size(); ++i) EXPECT_EQ(back[i], to_float(half[i]));
 }
 
+TEST(PackedWeight, RepeatingSharesTheMemoryOfItsResidentExperts) {
+  constexpr int64_t kRows = 40, kCols = 33, kExperts = 5, kResident = 2;
+  PackedWeight pattern({Format::kBf16}, 1, 32, kCols);
+  const auto values = testing::normal(32 * kCols, 3);
+  pattern.fill(0, values.data(), DType::kF32);
+  const PackedWeight packed = PackedWeight::repeating(pattern, kExperts, kRows, kResident);
+  EXPECT_EQ(packed.experts(), kExperts);
+  const PackedMatrix one = packed.matrix(0);
+  EXPECT_EQ(packed.nbytes(), kResident * one.panels() * one.panel_bytes);
+  std::vector<float> back(kRows * kCols), sample(32 * kCols);
+  pattern.unpack(0, sample.data());
+  for (int64_t e = 0; e < kExperts; ++e) {
+    EXPECT_EQ(packed.matrix(e).data, packed.matrix(e % kResident).data);
+    packed.unpack(e, back.data());
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t panel = (e % kResident * one.panels() + r / kPanelRows) % 2;
+      for (int64_t k = 0; k < kCols; ++k) {
+        // The last panel holds eight rows of the matrix only.
+        const float expected =
+            r < 32 ? sample[(panel * kPanelRows + r % kPanelRows) * kCols + k] : 0.0f;
+        EXPECT_EQ(back[r * kCols + k], expected) << e << " " << r << " " << k;
+      }
+    }
+  }
+  EXPECT_NE(packed.matrix(0).data, packed.matrix(1).data);
+  EXPECT_THROW(PackedWeight::repeating(pattern, 2, kRows, 3), ValueError);
+  EXPECT_THROW(PackedWeight::repeating(packed, 2, kRows, 1), ValueError);
+}
+
 TEST(PackedWeight, EveryExpertMayHaveItsOwnFormat) {
   PackedWeight packed({Format::kF32, Format::kInt8, Format::kBf16}, 3, 20, 50);
   int64_t bytes = 0;

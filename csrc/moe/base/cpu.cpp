@@ -1,5 +1,7 @@
 #include "moe/base/cpu.h"
 
+#include <unistd.h>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 
@@ -74,5 +76,16 @@ uint32_t cpu_features() { return 0; }
 std::string cpu_name() { return "unknown"; }
 
 #endif
+
+int64_t last_level_cache_bytes() {
+  int64_t largest = 0;
+#ifdef _SC_LEVEL3_CACHE_SIZE  // glibc's; other C libraries do not tell
+  for (const int name : {_SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE, _SC_LEVEL4_CACHE_SIZE}) {
+    const int64_t bytes = sysconf(name);
+    largest = bytes > largest ? bytes : largest;
+  }
+#endif
+  return largest;
+}
 
 }  // namespace moe

@@ -19,4 +19,7 @@ uint32_t cpu_features();
 /// The processor's own name, e.g. "AMD EPYC"; "unknown" where it cannot be asked.
 std::string cpu_name();
 
+/// Bytes of the largest cache that the operating system knows of; 0 where it knows none.
+int64_t last_level_cache_bytes();
+
 }  // namespace moe

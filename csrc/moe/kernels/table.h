@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "moe/kernels/attention.h"
+#include "moe/kernels/probe.h"
 #include "moe/kernels/routing.h"
 #include "moe/kernels/rows.h"
 #include "moe/quant/format.h"
@@ -83,6 +84,7 @@ struct KernelTable {
   const RopeKernels* rope;
   const SampleKernels* sample;
   const AttentionKernels* attention;
+  const ProbeKernels* probe;
 };
 
 /// The table in use: MOEKIT_ISA's, else the last one of isas.cmake that this machine runs. Throws

@@ -50,6 +50,40 @@ PackedWeight::PackedWeight(std::vector<Format> formats, int64_t experts, int64_t
   buffer_ = Buffer(static_cast<size_t>(offsets_.back()));
 }
 
+PackedWeight PackedWeight::repeating(const PackedWeight& pattern, int64_t experts, int64_t rows,
+                                     int64_t resident) {
+  const int64_t sample = pattern.matrix(0).panels();
+  MOE_CHECK(pattern.experts() == 1 && pattern.rows() % kPanelRows == 0, "[repeating] pattern is [",
+            pattern.experts(), ", ", pattern.rows(), ", ", pattern.cols(),
+            "]; one expert of whole panels is required");
+  MOE_CHECK(resident >= 1 && resident <= experts, "[repeating] ", resident, " resident of ",
+            experts, " experts");
+  PackedWeight packed(pattern.formats(), resident, rows, pattern.cols());
+  const PackedMatrix source = pattern.matrix(0);
+  const int64_t panels = packed.matrix(0).panels();
+  const auto copy_panels = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      std::byte* panel = packed.buffer_.data() + i * source.panel_bytes;
+      const int64_t p = i % panels;
+      // Rows beyond the matrix are 0 in every format.
+      if ((p + 1) * kPanelRows > rows) {
+        std::memset(panel, 0, static_cast<size_t>(source.panel_bytes));
+      } else {
+        std::memcpy(panel, source.panel(i % sample), static_cast<size_t>(source.panel_bytes));
+      }
+    }
+  };
+  parallel_for(resident * panels, 16, copy_panels);
+  const int64_t total = packed.offsets_.back();
+  packed.experts_ = experts;
+  packed.offsets_.clear();
+  for (int64_t e = 0; e < experts; ++e) {
+    packed.offsets_.push_back(e % resident * panels * source.panel_bytes);
+  }
+  packed.offsets_.push_back(total);
+  return packed;
+}
+
 void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
   MOE_CHECK(expert >= 0 && expert < experts_, "[pack] expert ", expert, "; there are ", experts_);
   const PackedMatrix packed = matrix(expert);

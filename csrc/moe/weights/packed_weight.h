@@ -30,6 +30,13 @@ class PackedWeight {
   /// Throws ValueError for sizes that are not positive or overflow, std::bad_alloc.
   PackedWeight(std::vector<Format> formats, int64_t experts, int64_t rows, int64_t cols);
 
+  /// Weights for measurements, made as fast as memory is written: every panel repeats one of
+  /// `pattern` [1, 16·n, cols], and only `resident` experts have memory of their own; expert e
+  /// reads that of e mod resident, so that sizes beyond the memory keep their counts of rows and
+  /// bytes.
+  static PackedWeight repeating(const PackedWeight& pattern, int64_t experts, int64_t rows,
+                                int64_t resident);
+
   /// Packs expert `expert` from rows × cols contiguous values. Threads share the panels.
   void fill(int64_t expert, const void* values, DType dtype);
   /// Packs expert `expert` from the bytes of a GGUF tensor: rows × (blocks · file_bytes), lossless.
@@ -55,7 +62,7 @@ class PackedWeight {
  private:
   std::vector<Format> formats_;
   int64_t experts_, rows_, cols_;
-  std::vector<int64_t> offsets_;  // [experts + 1] bytes
+  std::vector<int64_t> offsets_;  // [experts + 1] bytes: where each starts, and their sum
   Buffer buffer_;
 };
 

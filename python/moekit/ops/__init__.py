@@ -3,6 +3,7 @@ fused. Functions take what offers DLPack or the buffer protocol and return NumPy
 
 from moekit.ops.attention import attention, mla_attention
 from moekit.ops.experts import Experts, moe_ffn
+from moekit.ops.limits import MachineLimits, machine_limits
 from moekit.ops.machine import config, set_num_threads, show_config
 from moekit.ops.rope_scaling import rope_frequencies
 from moekit.ops.routing import (
@@ -24,6 +25,7 @@ from moekit.ops.weights import PackedWeight, format_names, grouped_matmul, matmu
 __all__ = [
     "Assignment",
     "Experts",
+    "MachineLimits",
     "PackedWeight",
     "Plan",
     "attention",
@@ -34,6 +36,7 @@ __all__ = [
     "grouped_matmul",
     "layer_norm",
     "limit_capacity",
+    "machine_limits",
     "matmul",
     "mla_attention",
     "moe_ffn",

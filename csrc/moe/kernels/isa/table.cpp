@@ -5,6 +5,7 @@
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
 #include "moe/kernels/isa/norm.h"
+#include "moe/kernels/isa/probe.h"
 #include "moe/kernels/isa/rope.h"
 #include "moe/kernels/isa/router.h"
 #include "moe/kernels/isa/rowwise.h"
@@ -16,8 +17,8 @@
 namespace moe::MOE_ISA {
 
 extern const KernelTable kTable;
-constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels,   &kConvertKernels,
-                                      &kRowwiseKernels,    &kRouterKernels, &kNormKernels,
-                                      &kRopeKernels,       &kSampleKernels, &kAttentionKernels};
+constinit const KernelTable kTable = {
+    MOE_STRING(MOE_ISA), &kGemmKernels, &kConvertKernels, &kRowwiseKernels,   &kRouterKernels,
+    &kNormKernels,       &kRopeKernels, &kSampleKernels,  &kAttentionKernels, &kProbeKernels};
 
 }  // namespace moe::MOE_ISA

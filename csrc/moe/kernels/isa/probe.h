@@ -1,0 +1,115 @@
+#pragma once
+// The limits of this instruction set: multiply peaks and a read loop.
+//
+// Definition    multiply: sum[c] = dot(sum[c], x, w) for independent c; read: Σ of all words
+// Regularities  sums stay in registers, operands in the first cache lines of L1: the multiplier
+// limits
+//               it, or what else this instruction set's dot product is made of
+// Cost          chains · 16 lanes · 2 · depth_per_word operations a step
+
+#include "moe/kernels/probe.h"
+#include "moe/simd/vec.h"
+
+namespace moe::MOE_ISA {
+
+// A fused multiply-add takes 4 cycles and up to two start in each, so 8 registers hide its latency;
+// AVX-512 has room for 12 and more, AVX2 has 12 (two to a vector) beside the operands.
+inline constexpr int kProbeChains = kTileRows < 6 ? kTileRows : kTilePanels == 1 ? 6 : 16;
+// Enough steps that the loop's own instructions vanish.
+inline constexpr int kProbeSteps = 8;
+
+template <Dot kind>
+struct ProbeDot {
+  using Sum = F32x16;
+  using Weight = F32x16;
+  MOE_INLINE Sum start(const float* p) { return load(p); }
+  MOE_INLINE Weight weight(const uint32_t* p) { return load(reinterpret_cast<const float*>(p)); }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_f32(sum, x, w); }
+  MOE_INLINE float value(Sum sum) { return reduce_add(sum); }
+};
+template <>
+struct ProbeDot<Dot::kBf16> : ProbeDot<Dot::kF32> {
+  using Weight = U8x64;
+  MOE_INLINE Weight weight(const uint32_t* p) { return load_u8(p); }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_bf16(sum, x, w); }
+};
+template <>
+struct ProbeDot<Dot::kU8S8> {
+  using Sum = I32x16;
+  using Weight = U8x64;
+  MOE_INLINE Sum start(const float* p) { return bits(load(p)); }
+  MOE_INLINE Weight weight(const uint32_t* p) { return load_u8(p); }
+  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_u8s8(sum, x, w); }
+  MOE_INLINE float value(Sum sum) { return reduce_add(to_f32(sum)); }
+};
+
+template <Dot kind>
+static float probe_multiply(int64_t rounds) noexcept {
+  using D = ProbeDot<kind>;
+  // Pairs of opposite signs in every kind but the first: integer sums stay at 0, far from overflow.
+  constexpr uint32_t kX = kind == Dot::kF32    ? 0x3f800000u
+                          : kind == Dot::kBf16 ? 0xbf803f80u
+                                               : 0xff01ff01u;
+  constexpr uint32_t kW = kind == Dot::kF32    ? 0x3f800000u
+                          : kind == Dot::kBf16 ? 0x3f803f80u
+                                               : 0x03030303u;
+  alignas(64) uint32_t x[kProbeChains], w[16];
+  alignas(64) float zeros[16 * kProbeChains] = {};
+  for (uint32_t& word : x) word = kX;
+  for (uint32_t& lane : w) lane = kW;
+  // The compiler must not know the values: it would compute equal chains once.
+  asm volatile("" : "+m"(zeros));
+  typename D::Sum sum[kProbeChains];
+  MOE_UNROLL
+  for (int c = 0; c < kProbeChains; ++c) sum[c] = D::start(zeros + 16 * c);
+  for (int64_t r = 0; r < rounds; ++r) {
+    MOE_UNROLL
+    for (int s = 0; s < kProbeSteps; ++s) {
+      // Nor that they stay the same: it would fold this step's products into the last one's.
+      asm volatile("" : "+m"(x), "+m"(w));
+      const typename D::Weight weight = D::weight(w);
+      MOE_UNROLL
+      for (int c = 0; c < kProbeChains; ++c)
+        sum[c] = D::step(sum[c], broadcast_word(x + c), weight);
+    }
+  }
+  float total = 0.0f;
+  MOE_UNROLL
+  for (int c = 0; c < kProbeChains; ++c) total += D::value(sum[c]);
+  return total;
+}
+
+static uint32_t probe_read(const std::byte* data, int64_t bytes) noexcept {
+  constexpr int kLines = kProbeReadBytes / 64;
+  constexpr int64_t kAheadBytes = 1024;
+  I32x16 sum[kLines];
+  MOE_UNROLL
+  for (int line = 0; line < kLines; ++line) sum[line] = set1_i32(0);
+  for (int64_t i = 0; i < bytes; i += kProbeReadBytes) {
+    MOE_UNROLL
+    for (int line = 0; line < kLines; ++line) {
+      const std::byte* at = data + i + line * 64;
+      prefetch(at + kAheadBytes);
+      sum[line] = add(sum[line], load_i32(reinterpret_cast<const int32_t*>(at)));
+    }
+  }
+  I32x16 total = sum[0];
+  MOE_UNROLL
+  for (int line = 1; line < kLines; ++line) total = add(total, sum[line]);
+  int32_t lanes[16];
+  store_i32(lanes, total);
+  uint32_t folded = 0;
+  for (const int32_t lane : lanes) folded += static_cast<uint32_t>(lane);
+  return folded;
+}
+
+constexpr int64_t probe_operations(Dot dot) {
+  return int64_t{2} * kLanes * depth_per_word(dot) * kProbeChains * kProbeSteps;
+}
+
+static constexpr ProbeKernels kProbeKernels = {
+    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_multiply<Dot::kU8S8>},
+    {probe_operations(Dot::kF32), probe_operations(Dot::kBf16), probe_operations(Dot::kU8S8)},
+    &probe_read};
+
+}  // namespace moe::MOE_ISA
