@@ -121,9 +121,9 @@ wheel: $(VENV)/.test ## Source archive, wheel out of it, and the demo in an envi
 	@cd build && clean/bin/moekit generate $(PROMPT) --max-new-tokens 32
 	@ls -sh dist
 
-bench: $(VENV)/.apt $(VENV)/.test ## The C++ benchmarks
+bench: $(VENV)/.apt $(VENV)/.test ## The C++ benchmarks; FLAGS=--quick for a part of them
 	@PATH="$(abspath $(BIN)):$$PATH"; cmake --preset release -DMOEKIT_PYTHON=OFF; \
-	  cmake --build --preset release; ./build/release/bench/moe_bench
+	  cmake --build --preset release; ./build/release/bench/moe_bench $(FLAGS)
 
 lint: $(VENV)/.built $(VENV)/.dev ## ruff, clang-format, mypy --strict, the package's layers, the stubs of _core
 	@$(BIN)/ruff check
