@@ -35,7 +35,8 @@ struct AttentionCall {
   int64_t key_dim, value_dim;
   int64_t begin, end;  // the segment; begin is a multiple of kKeyBlock
   int64_t rows;
-  const float* queries;      // as `pack` wrote them
+  const float* queries;      // [rows][query_stride], as `pack` wrote them
+  int64_t query_stride;      // key_dim rounded up to 16
   const KeyRange* visible;   // [rows]
   const float* const* bias;  // [rows], added to the scores; null: none. -inf masks
   const float* key_bias;     // the same for every row, or null
@@ -44,7 +45,7 @@ struct AttentionCall {
   float* sum;                // [rows]: written
   float* out;                // [rows][out_stride]: written
   int64_t out_stride;        // value_dim rounded up to 16
-  float* key_block;          // scratch [key_dim][kKeyBlock]
+  float* key_block;          // scratch [kKeyBlock][query_stride]
   float* value_block;        // scratch [kKeyBlock][out_stride]
   float* lane_sums;          // scratch [rows][16]
 };
@@ -56,14 +57,13 @@ struct SoftmaxRow {
 };
 
 struct AttentionKernels {
-  /// `packed` has ceil(rows / tile_rows) · tile_rows · (head_dim + tail_dim) floats.
-  void (*pack)(const QueryRows&, float* packed) noexcept;
+  /// packed [rows][stride], stride at least head_dim + tail_dim, zeros behind.
+  void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*attend[3])(const AttentionCall&) noexcept;  // by DType of keys and values
   /// into += part, over `width` columns (a multiple of 16).
   void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
   /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.
   void (*finish)(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept;
-  int tile_rows;
 };
 
 }  // namespace moe

@@ -78,14 +78,14 @@ struct Workspace {
   float* lane_sums;
   RowStates part, total;
 
-  Workspace(Carver memory, const AttentionInputs& in, int64_t rows, int tile_rows) {
-    const int64_t width = round_up(in.values.dim, 16);
+  Workspace(Carver memory, const AttentionInputs& in, int64_t rows) {
+    const int64_t width = round_up(in.values.dim, 16), key_width = round_up(in.keys.dim, 16);
     head = memory.take<const float*>(rows);
     tail = memory.take<const float*>(rows);
     bias = memory.take<const float*>(rows);
     visible = memory.take<KeyRange>(rows);
-    queries = memory.take<float>(round_up(rows, tile_rows) * in.keys.dim);
-    key_block = memory.take<float>(in.keys.dim * kKeyBlock);
+    queries = memory.take<float>(rows * key_width);
+    key_block = memory.take<float>(kKeyBlock * key_width);
     value_block = memory.take<float>(kKeyBlock * width);
     lane_sums = memory.take<float>(rows * 16);
     part = RowStates::take(memory, rows, width);
@@ -132,8 +132,7 @@ class Tasks {
 
   void run() {
     const int64_t width = round_up(in_.values.dim, 16);
-    const size_t per_thread =
-        Workspace(Carver(nullptr), in_, piece_rows_, kernels_.tile_rows).bytes;
+    const size_t per_thread = Workspace(Carver(nullptr), in_, piece_rows_).bytes;
     Carver counted(nullptr);
     const int64_t partial_rows = split_ ? count_ * segments_ * piece_rows_ : 0;
     RowStates::take(counted, partial_rows, width);
@@ -146,8 +145,8 @@ class Tasks {
 
     TaskQueue tasks, merges;
     const auto work = [&](Team& team) {
-      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, piece_rows_,
-                    kernels_.tile_rows);
+      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_,
+                    piece_rows_);
       const int64_t units = split_ ? count_ * segments_ : count_;
       // Later queries see more keys: long tasks first.
       for (int64_t i = tasks.take(); i < units; i = tasks.take()) {
@@ -201,7 +200,8 @@ class Tasks {
       }
       own.visible[r] = visible_keys(in_, i);
     }
-    kernels_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale}, own.queries);
+    kernels_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale},
+                  round_up(in_.keys.dim, 16), own.queries);
   }
 
   void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
@@ -220,6 +220,7 @@ class Tasks {
     call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
     call.rows = task_rows(task);
     call.queries = own.queries;
+    call.query_stride = round_up(in_.keys.dim, 16);
     call.visible = own.visible;
     call.bias = in_.bias != nullptr ? own.bias : nullptr;
     call.key_bias = key_bias_;

@@ -34,6 +34,11 @@
 
 namespace moe::MOE_ISA {
 
+/// Reads a byte and forgets it: its line is in L1 afterwards.
+MOE_INLINE void touch(const void* p) {
+  asm volatile("" : : "r"(*static_cast<const volatile char*>(p)));
+}
+
 /// What a format's decoder (quant/) needs to reach this vocabulary without including it; everything
 /// on the vectors themselves is found by their types.
 struct Vec {
