@@ -34,6 +34,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "head_dim": 20,
         "norm_topk_prob": True,
     },
+    "deepseek_v2": {
+        "num_key_value_heads": 3,
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "n_routed_experts": 5,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "kv_lora_rank": 22,
+        "q_lora_rank": 26,
+        "qk_nope_head_dim": 14,
+        "qk_rope_head_dim": 6,
+        "v_head_dim": 18,
+    },
     "deepseek_v3": {
         "num_key_value_heads": 3,
         "intermediate_size": 56,
@@ -72,6 +85,9 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
                 parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
             elif name.endswith(".bias"):
                 parameter.copy_(0.1 * torch.randn_like(parameter))
+            elif parameter.unique().numel() == 1:
+                # Zeros and ones that an initialisation leaves would hide a forgotten term.
+                parameter.add_(0.3 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(0.3 * torch.randn_like(buffer))
@@ -101,12 +117,12 @@ def their_logits(model: Any, ids: list[int]) -> np.ndarray:
         return model(torch.tensor([ids])).logits[0].float().numpy()
 
 
-def their_experts(model: Any, ids: list[int], k: int) -> list[np.ndarray]:
+def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
     """For each MoE layer the sorted expert ids [T, K] that transformers routes to."""
     found: list[np.ndarray] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append(np.sort(output[2].numpy().reshape(len(ids), k), axis=1))
+        found.append(np.sort(output[2].numpy().reshape(len(ids), -1), axis=1))
 
     hooks = [
         module.register_forward_hook(keep)

@@ -3,8 +3,10 @@
 from typing import Any
 
 import checkpoints
+import family_checks
 import numpy as np
 import pytest
+from family_checks import prompt_of
 
 import moekit as mk
 from moekit import _core
@@ -44,6 +46,21 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         "qwen3_moe",
         {"rope_parameters": {k: v for k, v in YARN.items() if not k.startswith("mscale")}},
     ),
+    ("deepseek_v2", {}),
+    ("deepseek_v2", {"q_lora_rank": None, "rope_parameters": YARN}),
+    ("deepseek_v2", {"routed_scaling_factor": 3.0, "norm_topk_prob": True, "n_group": 4}),
+    (
+        "deepseek_v2",
+        {
+            "topk_method": "group_limited_greedy",
+            "n_routed_experts": 12,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_experts_per_tok": 3,
+            "rms_norm_eps": 3e-2,
+            "attention_bias": True,
+        },
+    ),
     ("deepseek_v3", {}),
     ("deepseek_v3", {"q_lora_rank": None, "tie_word_embeddings": True}),
     ("deepseek_v3", {"rope_parameters": YARN}),
@@ -57,12 +74,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("deepseek_v3", {"first_k_dense_replace": 3}),
 ]
 NAMES = [f"{family}-{'-'.join(changes) or 'plain'}" for family, changes in CASES]
-# Between two float32 programs that add in different orders.
-TOLERANCE = 2e-4
-
-
-def prompt_of(seed: int, length: int, vocab: int = 97) -> list[int]:
-    return np.random.default_rng(seed).integers(0, vocab, length).tolist()
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -70,58 +81,21 @@ def prompt_of(seed: int, length: int, vocab: int = 97) -> list[int]:
 def test_logits_and_experts_are_those_of_transformers(
     checkpoint_maker: Any, family: str, changes: dict[str, Any], seed: int
 ) -> None:
-    theirs, path = checkpoint_maker(family, seed, **changes)
-    ids = prompt_of(seed, 23)
-    model = mk.load(path)
-    with model.record() as record:
-        logits = model.forward(ids)
-    assert logits.dtype == np.float32
-    np.testing.assert_allclose(
-        logits, checkpoints.their_logits(theirs, ids), rtol=0, atol=TOLERANCE
-    )
-    chosen = checkpoints.their_experts(theirs, ids, theirs.config.num_experts_per_tok)
-    assert len(chosen) == len(record.layers)
-    for layer, experts in enumerate(chosen):
-        np.testing.assert_array_equal(np.sort(record.experts[:, layer], axis=1), experts)
+    family_checks.logits_and_experts(*checkpoint_maker(family, seed, **changes), seed)
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)
 def test_greedy_tokens_are_those_of_transformers(
     checkpoint_maker: Any, family: str, changes: dict[str, Any]
 ) -> None:
-    theirs, path = checkpoint_maker(family, 1, **changes)
-    model = mk.load(path)
-    ids = prompt_of(7, 9)
-    tokens = model.generate(ids, max_new_tokens=12)
-    assert tokens == checkpoints.their_greedy(theirs, ids, 12)
-    # And without a cache: the whole text again for every token.
-    whole = list(ids)
-    for token in tokens:
-        assert int(model.forward(whole)[-1].argmax()) == token
-        whole.append(token)
+    family_checks.greedy_tokens(*checkpoint_maker(family, 1, **changes))
 
 
 @pytest.mark.parametrize(("family", "changes"), CASES, ids=NAMES)
 def test_a_token_has_the_same_bytes_however_it_is_batched(
     checkpoint_maker: Any, family: str, changes: dict[str, Any]
 ) -> None:
-    _, path = checkpoint_maker(family, 0, **changes)
-    model = mk.load(path)
-    prompts = [prompt_of(i, length) for i, length in enumerate((17, 1, 6))]
-    alone = [model.forward(prompt) for prompt in prompts]
-    for ours, one in zip(model.forward(prompts), alone, strict=True):
-        assert ours.tobytes() == one.tobytes()
-    for cuts in ([1] * 17, [5, 11, 1], [16, 1]):
-        cache = model.new_cache()
-        parts, start = [], 0
-        for length in cuts:
-            parts.append(model.forward(prompts[0][start : start + length], cache=cache))
-            start += length
-        assert np.concatenate(parts).tobytes() == alone[0].tobytes()
-    square = np.array([prompts[0], prompt_of(9, 17)])
-    both = model.forward(square)
-    assert both.shape == (2, 17, 97)
-    assert both[0].tobytes() == alone[0].tobytes()
+    family_checks.same_bytes(checkpoint_maker(family, 0, **changes)[1])
 
 
 @pytest.mark.parametrize("family", list(checkpoints.FAMILIES))

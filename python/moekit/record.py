@@ -172,7 +172,7 @@ class Record:
         pending, self._pending = self._pending, []
         if pending:
             k = max([self._experts.shape[2], *(part.slots() for part in pending)])
-            most = int(self.num_experts.max())
+            most = int(self.num_experts.max(initial=0))
             tables = [part.table(k) for part in pending]
             self._experts = np.concatenate(
                 [_widened(self._experts, k, -1), *(experts for experts, _ in tables)]

@@ -8,6 +8,7 @@ from .reader import Reader
 
 # model_type -> the module that builds it. A family is added by a row here and its file.
 FAMILIES = {
+    "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "kimi_k2": "deepseek_v3",
     "mixtral": "mixtral",

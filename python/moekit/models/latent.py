@@ -1,0 +1,177 @@
+"""What DeepSeek's line shares: latent attention, and a mixture whose router goes by groups.
+
+Families differ in the score and in a few options; each one's file says which.
+"""
+
+from collections.abc import Callable
+
+from ..config import Config
+from ..nn import MLA, Block, Model, MoE
+from ..ops import PackedWeight
+from .base import (
+    MAX_HEAD_DIM,
+    assemble,
+    attention_heads,
+    check_activation,
+    layer_count,
+    rope_table,
+    sparse_layers,
+    top_k,
+)
+from .reader import Reader
+from .rope import read_rope, yarn_softmax_scale
+
+# The norms inside of latent attention do not follow rms_norm_eps.
+LATENT_EPS = 1e-6
+
+# Both make a part of a layer from its tensors; attention may depend on the layer's number.
+MakeAttention = Callable[[int, Reader], MLA]
+MakeMixture = Callable[[Reader], MoE]
+
+
+def latent_decoder(
+    config: Config,
+    reader: Reader,
+    attention: MakeAttention,
+    mixture: MakeMixture,
+    *,
+    first_dense: int,
+    eps: float = 1e-6,
+) -> Model:
+    """Pre-norm blocks; the `first_k_dense_replace` first ones (`first_dense` by default) dense."""
+    hidden = config.size("hidden_size")
+    eps = config.number("rms_norm_eps", default=eps, above=0)
+    layers = layer_count(config)
+    dense = config.size("first_k_dense_replace", default=first_dense, least=0)
+    sparse = sparse_layers(config, layers, 1, list(range(min(dense, layers))))
+    config.require(config.size("moe_layer_freq", default=1) == 1, "moe_layer_freq", "1")
+    check_activation(config)
+
+    def block(n: int, layer: Reader) -> Block:
+        return Block(
+            layer.norm("input_layernorm", hidden, eps),
+            attention(n, layer.under("self_attn")),
+            layer.norm("post_attention_layernorm", hidden, eps),
+            mixture(layer.under("mlp"))
+            if sparse[n]
+            else layer.mlp("mlp", config.size("intermediate_size"), hidden),
+        )
+
+    return assemble(config, reader, hidden, eps, block)
+
+
+def latent_attention(config: Config) -> MakeAttention:
+    """DeepSeek-V2's and V3's attention (arXiv 2405.04434, section 2.1), q compressed or not."""
+    hidden = config.size("hidden_size")
+    heads, _ = attention_heads(config)
+    nope = config.size("qk_nope_head_dim")
+    rope = config.size("qk_rope_head_dim", most=MAX_HEAD_DIM)
+    value = config.size("v_head_dim")
+    latent = config.size("kv_lora_rank")
+    q_latent = config.optional_size("q_lora_rank")
+    bias = config.flag("attention_bias", default=False)
+    config.require(rope % 2 == 0, "qk_rope_head_dim", "an even number")
+    settings = read_rope(config)
+    frequencies, factor = rope_table(settings, rope)
+    interleaved = config.flag("rope_interleave", default=True)
+
+    def attention(n: int, layer: Reader) -> MLA:
+        q_a = q_norm = None
+        if q_latent is None:
+            q = layer.linear("q_proj", heads * (nope + rope), hidden)
+        else:
+            q_a = layer.linear("q_a_proj", q_latent, hidden, bias=bias)
+            q_norm = layer.norm("q_a_layernorm", q_latent, LATENT_EPS)
+            q = layer.linear("q_b_proj", heads * (nope + rope), q_latent)
+        kv_a = layer.linear("kv_a_proj_with_mqa", latent + rope, hidden, bias=bias)
+        kv_norm = layer.norm("kv_a_layernorm", latent, LATENT_EPS)
+        key_up, value_up = latent_projections(layer, heads, nope, value, latent)
+        return MLA(
+            q,
+            kv_a,
+            kv_norm,
+            key_up,
+            value_up,
+            layer.linear("o_proj", hidden, heads * value, bias=bias),
+            q_a=q_a,
+            q_norm=q_norm,
+            frequencies=frequencies,
+            rope_factor=factor,
+            interleaved=interleaved,
+            scale=(nope + rope) ** -0.5 * yarn_softmax_scale(settings),
+        )
+
+    return attention
+
+
+def latent_projections(
+    layer: Reader, heads: int, nope: int, value: int, latent: int
+) -> tuple[PackedWeight, PackedWeight]:
+    """kv_b_proj [h * (N + V), L] head by head: W_uk transposed [h, L, N] and W_uv [h, V, L]."""
+    both, format = layer.matrix("kv_b_proj.weight", heads * (nope + value), latent)
+    key_up = PackedWeight.empty(format, (heads, latent, nope))
+    value_up = PackedWeight.empty(format, (heads, value, latent))
+    for head, rows in enumerate(both.reshape(heads, nope + value, latent)):
+        key_up.fill(head, rows[:nope].T.copy())
+        value_up.fill(head, rows[nope:])
+    return key_up, value_up
+
+
+def grouped_mixture(
+    config: Config,
+    *,
+    score: str = "sigmoid",
+    select_bias: bool = True,
+    group_score: str = "top2",
+    group_fill: str = "-inf",
+    normalize: bool | None = None,
+    groups: tuple[int, int] | None = None,
+) -> MakeMixture:
+    """Routed experts chosen by groups, and `n_shared_experts` that every token goes to.
+
+    `groups` are n_group and topk_group unless given; `normalize` is norm_topk_prob. With
+    `select_bias` the router has DeepSeek-V3's bias, which enters the selection alone.
+    """
+    hidden = config.size("hidden_size")
+    experts = config.size("n_routed_experts", "num_local_experts", "num_experts")
+    k = top_k(config, experts)
+    inner = config.size("moe_intermediate_size")
+    shared = config.size("n_shared_experts", default=1, least=0)
+    scale = config.number("routed_scaling_factor", default=1.0)
+    if normalize is None:
+        normalize = config.flag("norm_topk_prob", default=True)
+    if groups is None:
+        groups = config.size("n_group", default=1), config.size("topk_group", default=1)
+    count, kept = groups
+    config.require(experts % count == 0, "n_group", f"a divisor of the {experts} experts")
+    config.require(kept <= count, "topk_group", f"at most n_group, {count},")
+    reachable = kept * (experts // count)
+    config.require(
+        k <= reachable,
+        "num_experts_per_tok",
+        f"at most the {reachable} experts of topk_group groups",
+    )
+
+    def mixture(layer: Reader) -> MoE:
+        bias = layer.tensor("gate.e_score_correction_bias", experts) if select_bias else None
+        router = layer.router(
+            "gate",
+            experts,
+            hidden,
+            k,
+            score=score,
+            select_bias=bias,
+            groups=count,
+            top_groups=kept,
+            group_score=group_score,
+            group_fill=group_fill,
+            normalize=normalize,
+            scale=scale,
+        )
+        banks = layer.experts("experts", experts, inner, hidden)
+        beside = None
+        if shared:
+            beside = layer.gated_mlp("shared_experts", shared * inner, hidden, kind="shared")
+        return MoE(router, banks, beside)
+
+    return mixture
