@@ -47,7 +47,14 @@ def load(
         weights = checkpoint.open_weights(file, config)
         total = sum(file.info(name).nbytes for name in file)
         with _Progress(total, progress) as bar:
-            model = models.build(config, Reader(weights, formats, bar.advance))
+            header = sum(source.bytes_read for source in file.sources)
+
+            def advance() -> None:
+                bar.reach(sum(source.bytes_read for source in file.sources) - header)
+
+            reader = Reader(weights, formats, advance)
+            model = models.build(config, reader)
+    model.placed = reader.placed
     model.tokenizer = load_tokenizer(folder)
     model.end_ids = _end_ids(folder, config, model.vocab_size)
     return model
@@ -90,10 +97,11 @@ class _Progress:
         self._done = 0
         self._bar: Any = None
 
-    def advance(self, nbytes: int) -> None:
-        self._done += nbytes
+    def reach(self, nbytes: int) -> None:
+        """The bytes that have been read so far."""
+        grown, self._done = nbytes - self._done, nbytes
         if self._bar is not None:
-            self._bar.update(nbytes)
+            self._bar.update(grown)
         elif self._wanted and time.monotonic() - self._begin >= self._patience:
             from tqdm import tqdm
 

@@ -43,17 +43,21 @@ from .directory import (
 )
 from .ggml_dequant import dequantize
 from .gguf import open_gguf
+from .pieces import ALL, Piece
 from .safetensors import open_safetensors
 from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
-from .weights import WeightInfo, Weights, open_weights
+from .weights import KEPT_DTYPES, WeightInfo, Weights, open_weights
 from .write import stream_safetensors, write_model, write_safetensors
 from .write_gguf import write_gguf
 
 __all__ = [
+    "ALL",
+    "KEPT_DTYPES",
     "Checkpoint",
     "FileError",
     "MissingTensorError",
+    "Piece",
     "TensorInfo",
     "WeightInfo",
     "Weights",

@@ -157,13 +157,25 @@ def dequantize_gptq(
     `group_size` is one group). `bits` is 2, 3, 4 or 8. The stored zero is one too low in the
     format `gptq`, and true in `gptq_v2` (`zero_offset=0`).
     """
-    _require(bits in (2, 3, 4, 8), f"[dequantize_gptq] {bits} bits; 2, 3, 4 or 8 are read")
-    q = unpack_rows(qweight, bits)
-    zeros = unpack_rows(np.ascontiguousarray(qzeros.T), bits).T.astype(np.float32) + zero_offset
+    q, zeros = gptq_codes(qweight, qzeros, bits=bits, zero_offset=zero_offset)
     if g_idx is None:
-        size = group_size if group_size > 0 else max(len(q), 1)
-        g_idx = np.arange(len(q)) // size
+        g_idx = groups_in_order(len(q), group_size)
     return _by_groups(q, zeros, scales, g_idx, "dequantize_gptq")
+
+
+def groups_in_order(rows: int, group_size: int) -> npt.NDArray[np.int64]:
+    """The group of each of K inputs where neighbours share one; -1 is one group for all."""
+    size = group_size if group_size > 0 else max(rows, 1)
+    return np.arange(rows, dtype=np.int64) // size
+
+
+def gptq_codes(
+    qweight: Array, qzeros: Array, *, bits: int, zero_offset: int
+) -> tuple[npt.NDArray[np.uint8], F32]:
+    """Integers uint8 [K, N] and zeros float32 [G, N] of a GPTQ layer; see `dequantize_gptq`."""
+    _require(bits in (2, 3, 4, 8), f"[dequantize_gptq] {bits} bits; 2, 3, 4 or 8 are read")
+    zeros = unpack_rows(np.ascontiguousarray(qzeros.T), bits).T.astype(np.float32) + zero_offset
+    return unpack_rows(qweight, bits), zeros
 
 
 def dequantize_awq(qweight: Array, qzeros: Array, scales: Array, *, group_size: int = 128) -> F32:
@@ -172,10 +184,13 @@ def dequantize_awq(qweight: Array, qzeros: Array, scales: Array, *, group_size: 
     Shapes: qweight int32 [K, N / 8], qzeros int32 [G, N / 8], scales [G, N]; eight columns share
     a word, in the order 0 2 4 6 1 3 5 7 from its lowest nibble.
     """
-    q, zeros = _unpack_awq(qweight), _unpack_awq(qzeros)
-    size = group_size if group_size > 0 else max(len(q), 1)
-    groups = np.arange(len(q)) // size
-    return _by_groups(q, zeros.astype(np.float32), scales, groups, "dequantize_awq")
+    q, zeros = awq_codes(qweight, qzeros)
+    return _by_groups(q, zeros, scales, groups_in_order(len(q), group_size), "dequantize_awq")
+
+
+def awq_codes(qweight: Array, qzeros: Array) -> tuple[npt.NDArray[np.uint8], F32]:
+    """Integers uint8 [K, N] and zeros float32 [G, N] of an AWQ layer."""
+    return _unpack_awq(qweight), _unpack_awq(qzeros).astype(np.float32)
 
 
 def _unpack_awq(words: Array) -> npt.NDArray[np.uint8]:

@@ -108,6 +108,7 @@ class SourceFile:
     def __init__(self, path: str, kind: str, folders: Sequence[str] | None = None) -> None:
         self.path = path
         self.kind = kind
+        self.bytes_read = 0  # for a progress bar
         self._fd, self.size = open_regular(path, kind, folders)
 
     def error(self, problem: str) -> FileError:
@@ -132,6 +133,7 @@ class SourceFile:
                     f"are wanted and it had {self.size} when it was opened"
                 )
             done += count
+        self.bytes_read += wanted
 
     def read(self, offset: int, nbytes: int) -> bytearray:
         """`nbytes` bytes from `offset`; the caller has checked both against `size`."""

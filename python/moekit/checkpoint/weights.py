@@ -5,29 +5,25 @@ three tensors of GPTQ is settled here. What a loader wants to keep packed it fin
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+
+import numpy as np
 
 from ..errors import MissingTensorError
 from . import hf_quant
+from .hf_blocks import LinearIntegers, mxfp4_blocks
+from .hf_scheme import Scheme, read_scheme
+from .pieces import ALL, Piece
 from .source import Array, quoted
 from .tensors import Checkpoint, TensorInfo
 
-_FP8_BLOCK = (128, 128)
+# The packed format of each float dtype of a file.
+KEPT_DTYPES = {"F32": "f32", "BF16": "bf16", "F16": "f16", "F64": "f32"}
 _FP4_BLOCK = (1, 32)
 # Scales of activations, for hardware that quantises them beforehand; exact arithmetic has no use
 # for them.
 _ACTIVATION_SCALES = (".activation_scale", ".input_scale")
-
-
-@dataclass(frozen=True, slots=True)
-class Scheme:
-    """How a checkpoint's quantised linear layers are stored, from `quantization_config`."""
-
-    method: str = ""
-    bits: int = 4
-    group_size: int = 128
-    zero_offset: int = 1
-    fp8_block: tuple[int, int] = _FP8_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +40,18 @@ class WeightInfo:
 
 
 class Weights(Mapping[str, Array]):
-    """`weights[name]` is the tensor as stored, or float32 where it is stored quantised."""
+    """Weights by the names of the unquantised model, whatever the file calls and stores them.
 
-    def __init__(self, checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
+    `weights[name]` is the tensor as stored, or float32 where it is stored quantised. What is to
+    stay packed is asked for as a `Piece`: `formats` says which packed formats hold it, and `blocks`
+    gives its bytes for `ops.pack_blocks` where that loses nothing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, weights: Mapping[str, WeightInfo]) -> None:
         self.checkpoint = checkpoint
-        self._scheme = _read_scheme(checkpoint, config.get("quantization_config"))
-        self._weights = _find_weights(checkpoint, self._scheme)
+        self._weights = weights
+        # The matrix of which a piece was taken last: gate and up often lie in one.
+        self._last: tuple[str, int | None, Array] | None = None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
@@ -84,12 +86,101 @@ class Weights(Mapping[str, Array]):
             )
         return self[name][start:stop]
 
+    def take(self, piece: Piece) -> Array:
+        """A piece [N, K] in the stored float dtype, or float32; C-contiguous."""
+        if piece.whole:
+            return np.ascontiguousarray(self._matrix(piece))
+        kept = self._last
+        if kept is None or kept[:2] != (piece.name, piece.expert):
+            kept = self._last = (piece.name, piece.expert, self._matrix(piece))
+        return piece.taken_from(kept[2])
+
+    def _matrix(self, piece: Piece) -> Array:
+        if piece.expert is None:
+            return self[piece.name]
+        matrix: Array = self.read_rows(piece.name, piece.expert, piece.expert + 1)[0]
+        return matrix
+
+    def formats(self, name: str) -> tuple[str, ...]:
+        """Packed formats for a weight, the one nearest to the file first; nothing is rounded in it
+        where `blocks` gives bytes for it or it is a float type."""
+        info = self.info(name)
+        stored = self.checkpoint.info(info.parts["weight"]).dtype
+        return (KEPT_DTYPES.get(stored, "f32"),)
+
+    def blocks(self, piece: Piece, format: str) -> Array | None:
+        """The bytes of a piece for `ops.pack_blocks`, uint8 [N, ...]; None if there are none that
+        mean the same in `format`."""
+        return None
+
+    def _read(self, info: WeightInfo, read: Callable[[str], Array]) -> Array:
+        return read(info.parts["weight"])
+
+
+class HfWeights(Weights):
+    """The weights of a Hugging Face checkpoint: plain, FP8, FP4, MXFP4, GPTQ or AWQ."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
+        self._scheme = read_scheme(checkpoint, config.get("quantization_config"))
+        super().__init__(checkpoint, _find_weights(checkpoint, self._scheme))
+
+    def formats(self, name: str) -> tuple[str, ...]:
+        info = self.info(name)
+        if info.scheme == "plain":
+            return super().formats(name)
+        if info.scheme == "fp8":
+            return "fp8", "q8_0"
+        if info.scheme in ("mxfp4", "fp4"):
+            return ("mxfp4",) if self._has_exponents(info) else ("q8_0",)
+        return self._integers(info).formats()
+
+    def blocks(self, piece: Piece, format: str) -> Array | None:
+        info = self.info(piece.name)
+        if info.scheme in ("mxfp4", "fp4") and format == "mxfp4" and self._has_exponents(info):
+            return self._mxfp4(info, piece)
+        if info.scheme in ("gptq", "awq") and piece.whole:
+            return self._integers(info).blocks(format)
+        return None
+
+    def _has_exponents(self, info: WeightInfo) -> bool:
+        part = self.checkpoint.info(info.parts["scales" if info.scheme == "mxfp4" else "scale_inv"])
+        return part.dtype in ("U8", "F8_E8M0")
+
+    def _mxfp4(self, info: WeightInfo, piece: Piece) -> Array | None:
+        # The blocks run along the inputs: only whole outputs can be taken out. The plain tensor
+        # of `_blocks` is the transpose of what is stored.
+        turned = info.scheme == "mxfp4"
+        outputs, inputs = (piece.cols, piece.rows) if turned else (piece.rows, piece.cols)
+        if piece.transposed != turned or inputs != ALL:
+            return None
+        first = piece.expert
+
+        def read(part: str) -> Array:
+            if first is None:
+                return self.checkpoint[part]
+            matrix: Array = self.checkpoint.read_rows(part, first, first + 1)[0]
+            return matrix
+
+        parts = {role: read(stored) for role, stored in info.parts.items()}
+        if turned:
+            return mxfp4_blocks(parts["blocks"][outputs], parts["scales"][outputs])
+        packed = parts["packed"].view(np.uint8)
+        packed = packed.reshape(packed.shape[0], -1, 16)
+        if parts["scale_inv"].shape != packed.shape[:2]:
+            return None
+        return mxfp4_blocks(packed[outputs], parts["scale_inv"].view(np.uint8)[outputs])
+
+    def _integers(self, info: WeightInfo) -> LinearIntegers:
+        parts = {role: self.checkpoint[name] for role, name in info.parts.items()}
+        with self._naming(info):
+            return LinearIntegers.read(info.scheme, parts, self._scheme)
+
     def _read(self, info: WeightInfo, read: Callable[[str], Array]) -> Array:
         if info.scheme == "plain":
             return read(info.parts["weight"])
         parts = {role: read(name) for role, name in info.parts.items()}
         scheme = self._scheme
-        try:
+        with self._naming(info):
             if info.scheme == "fp8":
                 return hf_quant.dequantize_fp8(**parts, block=scheme.fp8_block)
             if info.scheme == "fp4":
@@ -105,54 +196,15 @@ class Weights(Mapping[str, Array]):
                 group_size=scheme.group_size,
                 zero_offset=scheme.zero_offset,
             )
+
+    @contextmanager
+    def _naming(self, info: WeightInfo) -> Iterator[None]:
+        """Turn a ValueError about shapes into a FileError that names the tensor."""
+        try:
+            yield
         except ValueError as problem:
             first = self.checkpoint.info(next(iter(info.parts.values())))
             raise self.checkpoint.error(first, f"cannot be dequantised: {problem}") from problem
-
-
-def _read_scheme(checkpoint: Checkpoint, config: object) -> Scheme:
-    if config is None:
-        return Scheme()
-
-    def refuse(key: str, found: object, wanted: str) -> Exception:
-        text = f"quantization_config: {key} is {ascii(found)[:60]}; {wanted} is required"
-        return checkpoint.error(None, text)
-
-    if not isinstance(config, dict):
-        raise checkpoint.error(None, "quantization_config is no object; an object is required")
-    settings: dict[str, object] = config
-
-    def integer(key: str, default: int, allowed: Callable[[int], bool], wanted: str) -> int:
-        value = settings.get(key, default)
-        if type(value) is not int or not allowed(value):
-            raise refuse(key, value, wanted)
-        return value
-
-    method = config.get("quant_method", "")
-    if method in ("fp8", "mxfp4", "finegrained_fp8"):
-        block = config.get("weight_block_size") or list(_FP8_BLOCK)
-        sizes = block if isinstance(block, list) else []
-        if len(sizes) != 2 or any(type(size) is not int or size < 1 for size in sizes):
-            raise refuse("weight_block_size", block, "a pair of sizes")
-        return Scheme(method, fp8_block=(sizes[0], sizes[1]))
-    if method not in ("gptq", "awq"):
-        raise refuse("quant_method", method, "fp8, mxfp4, gptq or awq")
-    group_size = integer(
-        "group_size", 128, lambda n: n == -1 or 0 < n < 1 << 31, "a group size or -1"
-    )
-    if method == "awq":
-        integer("bits", 4, lambda n: n == 4, "4")
-        version = str(config.get("version", config.get("format", "gemm"))).lower()
-        if version != "gemm":
-            raise refuse("version", version, "gemm")
-        return Scheme(method, 4, group_size, 0)
-    if config.get("dynamic"):
-        raise refuse("dynamic", config["dynamic"], "one setting for all layers")
-    bits = integer("bits", 4, lambda n: n in (2, 3, 4, 8), "2, 3, 4 or 8")
-    stored = config.get("checkpoint_format", config.get("format", "gptq"))
-    if stored not in ("gptq", "gptq_v2"):
-        raise refuse("checkpoint_format", stored, "gptq or gptq_v2")
-    return Scheme(method, bits, group_size, 1 if stored == "gptq" else 0)
 
 
 def _find_weights(checkpoint: Checkpoint, scheme: Scheme) -> dict[str, WeightInfo]:
@@ -235,4 +287,4 @@ def open_weights(checkpoint: Checkpoint, config: Mapping[str, object]) -> Weight
 
     FileError for a scheme that is not read, a part that is missing, or shapes that disagree.
     """
-    return Weights(checkpoint, config)
+    return HfWeights(checkpoint, config)

@@ -108,12 +108,29 @@ def latent_projections(
     layer: Reader, heads: int, nope: int, value: int, latent: int
 ) -> tuple[PackedWeight, PackedWeight]:
     """kv_b_proj [h * (N + V), L] head by head: W_uk transposed [h, L, N] and W_uv [h, V, L]."""
-    both, format = layer.matrix("kv_b_proj.weight", heads * (nope + value), latent)
+    format = layer.formats.attention
+    if "k_b_proj.weight" in layer:  # GGUF keeps the two apart, by head
+        format = format or layer.stored_format("k_b_proj.weight")
+        keys, values = (heads, latent, nope), (heads, value, latent)
+        ups = [layer.piece("k_b_proj.weight", keys, expert=head) for head in range(heads)]
+        outs = [layer.piece("v_b_proj.weight", values, expert=head) for head in range(heads)]
+    else:
+        format = format or layer.stored_format("kv_b_proj.weight")
+        both = (heads * (nope + value), latent)
+        first = range(0, both[0], nope + value)
+        ups = [
+            layer.piece("kv_b_proj.weight", both, rows=slice(n, n + nope), transposed=True)
+            for n in first
+        ]
+        outs = [
+            layer.piece("kv_b_proj.weight", both, rows=slice(n + nope, n + nope + value))
+            for n in first
+        ]
     key_up = PackedWeight.empty(format, (heads, latent, nope))
     value_up = PackedWeight.empty(format, (heads, value, latent))
-    for head, rows in enumerate(both.reshape(heads, nope + value, latent)):
-        key_up.fill(head, rows[:nope].T.copy())
-        value_up.fill(head, rows[nope:])
+    for head in range(heads):
+        layer.fill(key_up, head, ups[head])
+        layer.fill(value_up, head, outs[head])
     return key_up, value_up
 
 

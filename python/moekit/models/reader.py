@@ -15,20 +15,32 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
-from ..checkpoint import Weights
+from ..checkpoint import KEPT_DTYPES, Piece, Weights
 from ..errors import FileError
 from ..nn import MLP, Experts, Linear, RMSNorm, Router
 from ..ops import PackedWeight
+from .expert_layouts import Layout, expert_biases, expert_pieces
 
 Array = npt.NDArray[Any]
 
 # Tensors that hold nothing a model would need: tables derived from the configuration.
 _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
-# What `format=None` makes of stored dtypes and of quantisation schemes.
-_KEPT_DTYPES = {"F32": "f32", "BF16": "bf16", "F16": "f16", "F64": "f32"}
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
-_KEPT_SCHEMES = {"fp8": "fp8", "fp4": "int4", "mxfp4": "mxfp4", "gptq": "int4", "awq": "int4"}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where a piece of a stored tensor went: matrix `slot` of `weight`, or a plain array (slot -1).
+
+    `bank` and `role` ("gate", "up", "down") name the experts of a layer that it belongs to.
+    """
+
+    piece: Piece
+    weight: PackedWeight | Array
+    slot: int = -1
+    bank: str = ""
+    role: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +84,21 @@ class Reader:
         self,
         weights: Weights,
         formats: Formats,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[], None] | None = None,
         prefix: str = "",
-        used: set[str] | None = None,
+        parent: "Reader | None" = None,
     ) -> None:
         self._weights = weights
         self.formats = formats
         self._progress = progress
         self._prefix = prefix
-        self._used: set[str] = set() if used is None else used
+        self._used: set[str] = parent._used if parent else set()
+        self.placed: list[Placed] = parent.placed if parent else []
 
     def under(self, prefix: str) -> "Reader":
         """A reader whose names all begin with `prefix` and a dot."""
         full = f"{self._prefix}{prefix}."
-        return Reader(self._weights, self.formats, self._progress, full, self._used)
+        return Reader(self._weights, self.formats, self._progress, full, self)
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._weights
@@ -114,10 +127,10 @@ class Reader:
                 f"{list(shape)} is required by config.json"
             )
         first = self._weights.checkpoint.info(next(iter(info.parts.values())))
-        if info.scheme == "plain" and first.dtype not in _KEPT_DTYPES:
+        if info.scheme == "plain" and first.dtype not in KEPT_DTYPES:
             raise FileError(
                 f"[load] {self._path}: tensor {full} has dtype {first.dtype}; "
-                f"one of {', '.join(_KEPT_DTYPES)} is required"
+                f"one of {', '.join(KEPT_DTYPES)} is required"
             )
         self._used.add(full)
         return full
@@ -126,37 +139,48 @@ class Reader:
     def _path(self) -> str:
         return self._weights.checkpoint.path
 
-    def _done(self, nbytes: int) -> None:
+    def _done(self) -> None:
         if self._progress is not None:
-            self._progress(nbytes)
+            self._progress()
 
     def tensor(self, name: str, *shape: int) -> Array:
         """A small tensor in float32, such as the weight of a norm."""
-        value = self._weights[self._claim(name, shape)]
-        self._done(value.nbytes)
-        return np.asarray(value, np.float32)
+        full = self._claim(name, shape)
+        value = np.asarray(self._weights[full], np.float32)
+        self.placed.append(Placed(Piece(full), value))
+        self._done()
+        return value
 
-    def _stored_format(self, name: str) -> str:
-        info = self._weights.info(self._prefix + name)
-        if info.scheme != "plain":
-            return _KEPT_SCHEMES[info.scheme]
-        part = self._weights.checkpoint.info(info.parts["weight"])
-        # Anything else is refused where the tensor is claimed.
-        return _KEPT_DTYPES.get(part.dtype, "f32")
+    def stored_format(self, name: str) -> str:
+        """The packed format that keeps a tensor as the file has it, or the nearest there is."""
+        wanted = self._weights.formats(self._prefix + name)
+        known = ops.format_names()
+        return next((format for format in wanted if format in known), "bf16")
+
+    def piece(self, name: str, shape: Sequence[int], **place: Any) -> Piece:
+        """A claim on a part of a tensor that has this shape; `place` is that of `Piece`."""
+        return Piece(self._claim(name, shape), **place)
+
+    def fill(
+        self, weight: PackedWeight, slot: int, piece: Piece, bank: str = "", role: str = ""
+    ) -> None:
+        """Pack a piece as matrix `slot`, with the file's own bytes where they mean the same."""
+        formats = weight.format
+        format = formats if isinstance(formats, str) else formats[slot]
+        blocks = self._weights.blocks(piece, format)
+        if blocks is None:
+            weight.fill(slot, self._weights.take(piece))
+        else:
+            weight.fill_blocks(slot, blocks)
+        self.placed.append(Placed(piece, weight, slot, bank, role))
+        self._done()
 
     def packed(self, name: str, rows: int, cols: int, format: str | None) -> PackedWeight:
         """A matrix [rows, cols], packed; `format` None keeps the stored one."""
-        full = self._claim(name, (rows, cols))
-        value = self._weights[full]
-        packed = ops.pack(value, format=format or self._stored_format(name))
-        self._done(value.nbytes)
-        return packed
-
-    def matrix(self, name: str, rows: int, cols: int) -> tuple[Array, str]:
-        """An attention matrix [rows, cols] as stored, and the format to pack its pieces in."""
-        value = self._weights[self._claim(name, (rows, cols))]
-        self._done(value.nbytes)
-        return value, self.formats.attention or self._stored_format(name)
+        piece = self.piece(name, (rows, cols))
+        weight = PackedWeight.empty(format or self.stored_format(name), (rows, cols))
+        self.fill(weight, 0, piece)
+        return weight
 
     # -- parts -----------------------------------------------------------------------------
 
@@ -176,11 +200,12 @@ class Reader:
     def embedding(self, name: str, vocab: int, hidden: int) -> Array:
         """The table `name.weight` [V, H] in a 16- or 32-bit float dtype."""
         full = f"{name}.weight"
-        value = self._weights[self._claim(full, (vocab, hidden))]
-        self._done(value.nbytes)
-        format = self.formats.embedding or self._stored_format(full)
+        piece = self.piece(full, (vocab, hidden))
+        format = self.formats.embedding or self.stored_format(full)
         dtype = _TABLE_DTYPES.get(format, ml_dtypes.bfloat16)
-        table: Array = value.astype(dtype, copy=False)
+        table: Array = self._weights.take(piece).astype(dtype, copy=False)
+        self.placed.append(Placed(piece, table))
+        self._done()
         return table
 
     def pack_table(self, table: Array) -> PackedWeight:
@@ -200,58 +225,56 @@ class Reader:
         inner: int,
         hidden: int,
         parts: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
+        *,
+        layout: Layout = Layout(),  # noqa: B008 - frozen
+        **options: Any,
     ) -> Experts:
         """The experts of a layer, packed one by one into banks that were allocated before.
 
         Either `name.N.{gate,up,down}.weight` for each expert, under the names in `parts`, or the
-        fused `name.gate_up_proj` [E, 2F, H] and `name.down_proj` [E, H, F] of transformers 5.
+        fused banks that `layout` describes. `options` are those of `Experts`.
         """
-        if f"{name}.gate_up_proj" in self:
-            return self._fused_experts(name, count, inner, hidden)
-        shapes = ((inner, hidden), (inner, hidden), (hidden, inner))
-        # All of them before any memory: a wrong count or size must not ask for terabytes.
-        tensors = [
-            [
-                self._claim(f"{name}.{expert}.{part}.weight", shape)
-                for part, shape in zip(parts, shapes, strict=True)
-            ]
-            for expert in range(count)
-        ]
-        format = self.formats.experts or self._stored_format(f"{name}.0.{parts[0]}.weight")
-        banks = _Banks.empty(format, count, inner, hidden)
-        for expert, names in enumerate(tensors):
-            for bank, tensor in zip(banks.all, names, strict=True):
-                value = self._weights[tensor]
-                bank.fill(expert, value)
-                self._done(value.nbytes)
-        return banks.experts()
-
-    def _fused_experts(self, name: str, count: int, inner: int, hidden: int) -> Experts:
-        both = self._claim(f"{name}.gate_up_proj", (count, 2 * inner, hidden))
-        down = self._claim(f"{name}.down_proj", (count, hidden, inner))
-        format = self.formats.experts or self._stored_format(f"{name}.gate_up_proj")
-        banks = _Banks.empty(format, count, inner, hidden)
+        full = self._prefix + name
+        # All pieces before any memory: a wrong count or size must not ask for terabytes.
+        pieces = expert_pieces(self, name, count, inner, hidden, parts, layout)
+        biases: dict[str, Any] = {}
+        if layout.bias:
+            biases = dict(expert_biases(self, name, count, inner, hidden, layout))
+        wide, tall = (count, inner, hidden), (count, hidden, inner)
+        banks = {
+            role: PackedWeight.empty(self._bank_format([p.name for p in pieces[role]]), shape)
+            for role, shape in (("gate", wide), ("up", wide), ("down", tall))
+        }
         for expert in range(count):
-            value = self._weights.read_rows(both, expert, expert + 1)[0]
-            banks.gate.fill(expert, value[:inner])
-            banks.up.fill(expert, value[inner:])
-            self._done(value.nbytes)
-            value = self._weights.read_rows(down, expert, expert + 1)[0]
-            banks.down.fill(expert, value)
-            self._done(value.nbytes)
-        return banks.experts()
+            for role, bank in banks.items():
+                self.fill(bank, expert, pieces[role][expert], full, role)
+        return Experts(banks["gate"], banks["up"], banks["down"], **biases, **options)
+
+    def _bank_format(self, names: Sequence[str]) -> str:
+        """One format for all experts: the first that every stored one can be kept in."""
+        if self.formats.experts is not None:
+            return self.formats.experts
+        known = ops.format_names()
+        offers = [self._weights.formats(name) for name in dict.fromkeys(names)]
+        for format in offers[0]:
+            if format in known and all(format in offer for offer in offers):
+                return format
+        return "bf16"
 
     def gated_mlp(self, name: str, inner: int, hidden: int, kind: str = "dense") -> Experts:
         """`name.{gate,up,down}_proj.weight` as an `Experts` of one."""
         format = self.formats.experts if kind == "shared" else self.formats.dense
         shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
+        names = {part: f"{name}.{part}_proj.weight" for part in shapes}
+        # Gate and up are read together and share a format.
+        formats = {part: format or self.stored_format(names[part]) for part in shapes}
+        if formats["gate"] != formats["up"]:
+            formats["gate"] = formats["up"] = "q8_0"
         banks: dict[str, PackedWeight] = {}
         for part, shape in shapes.items():
-            tensor = f"{name}.{part}_proj.weight"
-            value = self._weights[self._claim(tensor, shape)]
-            banks[part] = PackedWeight.empty(format or self._stored_format(tensor), (1, *shape))
-            banks[part].fill(0, value)
-            self._done(value.nbytes)
+            piece = self.piece(names[part], shape)
+            banks[part] = PackedWeight.empty(formats[part], (1, *shape))
+            self.fill(banks[part], 0, piece)
         return Experts(banks["gate"], banks["up"], banks["down"])
 
     def mlp(self, name: str, inner: int, hidden: int) -> MLP:
@@ -273,25 +296,3 @@ class Reader:
                 f"[load] {self._path}: unexpected tensors {', '.join(sorted(extra)[:3])}{more}; "
                 "the architecture has no place for them"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Banks:
-    gate: PackedWeight
-    up: PackedWeight
-    down: PackedWeight
-
-    @classmethod
-    def empty(cls, format: str, count: int, inner: int, hidden: int) -> "_Banks":
-        return cls(
-            PackedWeight.empty(format, (count, inner, hidden)),
-            PackedWeight.empty(format, (count, inner, hidden)),
-            PackedWeight.empty(format, (count, hidden, inner)),
-        )
-
-    @property
-    def all(self) -> tuple[PackedWeight, PackedWeight, PackedWeight]:
-        return self.gate, self.up, self.down
-
-    def experts(self) -> Experts:
-        return Experts(self.gate, self.up, self.down)

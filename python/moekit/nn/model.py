@@ -57,6 +57,8 @@ class Model:
         self.config: Mapping[str, object] = config or {}
         self.tokenizer = tokenizer
         self.end_ids = tuple(end_ids)
+        # Which piece of which stored tensor went where, for `save`; set by the loader.
+        self.placed: Sequence[Any] = ()
 
     def __repr__(self) -> str:
         kind = self.config.get("model_type", "model")

@@ -1,0 +1,112 @@
+"""How a checkpoint lays out a layer's experts: one by one, or in banks; which piece is whose.
+
+Gate and up are the first and the second half of a fused bank, or its even and odd rows; a bank is
+[E, out, in], or [E, in, out] where the model multiplies from the right.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from ..checkpoint import ALL, Piece
+
+if TYPE_CHECKING:
+    from .reader import Reader
+
+# "gate", "up", "down" -> a piece for each expert.
+Pieces: TypeAlias = dict[str, list[Piece]]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Fused banks `name.<both>` [E, 2F, H] and `name.<down>` [E, H, F].
+
+    `transposed`: [E, H, 2F] and [E, F, H] instead (Llama 4, gpt-oss). `interleaved`: gate and up
+    alternate (gpt-oss). `bias`: `name.<both>_bias` [E, 2F] and `name.<down>_bias` [E, H] exist.
+    """
+
+    both: str = "gate_up_proj"
+    down: str = "down_proj"
+    transposed: bool = False
+    interleaved: bool = False
+    bias: bool = False
+
+    def halves(self, inner: int) -> tuple[slice, slice]:
+        """Where gate and up lie along the fused axis."""
+        if self.interleaved:
+            return slice(0, None, 2), slice(1, None, 2)
+        return slice(0, inner), slice(inner, 2 * inner)
+
+
+def expert_pieces(
+    reader: "Reader",
+    name: str,
+    count: int,
+    inner: int,
+    hidden: int,
+    parts: Sequence[str],
+    layout: Layout,
+) -> Pieces:
+    """Claims every tensor of the experts; FileError for one that is missing or has other sizes."""
+    wide, tall = (inner, hidden), (hidden, inner)
+    shapes = {"gate": wide, "up": wide, "down": tall}
+    if f"{name}.gate_exps" in reader:  # GGUF keeps a bank of each
+        names = {role: f"{name}.{role}_exps" for role in shapes}
+        for role, shape in shapes.items():
+            reader.piece(names[role], (count, *shape))
+        return {
+            role: [reader.piece(names[role], (count, *shape), expert=e) for e in range(count)]
+            for role, shape in shapes.items()
+        }
+    if f"{name}.{layout.both}" in reader:
+        return _fused(reader, name, count, inner, hidden, layout)
+    return {
+        role: [reader.piece(f"{name}.{e}.{part}.weight", shapes[role]) for e in range(count)]
+        for role, part in zip(shapes, parts, strict=True)
+    }
+
+
+def _fused(
+    reader: "Reader", name: str, count: int, inner: int, hidden: int, layout: Layout
+) -> Pieces:
+    both, down = f"{name}.{layout.both}", f"{name}.{layout.down}"
+    wide, tall = (2 * inner, hidden), (hidden, inner)
+    if layout.transposed:
+        wide, tall = (hidden, 2 * inner), (inner, hidden)
+    pieces: Pieces = {"gate": [], "up": [], "down": []}
+    for expert in range(count):
+        for role, half in zip(("gate", "up"), layout.halves(inner), strict=True):
+            rows, cols = (ALL, half) if layout.transposed else (half, ALL)
+            pieces[role].append(
+                reader.piece(
+                    both,
+                    (count, *wide),
+                    expert=expert,
+                    rows=rows,
+                    cols=cols,
+                    transposed=layout.transposed,
+                )
+            )
+        pieces["down"].append(
+            reader.piece(down, (count, *tall), expert=expert, transposed=layout.transposed)
+        )
+    return pieces
+
+
+def expert_biases(
+    reader: "Reader", name: str, count: int, inner: int, hidden: int, layout: Layout
+) -> dict[str, npt.NDArray[np.float32]]:
+    """`gate_bias`, `up_bias` [E, F] and `down_bias` [E, H]."""
+    if f"{name}.gate_exps_bias" in reader:
+        shapes = {"gate": inner, "up": inner, "down": hidden}
+        return {
+            f"{role}_bias": reader.tensor(f"{name}.{role}_exps_bias", count, size)
+            for role, size in shapes.items()
+        }
+    both = reader.tensor(f"{name}.{layout.both}_bias", count, 2 * inner)
+    gate, up = (np.ascontiguousarray(both[:, half]) for half in layout.halves(inner))
+    down = reader.tensor(f"{name}.{layout.down}_bias", count, hidden)
+    return {"gate_bias": gate, "up_bias": up, "down_bias": down}
