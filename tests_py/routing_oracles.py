@@ -164,10 +164,15 @@ def sparse_mixer(x, k, jitter_eps):
 def capacity(logits, k, room):
     """GShard, Switch: first choices before second ones, in token order; the rest is dropped."""
     ids, weights = mixtral(logits, k=k)
-    placed = [0] * len(logits[0])
-    for slot in range(k):
+    return place(ids, weights, room, len(logits[0]))
+
+
+def place(ids, weights, room, experts):
+    """Slot by slot, token by token; an expert takes `room`, the rest is dropped."""
+    placed = [0] * experts
+    for slot in range(len(ids[0])):
         for token, row in enumerate(ids):
-            if placed[row[slot]] < room:
+            if row[slot] >= 0 and placed[row[slot]] < room:
                 placed[row[slot]] += 1
             else:
                 row[slot], weights[token][slot] = -1, 0.0
@@ -205,6 +210,54 @@ def top_p(x, p, k):
     return ids + [-1] * empty, [prob[i] for i in ids] + [0.0] * empty
 
 
+@by_row
+def threshold(x, p, k):
+    """At least the probability p, at most k experts, perhaps none: the token passes them by."""
+    prob = softmax(x)
+    ids = [i for i in best(prob, k) if prob[i] >= p]
+    empty = k - len(ids)
+    return ids + [-1] * empty, [prob[i] for i in ids] + [0.0] * empty
+
+
+def shazeer(x, gate, spread, normal, k):
+    """Shazeer et al. 2017, whole: x·Wg + normal·softplus(x·Wnoise), softmax over the k largest."""
+
+    def product(row, w):
+        return [sum(a * b for a, b in zip(row, column, strict=True)) for column in w]
+
+    noise = [
+        [n * math.log1p(math.exp(v)) for n, v in zip(draws, product(row, spread), strict=True)]
+        for row, draws in zip(x, normal, strict=True)
+    ]
+    return noisy_top_k([product(row, gate) for row in x], noise=noise, k=k)
+
+
+def gshard(logits, uniform, room):
+    """GShard (2020): top 2, the second where 2·g2 > a draw; all first choices before second."""
+    ids, weights = mixtral(logits, k=2)
+    for row, w, draw in zip(ids, weights, uniform, strict=True):
+        if 2 * w[1] <= draw:
+            row[1], w[1] = -1, 0.0
+    return place(ids, weights, room, len(logits[0]))
+
+
+def next_best(logits, k, room):
+    """Where an expert is full, the token's best other one with room; the token is weighed anew."""
+    ids, _ = mixtral(logits, k=k)
+    placed = [0] * len(logits[0])
+    for slot in range(k):
+        for x, row in zip(logits, ids, strict=True):
+            free = [i for i in best(x, len(x)) if placed[i] < room and i not in row]
+            if placed[row[slot]] >= room:
+                row[slot] = free[0] if free else -1
+            placed[row[slot]] += row[slot] >= 0
+    weights = []
+    for x, row in zip(logits, ids, strict=True):
+        left = iter(softmax([x[i] for i in row if i >= 0]))
+        weights.append([next(left) if i >= 0 else 0.0 for i in row])
+    return ids, weights
+
+
 def inputs(tokens, experts, seed):
     """Logits that float16 holds exactly; the last two rows have ties."""
     rng = random.Random(seed)
@@ -220,6 +273,10 @@ def cases():
     noise = [[rng.randint(-32, 32) / 16 for _ in range(8)] for _ in range(6)]
     table = [rng.sample(range(16), 4) for _ in range(10)]
     groups = {"groups": 4, "top_groups": 2}
+
+    def grid(rows, columns):
+        return [[rng.randint(-16, 16) / 16 for _ in range(columns)] for _ in range(rows)]
+
     return [
         (switch, {}, 6, 8),
         (olmoe, {"k": 3}, 6, 12),
@@ -241,6 +298,10 @@ def cases():
         (expert_choice, {"room": 2}, 8, 5),
         (min_p, {"p": 0.25, "k": 6}, 6, 8),
         (top_p, {"p": 0.75, "k": 6}, 6, 8),
+        (threshold, {"p": 0.2, "k": 5}, 7, 7),
+        (shazeer, {"gate": grid(7, 5), "spread": grid(7, 5), "normal": grid(6, 7), "k": 3}, 6, 5),
+        (gshard, {"uniform": [0.9375, 0.5, 0.25, 0.75, 0.0, 0.9375, 0.5], "room": 2}, 7, 5),
+        (next_best, {"k": 2, "room": 3}, 7, 5),
     ]
 
 
@@ -264,7 +325,8 @@ def conformity():
     return {
         "format": "routing conformity 1",
         "notes": "experts [tokens, K]: best first, ties to the lower id, -1 is an empty slot with "
-        "weight 0. weights are from double precision: compare with a relative tolerance of 1e-5.",
+        "weight 0. For shazeer, logits are the inputs x [tokens, H] of gate and spread [E, H]. "
+        "weights are from double precision: compare with a relative tolerance of 1e-5.",
         "cases": entries,
     }
 

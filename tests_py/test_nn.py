@@ -174,15 +174,32 @@ def test_a_model_of_parts_runs_records_and_generates() -> None:
     }
 
 
-def test_layers_without_a_router_of_ours_are_recorded_but_not_steered() -> None:
+def test_a_function_in_a_layer_is_recorded_and_steered_by_its_gates_logits() -> None:
     model = small_model()
     moe = model.layers[1].moe
     assert moe is not None
-    router = moe.router
-    moe.router = lambda x, logits: router(x)  # type: ignore[misc, operator]
+    moe.router = lambda x, logits: ops.route(logits, 1)
+    with model.record(logits=True) as record:
+        model.forward([1, 2])
+    assert record.experts.shape == (2, 1, 1)
+    assert record.logits is not None and np.isfinite(record.logits).all()
+    chosen = int(record.experts[0, 0, 0])
+    with model.record() as record, model.intervene(mask={(1, chosen)}):
+        model.forward([1, 2])
+    assert not (record.experts == chosen).any()
+
+
+def test_a_layer_without_any_router_of_ours_is_recorded_but_not_steered() -> None:
+    model = small_model()
+    moe = model.layers[1].moe
+    assert moe is not None
+    model.layers[1].ffn = nn.MoE(
+        lambda x, _: mk.Assignment(np.zeros((len(x), 1), np.int32), np.ones((len(x), 1))),
+        moe.experts,
+    )
     with model.record() as record:
         model.forward([1, 2])
-    assert record.experts.shape == (2, 1, K)
+    assert record.experts.shape == (2, 1, 1)
     steered = model.intervene(mask={(1, 0)})
     with pytest.raises(ValueError, match="layer 1; layers with experts are"), steered:
         pass

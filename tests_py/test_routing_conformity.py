@@ -42,8 +42,8 @@ def routed(rule, x, given):
         case "deepseek_v4":
             return ops.route(x, k, score="sqrtsoftplus", normalize=True, **bias, **v3)
         case "deepseek_v4_hash":
-            ids = np.int32(given["table"])[given["token_ids"]]
-            return ops.weigh(x, ids, score="sqrtsoftplus", normalize=True, scale=given["scale"])
+            rule = {"score": "sqrtsoftplus", "normalize": True, "scale": given["scale"]}
+            return ops.route_hash(x, given["token_ids"], given["table"], **rule)
         case "ernie":
             return ops.route(x, k, normalize=True, **bias)
         case "longcat":
@@ -63,6 +63,17 @@ def routed(rule, x, given):
             return ops.route_threshold(x, min_p=given["p"], k_max=k)
         case "top_p":
             return ops.route_threshold(x, top_p=given["p"], k_max=k)
+        case "threshold":
+            return ops.route_threshold(x, threshold=given["p"], k_max=k)
+        case "shazeer":
+            gate, spread = np.float32(given["gate"]).T, np.float32(given["spread"]).T
+            return ops.route_noisy(x @ gate, x @ spread, k, normal=np.float32(given["normal"]))
+        case "gshard":
+            a = ops.route_gshard(x, uniform=np.float32(given["uniform"]))
+            return ops.limit_capacity(a, x.shape[1], capacity=given["room"])
+        case "next_best":
+            a = ops.route(x, k, normalize=True)
+            return ops.limit_capacity(a, x.shape[1], overflow="next_best", capacity=given["room"])
     raise AssertionError(f"no such rule here: {rule}")
 
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from .ops import Assignment
 
+if TYPE_CHECKING:
+    from .nn.moe import MoE
+
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int32]
 Flags = npt.NDArray[np.bool_]
 Layer: TypeAlias = int | str
 # (x [T, H], logits [T, E]) -> an Assignment, or changed logits that the layer's rule then uses.
@@ -47,28 +51,31 @@ class Intervention:
             {**self.router, **inner.router},
         )
 
-    def route(self, router: Any, x: Floats, logits: Floats | None, layer: int) -> Assignment:
+    def route(
+        self, moe: "MoE", x: Floats, logits: Floats | None, layer: int, ids: Ids
+    ) -> Assignment:
         """The changed choice of one layer."""
+        router: Any = moe.router
         own = self.router.get(layer)
         if own is not None:
-            assert logits is not None
-            answer = own(x, logits.copy())
+            answer = own(x, None if logits is None else logits.copy())
             if isinstance(answer, Assignment):
                 return answer
             changed = np.ascontiguousarray(answer, np.float32)
-            if changed.shape != logits.shape:
+            if logits is None or changed.shape != logits.shape:
+                wanted = "" if logits is None else f" or logits {logits.shape}"
                 raise ValueError(
                     f"[intervene] the router of layer {layer} gave shape {changed.shape}; "
-                    f"an Assignment or logits {logits.shape} are required"
+                    f"an Assignment{wanted} is required"
                 )
             logits = changed
-        if logits is None:
-            answer = router(x, None)
-            assert isinstance(answer, Assignment)
-            return answer
-        changes: dict[str, Any] = {}
-        if layer in self.bias:
+        if logits is not None and layer in self.bias:
             logits = logits + self.bias[layer]
+        if router is not moe.gate:
+            if logits is not None and layer in self.mask:
+                logits = np.where(self.mask[layer], np.float32(-np.inf), logits)
+            return moe.ask(router, x, logits)
+        changes: dict[str, Any] = {}
         if layer in self.mask:
             changes["mask"] = self.mask[layer]
         if layer in self.k:
@@ -77,7 +84,7 @@ class Intervention:
             lift = np.where(self.force[layer], _FORCED, np.float32(0))
             own_bias = router.rule.get("select_bias")
             changes["select_bias"] = lift if own_bias is None else lift + own_bias
-        answer = router.route(logits, **changes)
+        answer = router.route(logits, ids, **changes)
         assert isinstance(answer, Assignment)
         return answer
 

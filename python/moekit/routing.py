@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -22,7 +22,7 @@ from .record import Pass, Record
 if TYPE_CHECKING:
     from .nn.batch import Batch
     from .nn.kv_cache import KVCache
-    from .nn.moe import MoE
+    from .nn.moe import MoE, RouterFunction
 
 Floats = npt.NDArray[np.float32]
 
@@ -76,7 +76,7 @@ def pushed(model: object, action: Recorder | Intervention) -> Iterator[None]:
 class RoutingPass:
     """Stands between a layer's router and its experts during one pass."""
 
-    __slots__ = ("_intervention", "_passes", "_recorders", "_replay")
+    __slots__ = ("_batch", "_intervention", "_passes", "_recorders", "_replay")
 
     def __init__(
         self,
@@ -88,6 +88,7 @@ class RoutingPass:
         self._recorders = recorders
         self._intervention = intervention
         self._replay = replay
+        self._batch = batch
         self._passes = [recorder.begin(batch) for recorder in recorders]
 
     def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
@@ -96,15 +97,15 @@ class RoutingPass:
         if self._replay is not None:
             assignment = self._replay.assignment(layer)
         else:
-            router: Any = moe.router
-            if hasattr(router, "logits"):
-                logits = router.logits(x)
+            if moe.gate is not None:
+                logits = moe.gate.logits(x)
             if self._intervention is not None:
-                assignment = self._intervention.route(router, x, logits, layer)
-            elif logits is not None:
-                assignment = router.route(logits)
+                assignment = self._intervention.route(moe, x, logits, layer, self._batch.ids)
+            elif moe.router is moe.gate:
+                assert logits is not None
+                assignment = moe.gate.route(logits, self._batch.ids)
             else:
-                assignment = router(x, None)
+                assignment = moe.ask(cast("RouterFunction", moe.router), x, logits)
         for recorder, part in zip(self._recorders, self._passes, strict=True):
             part.add(assignment, logits if recorder.logits else None)
         return assignment

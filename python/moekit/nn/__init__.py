@@ -16,7 +16,7 @@ from .mla import MLA
 from .model import Model
 from .moe import MLP, MoE
 from .norm import RMSNorm
-from .router import Router
+from .router import HashRouter, Router
 
 __all__ = [
     "MLA",
@@ -26,6 +26,7 @@ __all__ = [
     "Block",
     "Cache",
     "Experts",
+    "HashRouter",
     "KVCache",
     "Linear",
     "MoE",

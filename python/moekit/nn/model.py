@@ -226,12 +226,12 @@ class Model:
 
     def _routers(self) -> dict[int, Router]:
         moes = {n: self.layers[n].moe for n in self.moe_layers}
-        return {n: m.router for n, m in moes.items() if m and isinstance(m.router, Router)}
+        return {n: m.gate for n, m in moes.items() if m is not None and m.gate is not None}
 
     def _experts_of(self, layer: int) -> int:
         moe = self.layers[layer].moe
         assert moe is not None
-        return int(moe.experts.count)
+        return moe.count
 
     # -- size ------------------------------------------------------------------------------
 

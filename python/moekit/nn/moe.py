@@ -9,7 +9,7 @@ from .. import ops
 from ..ops import Assignment, Experts
 from .batch import Batch
 from .router import Router
-from .types import Floats, Weights
+from .types import Floats, Ids, Weights
 
 # Any Python function may choose: (x [T, H], logits [T, E] or None) -> Assignment.
 RouterFunction: TypeAlias = Callable[[Floats, Floats | None], Assignment]
@@ -29,11 +29,13 @@ def _expert_work(experts: Experts) -> int:
 class MoE:
     """Routes each row to its experts and adds up what they give, the shared expert's part last.
 
-    `router` is a `Router` or a function `(x, logits) -> Assignment` (logits are None then, as
-    there is no router to make them); `shared` is an `Experts` of one, run for every token.
+    `router` is a `Router` or a function `(x, logits) -> Assignment`; a function that replaces a
+    router (`moe.router = function`, or `gate=` here) gets the logits of the one that was there,
+    which stays as `moe.gate`; without one logits are None. `shared` is an `Experts` of one, run for
+    every token. Of the router's ids, the last `zero_experts` give the token back as it is.
     """
 
-    __slots__ = ("compute", "experts", "router", "shared")
+    __slots__ = ("_router", "compute", "experts", "gate", "shared", "zero_experts")
 
     def __init__(
         self,
@@ -41,46 +43,97 @@ class MoE:
         experts: Experts,
         shared: Experts | None = None,
         compute: str = "auto",
+        *,
+        zero_experts: int = 0,
+        gate: Router | None = None,
     ) -> None:
-        if isinstance(router, Router) and router.count != experts.count:
-            raise ValueError(
-                f"[MoE] the router chooses among {router.count} experts; there are {experts.count}"
-            )
-        self.router = router
         self.experts = experts
         self.shared = shared
         self.compute = compute
+        self.zero_experts = zero_experts
+        #: The router whose logits a function of the caller's own gets to see; may be None.
+        self.gate: Router | None = None
+        if gate is not None:
+            self.router = gate
+        self.router = router
 
     def __repr__(self) -> str:
         return f"MoE({self.router!r}, {self.experts!r}, shared={self.shared!r})"
 
-    def assign(self, x: Floats) -> Assignment:
-        """The experts of each row of `x` [T, H]."""
-        if isinstance(self.router, Router):
-            return self.router(x)
-        return self.router(x, None)
+    @property
+    def count(self) -> int:
+        """Ids that a router may give: 0 to count - 1, the zero experts last."""
+        return self.experts.count + self.zero_experts
+
+    @property
+    def router(self) -> Router | RouterFunction:
+        """What chooses; setting a function keeps the router before it as `gate`."""
+        return self._router
+
+    @router.setter
+    def router(self, router: Router | RouterFunction) -> None:
+        if isinstance(router, Router):
+            if router.count != self.count:
+                zero = f" and {self.zero_experts} zero experts" if self.zero_experts else ""
+                raise ValueError(
+                    f"[MoE] the router chooses among {router.count} experts; "
+                    f"there are {self.experts.count}{zero}"
+                )
+            self.gate = router
+        elif not callable(router):
+            raise TypeError(
+                f"[MoE] router is {router!r}; a Router or a function (x, logits) is required"
+            )
+        self._router = router
+
+    def assign(self, x: Floats, ids: Ids | None = None) -> Assignment:
+        """The experts of each row of `x` [T, H]; `ids` int32 [T] for routers that look at them."""
+        router, gate = self._router, self.gate
+        if isinstance(router, Router):
+            return router(x, ids) if router.needs_ids else router(x)
+        return self.ask(router, x, None if gate is None else gate.logits(x))
+
+    def ask(self, function: RouterFunction, x: Floats, logits: Floats | None) -> Assignment:
+        """The answer of a function that chooses; TypeError if it is no Assignment."""
+        answer = function(x, logits)
+        if not isinstance(answer, Assignment):
+            raise TypeError(
+                f"[MoE] the router gave {type(answer).__name__}; an Assignment is required"
+            )
+        if len(answer) != len(x):
+            raise ValueError(f"[MoE] the router gave {len(answer)} tokens; {len(x)} are there")
+        return answer
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
-        if batch is None or batch.routing is None:
+        if batch is None:
             assignment = self.assign(x)
+        elif batch.routing is None:
+            assignment = self.assign(x, batch.ids)
         else:
             assignment = batch.routing.assign(self, x, layer)
         return self.apply(x, assignment)
 
     def apply(self, x: Floats, assignment: Assignment) -> Floats:
         """Run the experts of a given assignment."""
-        return ops.moe_ffn(x, assignment, self.experts, shared=self.shared, compute=self.compute)
+        return ops.moe_ffn(
+            x,
+            assignment,
+            self.experts,
+            shared=self.shared,
+            compute=self.compute,
+            zero_experts=self.zero_experts,
+        )
 
     @property
     def row_work(self) -> int:
         """Multiply-adds for one token."""
-        k = self.router.k if isinstance(self.router, Router) else self.experts.count
+        k = self.gate.k if self.gate is not None else self.experts.count
         return k * _expert_work(self.experts) + (_expert_work(self.shared) if self.shared else 0)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
-        if isinstance(self.router, Router):
-            for name, kind, weight in self.router.weights():
+        if self.gate is not None:
+            for name, kind, weight in self.gate.weights():
                 yield f"router.{name}", kind, weight
         for name, kind, weight in _expert_weights(self.experts, "experts"):
             yield f"experts.{name}", kind, weight

@@ -1,15 +1,16 @@
 """The router: which experts a token goes to, and with which weight."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import ops
 from ..ops import Assignment, PackedWeight
-from ..ops.routing import route_by, router_rule
+from ..ops.router_rules import look_up
+from ..ops.routing import route_by, router_rule, weigh_by
 from .linear import Linear
-from .types import Floats, Weights
+from .types import Floats, Ids, Weights
 
 
 class Router:
@@ -21,6 +22,9 @@ class Router:
     """
 
     __slots__ = ("_core_rule", "_rule", "_select_bias", "k", "linear")
+
+    #: Does the choice depend on token ids, so that `route` needs them?
+    needs_ids: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -45,7 +49,7 @@ class Router:
 
     def __repr__(self) -> str:
         rule = "".join(f", {name}={v!r}" for name, v in self._rule.items() if np.isscalar(v))
-        return f"Router({self.count} experts, k={self.k}{rule})"
+        return f"{type(self).__name__}({self.count} experts, k={self.k}{rule})"
 
     @property
     def count(self) -> int:
@@ -61,18 +65,83 @@ class Router:
         """Float32 [T, E]: the router's scores before any activation."""
         return self.linear(x)
 
-    def route(self, logits: Floats, **changes: Any) -> Assignment:
-        """The choice for given logits; `changes` override keywords of `ops.route`, k included."""
+    def route(self, logits: Floats, ids: Ids | None = None, **changes: Any) -> Assignment:
+        """The choice for given logits; `changes` override keywords of `ops.route`, k included.
+
+        `ids` int32 [T] are the tokens' ids, for routers that look at them.
+        """
         if not changes:
             return route_by(self._core_rule, logits, select_bias=self._select_bias)
         rule = {**self._rule, **changes}
         return ops.route(logits, rule.pop("k", self.k), **rule)
 
-    def __call__(self, x: Floats) -> Assignment:
-        return self.route(self.linear(x))
+    def weigh(self, logits: Floats, experts: Ids) -> Assignment:
+        """Weights for experts int32 [T, K] that were chosen elsewhere (-1: empty)."""
+        return weigh_by(self._core_rule, logits, experts)
+
+    def __call__(self, x: Floats, ids: Ids | None = None) -> Assignment:
+        return self.route(self.linear(x), ids)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
         yield from self.linear.weights()
         if "select_bias" in self._rule:
             yield "select_bias", "router", self._rule["select_bias"]
+
+
+class HashRouter(Router):
+    """A hash layer: `table` int [V, K] says which experts serve a token id, the gate weighs them.
+
+    Roller et al. 2021 (arXiv 2106.04426); DeepSeek-V4's first layers. `rule` are the keywords of
+    `ops.weigh`. Inside a model the batch brings the ids; a mixture on its own takes them as
+    `moe.assign(x, ids)`.
+    """
+
+    __slots__ = ("table",)
+
+    needs_ids = True
+
+    def __init__(
+        self, weight: PackedWeight | npt.ArrayLike, table: npt.ArrayLike, **rule: Any
+    ) -> None:
+        rows = np.ascontiguousarray(table, np.int32)
+        if rows.ndim != 2 or rows.shape[1] == 0:
+            raise ValueError(f"[HashRouter] table has shape {rows.shape}; [V, K] is required")
+        super().__init__(weight, rows.shape[1], **rule)
+        if rows.min(initial=0) < -1 or rows.max(initial=-1) >= self.count:
+            raise ValueError(
+                f"[HashRouter] table has experts {rows.min()} to {rows.max()}; "
+                f"-1 (none) or 0 to {self.count - 1} is required"
+            )
+        self.table = rows
+
+    def route(self, logits: Floats, ids: Ids | None = None, **changes: Any) -> Assignment:
+        """The table's experts, weighed by the logits.
+
+        `mask` takes an expert out of its slots and of the weights, `k` keeps the first k columns;
+        a table leaves nothing else to change: ValueError.
+        """
+        if ids is None:
+            raise ValueError("[HashRouter] no token ids were given; they choose the experts")
+        experts = look_up(self.table, ids, "HashRouter")
+        if not changes:
+            return weigh_by(self._core_rule, logits, experts)
+        unknown = changes.keys() - {"mask", "k"}
+        if unknown:
+            raise ValueError(f"[HashRouter] {min(unknown)} cannot change what a table chooses")
+        k = changes.get("k", self.k)
+        if k > self.k:
+            raise ValueError(f"[HashRouter] k is {k}; the table has {self.k} columns")
+        experts = np.ascontiguousarray(experts[:, :k])
+        mask = changes.get("mask")
+        if mask is not None:
+            forbidden = np.broadcast_to(mask, logits.shape)
+            gone = np.take_along_axis(forbidden, np.maximum(experts, 0).astype(np.int64), axis=1)
+            experts[gone] = -1
+            mask = np.ascontiguousarray(mask)
+        return weigh_by(self._core_rule, logits, experts, mask=mask)
+
+    def weights(self) -> Weights:
+        """(name, class, weight) of what this part holds."""
+        yield from super().weights()
+        yield "table", "router", self.table

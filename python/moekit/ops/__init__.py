@@ -6,6 +6,7 @@ from moekit.ops.experts import Experts, moe_ffn
 from moekit.ops.limits import MachineLimits, machine_limits
 from moekit.ops.machine import config, set_num_threads, show_config
 from moekit.ops.rope_scaling import rope_frequencies
+from moekit.ops.router_rules import route_gshard, route_hash, route_noisy
 from moekit.ops.routing import (
     Assignment,
     Plan,
@@ -50,6 +51,9 @@ __all__ = [
     "rope_frequencies",
     "route",
     "route_expert_choice",
+    "route_gshard",
+    "route_hash",
+    "route_noisy",
     "route_threshold",
     "sample",
     "set_num_threads",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from moekit import _core
-from moekit.ops.arrays import Float32, as_float32
+from moekit.ops.arrays import Float32, Int32, as_float32
 from moekit.ops.weights import Formats, PackedWeight, pack
 
 if TYPE_CHECKING:
@@ -137,6 +139,7 @@ def moe_ffn(
     shared: Experts | None = None,
     shared_scale: Any = None,
     compute: str = "auto",
+    zero_experts: int = 0,
 ) -> Float32:
     """The fused block, one call and one parallel region: float32 [T, H].
 
@@ -151,15 +154,20 @@ def moe_ffn(
         shared: experts that every token goes to (their outputs are added).
         shared_scale: float32 [T]; None is 1.
         compute: ``"exact"``, ``"fast"`` or ``"auto"``, as in :func:`matmul`.
+        zero_experts: how many ids after the experts' own give the token back as it is, times its
+            weight (zero-computation experts: Jin et al. 2024, MoE++; LongCat-Flash).
 
     A token's bytes do not depend on the rest of the batch or on the number of threads. Raises
     ValueError where shapes do not fit or an id is not an expert's.
     """
     rows = as_float32(x, "moe_ffn", "x", 2)
     scale = None if shared_scale is None else as_float32(shared_scale, "moe_ffn", "shared_scale", 1)
-    return _core.moe_ffn(
+    chosen, kept = assignment.experts, None
+    if zero_experts:
+        chosen, kept = _without_zero_experts(assignment, experts.count, zero_experts)
+    out: Float32 = _core.moe_ffn(
         rows,
-        assignment.experts,
+        chosen,
         assignment.weights,
         assignment.on_input,
         experts.bank(activation or experts.activation),
@@ -167,3 +175,25 @@ def moe_ffn(
         scale,
         compute,
     )
+    if kept is not None:
+        out += kept[:, None] * rows
+    return out
+
+
+def _without_zero_experts(
+    assignment: Assignment, count: int, zero_experts: int
+) -> tuple[Int32, Float32]:
+    """The choice with zero experts as empty slots, and their weights' sum [T] in slot order."""
+    ids = assignment.experts
+    if int(ids.max(initial=-1)) >= count + zero_experts:
+        token, slot = (int(i) for i in np.argwhere(ids >= count + zero_experts)[0])
+        raise ValueError(
+            f"[moe_ffn] token {token}, slot {slot} has expert {ids[token, slot]}; there are "
+            f"{count} and {zero_experts} zero experts"
+        )
+    zero = ids >= count
+    weights = np.where(zero, assignment.weights, np.float32(0))
+    kept: Float32 = np.zeros(len(ids), np.float32)
+    for slot in range(ids.shape[1]):
+        kept += weights[:, slot]
+    return np.where(zero, np.int32(-1), ids), kept

@@ -271,14 +271,26 @@ def weigh(
         scale,
         jitter_eps,
     )
-    weights = _core.weigh(
-        rows,
+    return weigh_by(
         rule,
+        rows,
         ids,
-        None if noise is None else as_float32(noise, "weigh", "noise", 2),
-        None if mask is None else _as_mask(mask, "weigh"),
+        noise=None if noise is None else as_float32(noise, "weigh", "noise", 2),
+        mask=None if mask is None else _as_mask(mask, "weigh"),
     )
-    return Assignment._trusted(ids, weights, rows.shape[1], rule)
+
+
+def weigh_by(
+    rule: _core.RouterRule,
+    logits: Float32,
+    experts: Int32,
+    *,
+    noise: Float32 | None = None,
+    mask: Array | None = None,
+) -> Assignment:
+    """:func:`weigh` for arrays that fit already, with a rule made once."""
+    weights = _core.weigh(logits, rule, experts, noise, mask)
+    return Assignment._trusted(experts, weights, logits.shape[1], rule)
 
 
 def route_expert_choice(logits: Any, capacity: int) -> Assignment:
