@@ -6,7 +6,7 @@
 A `Model` is blocks of these; every part takes rows of tokens, float32 [T, H].
 """
 
-from .attention import Attention
+from .attention import Attention, LongContext, QueryTemperature
 from .batch import Batch, Cache
 from .block import Block
 from .experts import Experts
@@ -15,7 +15,7 @@ from .linear import Linear
 from .mla import MLA
 from .model import Model
 from .moe import MLP, MoE
-from .norm import RMSNorm
+from .norm import LayerNorm, Norm, RMSNorm
 from .router import HashRouter, Router
 
 __all__ = [
@@ -28,9 +28,13 @@ __all__ = [
     "Experts",
     "HashRouter",
     "KVCache",
+    "LayerNorm",
     "Linear",
+    "LongContext",
     "MoE",
     "Model",
+    "Norm",
+    "QueryTemperature",
     "RMSNorm",
     "Router",
 ]

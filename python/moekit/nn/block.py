@@ -2,9 +2,11 @@
 
 from typing import Protocol
 
+import numpy as np
+
 from .batch import Batch
 from .moe import MLP, MoE
-from .norm import RMSNorm
+from .norm import Norm
 from .types import Floats, Weights
 
 
@@ -18,20 +20,49 @@ class Mixer(Protocol):
 
 
 class Block:
-    """x += attention(norm(x)); x += ffn(norm(x)): the pre-norm residual layer.
+    """x += attention(norm(x)); x += ffn(norm(x)): the residual layer.
+
+    Where its norms stand is a choice of the family: before each half (`attention_norm`,
+    `ffn_norm`), behind it (`attention_post_norm`, `ffn_post_norm`: FlexOlmo), or on both sides
+    (Gemma, AFMoE). `parallel`: both halves see attention_norm(x), and there is no ffn_norm
+    (Cohere). What a half gives is added times `residual` (Granite).
 
     `x` is float32 [T, H]; the result is a new array. `layer` is the model's number of the block.
     """
 
-    __slots__ = ("attention", "attention_norm", "ffn", "ffn_norm")
+    __slots__ = (
+        "attention",
+        "attention_norm",
+        "attention_post_norm",
+        "ffn",
+        "ffn_norm",
+        "ffn_post_norm",
+        "parallel",
+        "residual",
+    )
 
     def __init__(
-        self, attention_norm: RMSNorm, attention: Mixer, ffn_norm: RMSNorm, ffn: MoE | MLP
+        self,
+        attention_norm: Norm | None,
+        attention: Mixer,
+        ffn_norm: Norm | None,
+        ffn: MoE | MLP,
+        *,
+        attention_post_norm: Norm | None = None,
+        ffn_post_norm: Norm | None = None,
+        parallel: bool = False,
+        residual: float = 1.0,
     ) -> None:
+        if parallel and ffn_norm is not None:
+            raise ValueError("[Block] a parallel block was given ffn_norm; it has one norm for both")
         self.attention_norm = attention_norm
         self.attention = attention
+        self.attention_post_norm = attention_post_norm
         self.ffn_norm = ffn_norm
         self.ffn = ffn
+        self.ffn_post_norm = ffn_post_norm
+        self.parallel = parallel
+        self.residual = residual
 
     @property
     def moe(self) -> MoE | None:
@@ -39,13 +70,35 @@ class Block:
         return self.ffn if isinstance(self.ffn, MoE) else None
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
-        mixed = self.attention(self.attention_norm(x), batch, layer)
-        normed, x = self.ffn_norm.of_sum(x, mixed)
-        x += self.ffn(normed, batch, layer)
+        normed = x if self.attention_norm is None else self.attention_norm(x)
+        mixed = self._added(self.attention(normed, batch, layer), self.attention_post_norm)
+        if self.parallel:
+            x = x + mixed
+        elif self.ffn_norm is None:
+            normed = x = x + mixed
+        else:
+            normed, x = self.ffn_norm.of_sum(x, mixed)
+        added = self._added(self.ffn(normed, batch, layer), self.ffn_post_norm)
+        x += added  # of_sum and the sums above have made x anew
         return x
+
+    def _added(self, part: Floats, norm: Norm | None) -> Floats:
+        """What a half adds to the residual stream."""
+        if norm is not None:
+            part = norm(part)
+        return part if self.residual == 1.0 else part * np.float32(self.residual)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
-        for part in ("attention_norm", "attention", "ffn_norm", "ffn"):
-            for name, kind, weight in getattr(self, part).weights():
-                yield f"{part}.{name}", kind, weight
+        for part in (
+            "attention_norm",
+            "attention",
+            "attention_post_norm",
+            "ffn_norm",
+            "ffn",
+            "ffn_post_norm",
+        ):
+            module = getattr(self, part)
+            if module is not None:
+                for name, kind, weight in module.weights():
+                    yield f"{part}.{name}", kind, weight

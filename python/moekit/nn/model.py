@@ -17,7 +17,7 @@ from .batch import Batch, Cache
 from .block import Block
 from .kv_cache import KVCache
 from .linear import Linear
-from .norm import RMSNorm
+from .norm import Norm
 from .router import Router
 from .types import Floats, Weights
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 class Model:
     """A language model of blocks. `embedding` [V, H] is a table in float32,
-    bfloat16 or float16; `head` gives [V] logits.
+    bfloat16 or float16, its rows times `embedding_scale`; `head` gives [V] logits, which are
+    multiplied by `logit_scale` and then, with a `logit_softcap` c, become c * tanh(logit / c).
 
     `config` are the fields of its config.json, `tokenizer` turns text into ids and back; both may
     be missing in a model put together by hand. `end_ids` are the tokens that end a generation.
@@ -38,9 +39,12 @@ class Model:
         self,
         embedding: npt.NDArray[Any],
         layers: Sequence[Block],
-        norm: RMSNorm,
+        norm: Norm,
         head: Linear,
         *,
+        embedding_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        logit_softcap: float | None = None,
         config: Mapping[str, object] | None = None,
         tokenizer: "Tokenizer | None" = None,
         end_ids: Sequence[int] = (),
@@ -54,6 +58,9 @@ class Model:
         self.layers = list(layers)
         self.norm = norm
         self.head = head
+        self.embedding_scale = embedding_scale
+        self.logit_scale = logit_scale
+        self.logit_softcap = logit_softcap
         self.config: Mapping[str, object] = config or {}
         self.tokenizer = tokenizer
         self.end_ids = tuple(end_ids)
@@ -123,7 +130,13 @@ class Model:
         x = self._hidden(batch)
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
-        return self.head(self.norm(x))
+        logits = self.head(self.norm(x))
+        if self.logit_scale != 1.0:
+            logits *= np.float32(self.logit_scale)
+        if self.logit_softcap is not None:
+            cap = np.float32(self.logit_softcap)
+            logits = np.tanh(logits / cap) * cap
+        return logits
 
     def _continued(self, count: int, cache: Cache | None) -> list[KVCache]:
         # Without a cache the keys still go through one: it may store them in fewer bits, and a
@@ -144,6 +157,8 @@ class Model:
     def _hidden(self, batch: Batch) -> Floats:
         try:
             x = ops.embed(self.embedding, batch.ids)
+            if self.embedding_scale != 1.0:
+                x *= np.float32(self.embedding_scale)
             for n, block in enumerate(self.layers):
                 x = block(x, batch, n)
         except BaseException:

@@ -8,6 +8,8 @@ import numpy as np
 from .. import ops
 from ..ops import Assignment, Experts
 from .batch import Batch
+from .gates import sigmoid
+from .linear import Linear
 from .router import Router
 from .types import Floats, Ids, Weights
 
@@ -16,7 +18,7 @@ RouterFunction: TypeAlias = Callable[[Floats, Floats | None], Assignment]
 
 
 def _expert_weights(experts: Experts, kind: str) -> Weights:
-    for name in ("gate", "up", "down"):
+    for name in ("gate", "up", "down", "gate_bias", "up_bias", "down_bias"):
         weight = getattr(experts, name)
         if weight is not None:
             yield name, kind, weight
@@ -32,10 +34,21 @@ class MoE:
     `router` is a `Router` or a function `(x, logits) -> Assignment`; a function that replaces a
     router (`moe.router = function`, or `gate=` here) gets the logits of the one that was there,
     which stays as `moe.gate`; without one logits are None. `shared` is an `Experts` of one, run for
-    every token. Of the router's ids, the last `zero_experts` give the token back as it is.
+    every token, its part times the sigmoid of the layer `shared_gate` [1, H] of x (Qwen2-MoE);
+    `average`: half of the sum of both parts (Cohere). Of the router's ids, the last `zero_experts`
+    give the token back as it is.
     """
 
-    __slots__ = ("_router", "compute", "experts", "gate", "shared", "zero_experts")
+    __slots__ = (
+        "_router",
+        "average",
+        "compute",
+        "experts",
+        "gate",
+        "shared",
+        "shared_gate",
+        "zero_experts",
+    )
 
     def __init__(
         self,
@@ -46,9 +59,18 @@ class MoE:
         *,
         zero_experts: int = 0,
         gate: Router | None = None,
+        shared_gate: Linear | None = None,
+        average: bool = False,
     ) -> None:
+        if shared_gate is not None and (shared is None or shared_gate.rows != 1):
+            raise ValueError(
+                f"[MoE] shared_gate has {shared_gate.rows} rows; one row, and a shared expert, "
+                "are required"
+            )
         self.experts = experts
         self.shared = shared
+        self.shared_gate = shared_gate
+        self.average = average
         self.compute = compute
         self.zero_experts = zero_experts
         #: The router whose logits a function of the caller's own gets to see; may be None.
@@ -115,14 +137,19 @@ class MoE:
 
     def apply(self, x: Floats, assignment: Assignment) -> Floats:
         """Run the experts of a given assignment."""
-        return ops.moe_ffn(
+        scale = None if self.shared_gate is None else sigmoid(self.shared_gate(x)[:, 0])
+        out = ops.moe_ffn(
             x,
             assignment,
             self.experts,
             shared=self.shared,
+            shared_scale=scale,
             compute=self.compute,
             zero_experts=self.zero_experts,
         )
+        if self.average:
+            out *= np.float32(0.5)
+        return out
 
     @property
     def row_work(self) -> int:
@@ -140,6 +167,9 @@ class MoE:
         if self.shared is not None:
             for name, kind, weight in _expert_weights(self.shared, "shared experts"):
                 yield f"shared.{name}", kind, weight
+        if self.shared_gate is not None:
+            for name, kind, weight in self.shared_gate.weights():
+                yield f"shared_gate.{name}", kind, weight
 
 
 class MLP:
