@@ -1,11 +1,12 @@
 """What all families share: the fields of a config.json, and the frame around the layers."""
 
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from .. import ops
 from ..config import Config
-from ..nn import Block, Linear, Model
+from ..nn import Block, Linear, Model, Norm
 from ..nn.types import Floats
 from .reader import Reader
 from .rope import RopeSettings
@@ -14,6 +15,18 @@ from .rope import RopeSettings
 Family: TypeAlias = Callable[[Config, Reader], Model]
 
 ACTIVATIONS = ("silu", "swish")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Where a checkpoint has the parts around its layers."""
+
+    embedding: str = "model.embed_tokens"
+    layers: str = "model.layers"
+    norm: str = "model.norm"
+
+
+STANDARD_NAMES = Names()
 # Ten times what is published. Tables of these sizes are made before a tensor could say no.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 8192
@@ -57,8 +70,18 @@ def head_size(config: Config, hidden: int, heads: int) -> int:
 
 
 def rope_table(rope: RopeSettings, dim: int) -> tuple[Floats, float]:
-    """(frequencies float32 [dim / 2], factor on cos and sin)."""
-    frequencies, factor = ops.rope_frequencies(dim, rope.theta, rope.scaling)
+    """(frequencies float32 [n], factor on cos and sin) for the part of `dim` that rotates."""
+    rotated = int(dim * rope.partial)
+    rope.source.require(
+        rotated >= 2 and rotated % 2 == 0,
+        "partial_rotary_factor",
+        f"an even number of a head's {dim} dimensions",
+    )
+    for name in ("short_factor", "long_factor"):
+        factors = rope.scaling.get(name)
+        if isinstance(factors, list) and len(factors) != rotated // 2:
+            raise rope.source.error(name, f"a number for each of {rotated // 2} pairs")
+    frequencies, factor = ops.rope_frequencies(rotated, rope.theta, rope.scaling)
     return frequencies, float(factor)
 
 
@@ -78,27 +101,40 @@ def sparse_layers(config: Config, layers: int, step: int, dense: list[int]) -> l
 
 
 def assemble(
-    config: Config, reader: Reader, hidden: int, eps: float, block: Callable[[int, Reader], Block]
+    config: Config,
+    reader: Reader,
+    hidden: int,
+    eps: float,
+    block: Callable[[int, Reader], Block],
+    *,
+    norm: Callable[[Reader, str], Norm] | None = None,
+    tied: bool = False,
+    head_bias: bool = False,
+    names: Names = STANDARD_NAMES,
+    **options: Any,
 ) -> Model:
-    """The decoder around `block(n, reader of layer n)`, and the check that no tensor is left."""
+    """The decoder around `block(n, reader of layer n)`, and the check that no tensor is left.
+
+    `norm` makes the last norm, RMSNorm with `eps` by default; `tied` is what tie_word_embeddings
+    is where config.json does not say; `options` are those of `nn.Model` (embedding_scale, ...).
+    """
     layers = layer_count(config)
     vocab = config.size("vocab_size")
-    embedding = reader.embedding("model.embed_tokens", vocab, hidden)
-    blocks = [block(n, reader.under(f"model.layers.{n}")) for n in range(layers)]
-    norm = reader.norm("model.norm", hidden, eps)
-    if config.flag("tie_word_embeddings", default=False):
+    embedding = reader.embedding(names.embedding, vocab, hidden)
+    blocks = [block(n, reader.under(f"{names.layers}.{n}")) for n in range(layers)]
+    last = reader.norm(names.norm, hidden, eps) if norm is None else norm(reader, names.norm)
+    if config.flag("tie_word_embeddings", default=tied):
         # Transformers writes no head then, and ignores one that is there.
         reader.ignore("lm_head.weight")
-        head = Linear(reader.pack_table(embedding), kind="head")
+        bias = reader.tensor("lm_head.bias", vocab) if head_bias else None
+        head = Linear(reader.pack_table(embedding), bias, kind="head")
     else:
-        head = reader.linear("lm_head", vocab, hidden, kind="head")
-    reader.require_all_used(lambda name: _is_later_layer(name, layers))
-    return Model(embedding, blocks, norm, head, config=config)
+        head = reader.linear("lm_head", vocab, hidden, kind="head", bias=head_bias)
+    reader.require_all_used(lambda name: _is_later_layer(name, names.layers, layers))
+    return Model(embedding, blocks, last, head, config=config, **options)
 
 
-def _is_later_layer(name: str, layers: int) -> bool:
+def _is_later_layer(name: str, prefix: str, layers: int) -> bool:
     """Layers for multi-token prediction follow those of the model; they are not run."""
-    parts = name.split(".")
-    if parts[:2] != ["model", "layers"] or len(parts) < 3 or not parts[2].isdecimal():
-        return False
-    return int(parts[2]) >= layers
+    number = name.removeprefix(f"{prefix}.").partition(".")[0]
+    return name.startswith(f"{prefix}.") and number.isdecimal() and int(number) >= layers

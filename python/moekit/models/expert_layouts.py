@@ -16,6 +16,7 @@ from ..checkpoint import ALL, Piece
 if TYPE_CHECKING:
     from .reader import Reader
 
+PARTS = ("gate_proj", "up_proj", "down_proj")
 # "gate", "up", "down" -> a piece for each expert.
 Pieces: TypeAlias = dict[str, list[Piece]]
 
@@ -47,12 +48,18 @@ def expert_pieces(
     count: int,
     inner: int,
     hidden: int,
-    parts: Sequence[str],
+    parts: Sequence[str | None],
     layout: Layout,
 ) -> Pieces:
-    """Claims every tensor of the experts; FileError for one that is missing or has other sizes."""
+    """Claims every tensor of the experts; FileError for one that is missing or has other sizes.
+
+    A part None is one that the experts do not have: their gate.
+    """
     wide, tall = (inner, hidden), (hidden, inner)
     shapes = {"gate": wide, "up": wide, "down": tall}
+    if parts[0] is None:
+        del shapes["gate"]
+        parts = parts[1:]
     if f"{name}.gate_exps" in reader:  # GGUF keeps a bank of each
         names = {role: f"{name}.{role}_exps" for role in shapes}
         for role, shape in shapes.items():
@@ -62,28 +69,30 @@ def expert_pieces(
             for role, shape in shapes.items()
         }
     if f"{name}.{layout.both}" in reader:
-        return _fused(reader, name, count, inner, hidden, layout)
+        return fused_pieces(reader, name, count, inner, hidden, layout)
     return {
         role: [reader.piece(f"{name}.{e}.{part}.weight", shapes[role]) for e in range(count)]
         for role, part in zip(shapes, parts, strict=True)
     }
 
 
-def _fused(
-    reader: "Reader", name: str, count: int, inner: int, hidden: int, layout: Layout
+def fused_pieces(
+    reader: "Reader", name: str, count: int | None, inner: int, hidden: int, layout: Layout
 ) -> Pieces:
+    """The pieces of banks; with a `count` of None, of matrices [2F, H] and [H, F] without E."""
     both, down = f"{name}.{layout.both}", f"{name}.{layout.down}"
     wide, tall = (2 * inner, hidden), (hidden, inner)
     if layout.transposed:
         wide, tall = (hidden, 2 * inner), (inner, hidden)
+    bank = () if count is None else (count,)
     pieces: Pieces = {"gate": [], "up": [], "down": []}
-    for expert in range(count):
+    for expert in [None] if count is None else range(count):
         for role, half in zip(("gate", "up"), layout.halves(inner), strict=True):
             rows, cols = (ALL, half) if layout.transposed else (half, ALL)
             pieces[role].append(
                 reader.piece(
                     both,
-                    (count, *wide),
+                    (*bank, *wide),
                     expert=expert,
                     rows=rows,
                     cols=cols,
@@ -91,7 +100,7 @@ def _fused(
                 )
             )
         pieces["down"].append(
-            reader.piece(down, (count, *tall), expert=expert, transposed=layout.transposed)
+            reader.piece(down, (*bank, *tall), expert=expert, transposed=layout.transposed)
         )
     return pieces
 

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from .. import ops
 from ..checkpoint import KEPT_DTYPES, Piece, Weights
 from ..errors import FileError
-from ..nn import MLP, Experts, Linear, RMSNorm, Router
+from ..nn import MLP, Experts, LayerNorm, Linear, RMSNorm, Router
 from ..ops import PackedWeight
-from .expert_layouts import Layout, expert_biases, expert_pieces
+from .expert_layouts import PARTS, Layout, expert_biases, expert_pieces, fused_pieces
 
 Array = npt.NDArray[Any]
 
@@ -153,7 +153,10 @@ class Reader:
 
     def stored_format(self, name: str) -> str:
         """The packed format that keeps a tensor as the file has it, or the nearest there is."""
-        wanted = self._weights.formats(self._prefix + name)
+        return self._kept_format(Piece(self._prefix + name))
+
+    def _kept_format(self, piece: Piece) -> str:
+        wanted = self._weights.formats(piece.name)
         known = ops.format_names()
         return next((format for format in wanted if format in known), "bf16")
 
@@ -193,9 +196,32 @@ class Reader:
         values = self.tensor(f"{name}.bias", rows) if bias else None
         return Linear(weight, values, kind=kind)
 
-    def norm(self, name: str, size: int, eps: float) -> RMSNorm:
-        """`name.weight` [size]."""
-        return RMSNorm(self.tensor(f"{name}.weight", size), eps)
+    def split_linear(
+        self, name: str, sizes: Sequence[int], cols: int, bias: bool = False
+    ) -> list[Linear]:
+        """Attention matrices of `sizes` rows each, which are one tensor `name.weight`."""
+        tensor, total = f"{name}.weight", sum(sizes)
+        values = self.tensor(f"{name}.bias", total) if bias else None
+        parts, end = [], 0
+        for size in sizes:
+            rows = slice(end, end + size)
+            end += size
+            piece = self.piece(tensor, (total, cols), rows=rows)
+            weight = PackedWeight.empty(
+                self.formats.attention or self.stored_format(tensor), (size, cols)
+            )
+            self.fill(weight, 0, piece)
+            parts.append(Linear(weight, None if values is None else values[rows], kind="attention"))
+        return parts
+
+    def norm(self, name: str, size: int, eps: float, offset: float = 0.0) -> RMSNorm:
+        """`name.weight` [size]; `offset` 1 where it is stored minus one."""
+        return RMSNorm(self.tensor(f"{name}.weight", size), eps, offset=offset)
+
+    def layer_norm(self, name: str, size: int, eps: float, bias: bool = True) -> LayerNorm:
+        """`name.weight` and, with `bias`, `name.bias`, both [size]."""
+        values = self.tensor(f"{name}.bias", size) if bias else None
+        return LayerNorm(self.tensor(f"{name}.weight", size), values, eps)
 
     def embedding(self, name: str, vocab: int, hidden: int) -> Array:
         """The table `name.weight` [V, H] in a 16- or 32-bit float dtype."""
@@ -213,10 +239,13 @@ class Reader:
         kept = {"float32": "f32", "float16": "f16"}.get(table.dtype.name, "bf16")
         return ops.pack(table, format=self.formats.head or kept)
 
-    def router(self, name: str, count: int, hidden: int, k: int, **rule: Any) -> Router:
-        """`name.weight` [E, H] with `ops.route`'s keywords."""
+    def router(
+        self, name: str, count: int, hidden: int, k: int, *, bias: bool = False, **rule: Any
+    ) -> Router:
+        """`name.weight` [E, H] with `ops.route`'s keywords; `bias`: `name.bias` [E] as well."""
         weight = self.packed(f"{name}.weight", count, hidden, self.formats.router)
-        return Router(weight, k, **rule)
+        values = self.tensor(f"{name}.bias", count) if bias else None
+        return Router(weight, k, bias=values, **rule)
 
     def experts(
         self,
@@ -224,15 +253,16 @@ class Reader:
         count: int,
         inner: int,
         hidden: int,
-        parts: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
+        parts: Sequence[str | None] = PARTS,
         *,
         layout: Layout = Layout(),  # noqa: B008 - frozen
         **options: Any,
     ) -> Experts:
         """The experts of a layer, packed one by one into banks that were allocated before.
 
-        Either `name.N.{gate,up,down}.weight` for each expert, under the names in `parts`, or the
-        fused banks that `layout` describes. `options` are those of `Experts`.
+        Either `name.N.{gate,up,down}.weight` for each expert, under the names in `parts` (the
+        first None for experts without a gate), or the fused banks that `layout` describes.
+        `options` are those of `Experts`.
         """
         full = self._prefix + name
         # All pieces before any memory: a wrong count or size must not ask for terabytes.
@@ -244,11 +274,12 @@ class Reader:
         banks = {
             role: PackedWeight.empty(self._bank_format([p.name for p in pieces[role]]), shape)
             for role, shape in (("gate", wide), ("up", wide), ("down", tall))
+            if role in pieces
         }
         for expert in range(count):
             for role, bank in banks.items():
                 self.fill(bank, expert, pieces[role][expert], full, role)
-        return Experts(banks["gate"], banks["up"], banks["down"], **biases, **options)
+        return Experts(banks.get("gate"), banks["up"], banks["down"], **biases, **options)
 
     def _bank_format(self, names: Sequence[str]) -> str:
         """One format for all experts: the first that every stored one can be kept in."""
@@ -261,25 +292,52 @@ class Reader:
                 return format
         return "bf16"
 
-    def gated_mlp(self, name: str, inner: int, hidden: int, kind: str = "dense") -> Experts:
-        """`name.{gate,up,down}_proj.weight` as an `Experts` of one."""
-        format = self.formats.experts if kind == "shared" else self.formats.dense
+    def gated_mlp(
+        self,
+        name: str,
+        inner: int,
+        hidden: int,
+        kind: str = "dense",
+        parts: Sequence[str | None] = PARTS,
+        *,
+        layout: Layout | None = None,
+        bias: bool = False,
+        **options: Any,
+    ) -> Experts:
+        """`name.{gate,up,down}.weight`, under the names in `parts`, as an `Experts` of one.
+
+        `layout`: gate and up are one matrix. `bias`: each part has one. `options` are those of
+        `Experts`.
+        """
         shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-        names = {part: f"{name}.{part}_proj.weight" for part in shapes}
+        if layout is not None:
+            fused = fused_pieces(self, name, None, inner, hidden, layout)
+            pieces = {role: found[0] for role, found in fused.items()}
+        else:
+            names = dict(zip(shapes, parts, strict=True))
+            pieces = {
+                role: self.piece(f"{name}.{part}.weight", shapes[role])
+                for role, part in names.items()
+                if part is not None
+            }
+            if bias:
+                for role in pieces:
+                    values = self.tensor(f"{name}.{names[role]}.bias", shapes[role][0])
+                    options[f"{role}_bias"] = values[None]
+        format = self.formats.experts if kind == "shared" else self.formats.dense
         # Gate and up are read together and share a format.
-        formats = {part: format or self.stored_format(names[part]) for part in shapes}
-        if formats["gate"] != formats["up"]:
+        formats = {role: format or self._kept_format(piece) for role, piece in pieces.items()}
+        if formats.get("gate", formats["up"]) != formats["up"]:
             formats["gate"] = formats["up"] = "q8_0"
         banks: dict[str, PackedWeight] = {}
-        for part, shape in shapes.items():
-            piece = self.piece(names[part], shape)
-            banks[part] = PackedWeight.empty(formats[part], (1, *shape))
-            self.fill(banks[part], 0, piece)
-        return Experts(banks["gate"], banks["up"], banks["down"])
+        for role, piece in pieces.items():
+            banks[role] = PackedWeight.empty(formats[role], (1, *shapes[role]))
+            self.fill(banks[role], 0, piece)
+        return Experts(banks.get("gate"), banks["up"], banks["down"], **options)
 
-    def mlp(self, name: str, inner: int, hidden: int) -> MLP:
-        """A dense feed-forward layer: `name.{gate,up,down}_proj.weight`."""
-        return MLP(self.gated_mlp(name, inner, hidden))
+    def mlp(self, name: str, inner: int, hidden: int, **options: Any) -> MLP:
+        """A dense feed-forward layer; options as in `gated_mlp`."""
+        return MLP(self.gated_mlp(name, inner, hidden, **options))
 
     # -- the end ---------------------------------------------------------------------------
 

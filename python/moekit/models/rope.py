@@ -6,62 +6,107 @@ beside `rope_scaling {type or rope_type, ...}`, which is null for the plain kind
 
 import math
 from dataclasses import dataclass
+from math import isfinite
 
 from ..config import Config
 
-KINDS = ("default", "linear", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+# Longer lists of factors than any head could use are a fault of the file.
+_MAX_FACTORS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class RopeSettings:
-    """`theta` is the base of the frequencies; `scaling` has `rope_type` and the kind's numbers."""
+    """`theta` is the base of the frequencies; `scaling` has `rope_type` and the kind's numbers;
+    `partial` is the part of a head that rotates. `source` is where they were read."""
 
     theta: float
     scaling: dict[str, object]
+    partial: float
+    source: Config
 
     @property
     def kind(self) -> str:
         return str(self.scaling["rope_type"])
 
 
-def read_rope(config: Config, default_theta: float = 10000.0) -> RopeSettings:
-    """The settings that hold for all layers; FileError naming what is absurd or unknown."""
+def read_rope(
+    config: Config,
+    default_theta: float = 10000.0,
+    *,
+    layer_type: str = "",
+    default_partial: float = 1.0,
+) -> RopeSettings:
+    """The settings for all layers; FileError naming what is absurd or unknown.
+
+    `layer_type`: those of such layers (`sliding_attention`, ...), where `rope_parameters` has a
+    section for each type.
+    """
     scaling = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     section = config.section(scaling)
-    theta_in = section if section.get("rope_theta") is not None else config
-    theta = theta_in.number("rope_theta", default=default_theta, above=0)
+    if layer_type and isinstance(section.get(layer_type), dict):
+        section = section.section(layer_type)
+    theta = _nearest(section, config, "rope_theta").number(
+        "rope_theta", default=default_theta, above=0
+    )
+    partial = _nearest(section, config, "partial_rotary_factor").number(
+        "partial_rotary_factor", default=default_partial, above=0
+    )
+    section.require(partial <= 1, "partial_rotary_factor", "a number above 0 and at most 1")
     name = "rope_type" if section.get("rope_type") is not None else "type"
     kind = section.choice(name, KINDS, default="default")
     values: dict[str, object] = {"rope_type": kind}
     if kind == "default":
-        return RopeSettings(theta, values)
+        return RopeSettings(theta, values, partial, section)
     longest = config.optional_size("max_position_embeddings")
     original = section.optional_size("original_max_position_embeddings")
     if original is None:
-        original = longest
-    if kind in ("yarn", "llama3"):
+        original = config.optional_size("original_max_position_embeddings") or longest
+    if kind in ("yarn", "llama3", "longrope", "dynamic"):
         section.require(
             original is not None, "original_max_position_embeddings", "the trained context length"
         )
         values["original_max_position_embeddings"] = original
-    if kind == "yarn" and section.get("factor") is None and longest and original:
+    if kind in ("yarn", "longrope") and section.get("factor") is None and longest and original:
         values["factor"] = longest / original
     else:
         values["factor"] = section.number("factor", above=0)
+    if kind == "dynamic":
+        values["max_position_embeddings"] = longest or original
     if kind == "llama3":
         low = section.number("low_freq_factor", above=0)
         high = section.number("high_freq_factor", above=0)
         section.require(low != high, "high_freq_factor", "a number other than low_freq_factor")
         values |= {"low_freq_factor": low, "high_freq_factor": high}
-    if kind == "yarn":
+    if kind == "longrope":
+        for option in ("short_factor", "long_factor"):
+            values[option] = _factors(section, option)
+    if kind in ("yarn", "longrope"):
         for option in ("attention_factor", "mscale", "mscale_all_dim"):
             if section.get(option) is not None:
                 values[option] = section.number(option)
+    if kind == "yarn":
         values["beta_fast"] = section.number("beta_fast", default=32.0, above=0)
         values["beta_slow"] = section.number("beta_slow", default=1.0, above=0)
         values["truncate"] = section.flag("truncate", default=True)
         section.require(theta > 1, "rope_theta", "a number above 1 for yarn")
-    return RopeSettings(theta, values)
+    return RopeSettings(theta, values, partial, section)
+
+
+def _nearest(section: Config, config: Config, name: str) -> Config:
+    """Where field `name` stands: beside the kind, or at the top of the file."""
+    return section if section.get(name) is not None else config
+
+
+def _factors(section: Config, name: str) -> list[float]:
+    """A list of positive numbers, one for each pair of dimensions."""
+    values = section.get(name)
+    wanted = f"a list of up to {_MAX_FACTORS} positive numbers"
+    if not isinstance(values, list) or not 0 < len(values) <= _MAX_FACTORS:
+        raise section.error(name, wanted)
+    if not all(type(v) in (int, float) and isfinite(v) and v > 0 for v in values):
+        raise section.error(name, wanted)
+    return [float(v) for v in values]
 
 
 def yarn_softmax_scale(rope: RopeSettings) -> float:

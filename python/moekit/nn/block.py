@@ -54,7 +54,7 @@ class Block:
         residual: float = 1.0,
     ) -> None:
         if parallel and ffn_norm is not None:
-            raise ValueError("[Block] a parallel block was given ffn_norm; it has one norm for both")
+            raise ValueError("[Block] ffn_norm was given; a parallel block has one norm")
         self.attention_norm = attention_norm
         self.attention = attention
         self.attention_post_norm = attention_post_norm
