@@ -11,6 +11,7 @@ namespace py = pybind11;
 void bind_config(py::module_&);
 void bind_rowwise(py::module_&);
 void bind_attention(py::module_&);
+void bind_recurrence(py::module_&);
 void bind_router(py::module_&);
 void bind_plan(py::module_&);
 void bind_weights(py::module_&);
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_core, m) {
   bind_config(m);
   bind_rowwise(m);
   bind_attention(m);
+  bind_recurrence(m);
   bind_router(m);
   bind_plan(m);
   bind_weights(m);

@@ -18,6 +18,7 @@ constinit const VecCheck kVecCheck = {
     .exp = MOE_UNARY(exp),
     .sigmoid = MOE_UNARY(sigmoid),
     .tanh = MOE_UNARY(tanh),
+    .softplus = MOE_UNARY(softplus),
     .silu = MOE_UNARY(silu),
     .gelu_tanh = MOE_UNARY(gelu_tanh),
     .sqrt = MOE_UNARY(sqrt),

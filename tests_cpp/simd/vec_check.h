@@ -11,7 +11,7 @@ struct VecCheck {
   const char* name;
 
   using Unary = void (*)(const float* x, float* y) noexcept;
-  Unary exp, sigmoid, tanh, silu, gelu_tanh, sqrt, abs;
+  Unary exp, sigmoid, tanh, softplus, silu, gelu_tanh, sqrt, abs;
 
   using Binary = void (*)(const float* a, const float* b, float* y) noexcept;
   Binary add, sub, mul, div, max, min;

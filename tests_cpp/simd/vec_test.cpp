@@ -103,6 +103,19 @@ TEST_P(Vec, SigmoidAndSiluAreWithinFourUlp) {
       4.0);
 }
 
+TEST_P(Vec, SoftplusIsWithinFourUlpAndKeepsItsLimits) {
+  const auto error = [](float x, float y) {
+    return ulps(y, std::max(x, 0.0f) + std::log1p(std::exp(-std::fabs(static_cast<double>(x)))));
+  };
+  EXPECT_LE(worst(vec().softplus, -86.0, 86.0, error), 4.0);
+  EXPECT_LE(worst(vec().softplus, -2.0, 2.0, error), 4.0);
+  const float x[kLanes] = {kInf, -kInf, kNan, 1e30f};
+  float y[kLanes];
+  vec().softplus(x, y);
+  const float expected[] = {kInf, 0.0f, kNan, 1e30f};
+  for (int i = 0; i < 4; ++i) EXPECT_TRUE(same(y[i], expected[i])) << "softplus " << x[i];
+}
+
 TEST_P(Vec, TanhAndGeluAreCloseInAbsoluteTerms) {
   EXPECT_LE(worst(vec().tanh, -20.0, 20.0,
                   [](float x, float y) { return std::fabs(y - std::tanh(double{x})); }),

@@ -8,6 +8,7 @@
 
 #include "moe/kernels/attention.h"
 #include "moe/kernels/probe.h"
+#include "moe/kernels/recurrence.h"
 #include "moe/kernels/routing.h"
 #include "moe/kernels/rows.h"
 #include "moe/quant/format.h"
@@ -84,6 +85,7 @@ struct KernelTable {
   const RopeKernels* rope;
   const SampleKernels* sample;
   const AttentionKernels* attention;
+  const RecurrenceKernels* recurrence;
   const ProbeKernels* probe;
 };
 

@@ -54,6 +54,23 @@ MOE_INLINE F32x16 tanh(F32x16 x) {
   return sub(one, div(set1(2.0f), add(exp(add(x, x)), one)));
 }
 
+/// log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x| in (0, 1], and log1p(u) = 2·atanh(s), s = u / (2
+/// + u) <= 1/3: eight terms reach float's precision. NaN stays NaN.
+MOE_INLINE F32x16 softplus(F32x16 x) {
+  const F32x16 u = exp(sub(zero_f32(), abs(x)));
+  const F32x16 s = div(u, add(u, set1(2.0f)));
+  const F32x16 z = mul(s, s);
+  F32x16 p = set1(1.0f / 15.0f);
+  p = fma(p, z, set1(1.0f / 13.0f));
+  p = fma(p, z, set1(1.0f / 11.0f));
+  p = fma(p, z, set1(1.0f / 9.0f));
+  p = fma(p, z, set1(1.0f / 7.0f));
+  p = fma(p, z, set1(1.0f / 5.0f));
+  p = fma(p, z, set1(1.0f / 3.0f));
+  p = fma(p, z, set1(1.0f));
+  return fma(add(s, s), p, max(x, zero_f32()));
+}
+
 /// x · sigmoid(x) (Elfwing et al. 2017). -inf gives 0, as the limit does.
 MOE_INLINE F32x16 silu(F32x16 x) {
   const F32x16 y = div(x, add(set1(1.0f), exp(sub(zero_f32(), x))));

@@ -5,6 +5,17 @@ from moekit.ops.attention import attention, mla_attention
 from moekit.ops.experts import Experts, moe_ffn
 from moekit.ops.limits import MachineLimits, machine_limits
 from moekit.ops.machine import config, set_num_threads, show_config
+from moekit.ops.recurrence import (
+    causal_conv,
+    decay_factors,
+    gate,
+    gated_delta_rule,
+    gated_rms_norm,
+    linear_attention,
+    selective_scan,
+    time_step,
+    unit_length,
+)
 from moekit.ops.rope_scaling import rope_frequencies
 from moekit.ops.router_rules import route_gshard, route_hash, route_noisy
 from moekit.ops.routing import (
@@ -30,13 +41,19 @@ __all__ = [
     "PackedWeight",
     "Plan",
     "attention",
+    "causal_conv",
     "combine",
     "config",
+    "decay_factors",
     "embed",
     "format_names",
+    "gate",
+    "gated_delta_rule",
+    "gated_rms_norm",
     "grouped_matmul",
     "layer_norm",
     "limit_capacity",
+    "linear_attention",
     "machine_limits",
     "matmul",
     "mla_attention",
@@ -56,7 +73,10 @@ __all__ = [
     "route_noisy",
     "route_threshold",
     "sample",
+    "selective_scan",
     "set_num_threads",
     "show_config",
+    "time_step",
+    "unit_length",
     "weigh",
 ]

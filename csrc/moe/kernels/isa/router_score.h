@@ -117,22 +117,9 @@ MOE_INLINE F32x16 sigmoid_or_zero(F32x16 x) {
   return select(less(low, x), y, zero_f32());
 }
 
-/// sqrt(log(1 + e^x)); 0 for NaN, as for -inf. log(1 + e^x) = max(x, 0) + log1p(u), u = e^-|x| in
-/// (0, 1], and log1p(u) = 2·atanh(s), s = u / (2 + u) <= 1/3: eight terms reach float's precision.
+/// sqrt(log(1 + e^x)); 0 for NaN, as for -inf.
 MOE_INLINE F32x16 sqrt_softplus_or_zero(F32x16 number) {
-  const F32x16 x = max(number, set1(-kInf));
-  const F32x16 u = exp(sub(zero_f32(), abs(x)));
-  const F32x16 s = div(u, add(u, set1(2.0f)));
-  const F32x16 z = mul(s, s);
-  F32x16 p = set1(1.0f / 15.0f);
-  p = fma(p, z, set1(1.0f / 13.0f));
-  p = fma(p, z, set1(1.0f / 11.0f));
-  p = fma(p, z, set1(1.0f / 9.0f));
-  p = fma(p, z, set1(1.0f / 7.0f));
-  p = fma(p, z, set1(1.0f / 5.0f));
-  p = fma(p, z, set1(1.0f / 3.0f));
-  p = fma(p, z, set1(1.0f));
-  return sqrt(fma(add(s, s), p, max(x, zero_f32())));
+  return sqrt(softplus(max(number, set1(-kInf))));
 }
 
 /// Scores that need no other expert's logit.

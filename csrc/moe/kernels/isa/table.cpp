@@ -6,6 +6,7 @@
 #include "moe/kernels/isa/gemm.h"
 #include "moe/kernels/isa/norm.h"
 #include "moe/kernels/isa/probe.h"
+#include "moe/kernels/isa/recurrence.h"
 #include "moe/kernels/isa/rope.h"
 #include "moe/kernels/isa/router.h"
 #include "moe/kernels/isa/rowwise.h"
@@ -17,8 +18,9 @@
 namespace moe::MOE_ISA {
 
 extern const KernelTable kTable;
-constinit const KernelTable kTable = {
-    MOE_STRING(MOE_ISA), &kGemmKernels, &kConvertKernels, &kRowwiseKernels,   &kRouterKernels,
-    &kNormKernels,       &kRopeKernels, &kSampleKernels,  &kAttentionKernels, &kProbeKernels};
+constinit const KernelTable kTable = {MOE_STRING(MOE_ISA), &kGemmKernels,   &kConvertKernels,
+                                      &kRowwiseKernels,    &kRouterKernels, &kNormKernels,
+                                      &kRopeKernels,       &kSampleKernels, &kAttentionKernels,
+                                      &kRecurrenceKernels, &kProbeKernels};
 
 }  // namespace moe::MOE_ISA
