@@ -136,17 +136,32 @@ def test_original_moves_out_before_it_overwrites_shared_rows() -> None:
 def test_recurrent_state_only_goes_forward() -> None:
     rng = np.random.default_rng(8)
     cache = KVCache([GQA, ()])
+    assert cache.recall(1, 2) == (None, None)
     cache.append(0, *rows(rng, 3))
-    cache.state[1] = np.zeros(4)
+    cache.remember(1, 3, np.zeros(4))
     fork = cache.fork()
-    fork.state[1] = np.ones(4)
-    assert cache.state[1].sum() == 0
+    fork.remember(1, 2, np.ones(4))
+    assert cache.state[1].length == 3
+    assert cache.recall(1, 1)[0].sum() == 0
+    assert fork.state[1].length == 5
+    assert fork.length == 3  # what every layer has seen
+    with pytest.raises(ValueError, match="after 5 tokens"):
+        fork.truncate(3)
+    assert cache.nbytes > KVCache([GQA, ()]).nbytes + 16
     with pytest.raises(ValueError, match="recurrent"):
         cache.truncate(2)
     cache.truncate(3)
     cache.truncate(0)
     assert cache.state == {}
     assert cache.length == 0
+
+
+def test_states_alone_have_a_length() -> None:
+    cache = KVCache([(), ()])
+    for tokens in (4, 1):
+        cache.remember(0, tokens, np.zeros(1))
+        cache.remember(1, tokens, np.zeros(1))
+    assert cache.length == 5
 
 
 def test_says_what_is_wrong() -> None:

@@ -64,7 +64,7 @@ class Batch:
     """Rows of one pass. `rows[i]` are those of sequence i, which `sequences[i]` remembers;
     `positions` int64 [T] are the places in the sequences, `ids` int32 [T] the tokens."""
 
-    __slots__ = ("_angles", "ids", "positions", "routing", "rows", "sequences", "starts")
+    __slots__ = ("_angles", "_states", "ids", "positions", "routing", "rows", "sequences", "starts")
 
     def __init__(
         self, lengths: Sequence[int], sequences: Sequence[KVCache], ids: Ids | None = None
@@ -72,6 +72,8 @@ class Batch:
         self.sequences = sequences
         self.routing: RoutingPass | None = None
         self.starts = [sequence.length for sequence in sequences]
+        # Recurrent states cannot be cut, only kept: layers replace them and never write into them.
+        self._states = [dict(sequence.state) for sequence in sequences]
         self.rows: list[slice] = []
         end = 0
         for length in lengths:
@@ -107,5 +109,6 @@ class Batch:
 
     def roll_back(self) -> None:
         """Undo what an interrupted pass has left in some layers."""
-        for sequence, start in zip(self.sequences, self.starts, strict=True):
+        for sequence, start, state in zip(self.sequences, self.starts, self._states, strict=True):
+            sequence.state = dict(state)
             sequence.truncate(start)

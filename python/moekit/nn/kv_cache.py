@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +21,13 @@ _ALIGNMENT_BYTES = 64  # a cache line: vector loads of a row never straddle two
 _FIRST_CAPACITY = 64
 
 
+class State(NamedTuple):
+    """What a recurrent layer knows of the ``length`` tokens that it has seen."""
+
+    length: int
+    arrays: tuple[Array, ...]
+
+
 class KVCache:
     """Keys and values of one sequence, layer by layer; a batch is a list of caches.
 
@@ -31,8 +38,9 @@ class KVCache:
     ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the rows are rounded to when
     they are appended. Memory grows geometrically, so appending costs amortised constant time.
 
-    ``state`` holds whatever a recurrent layer carries instead of rows, under any key. Replace its
-    values, never write into them: forks share them.
+    ``state`` holds what a recurrent layer carries instead of rows, under any key: a :class:`State`.
+    Replace its values, never write into them: forks share them, and a pass that is interrupted
+    goes back to them.
 
     >>> cache = KVCache([((8, 128), (8, 128))] * 32, dtype="bfloat16")
     >>> keys, values = cache.append(0, k, v)  # k, v: [T, 8, 128]; keys, values: [length, 8, 128]
@@ -45,7 +53,7 @@ class KVCache:
         if name not in _DTYPES:
             raise TypeError(f"[KVCache] dtype is {name}; {', '.join(_DTYPES)} are possible")
         self.dtype = _DTYPES[name]
-        self.state: dict[Any, Any] = {}
+        self.state: dict[Any, State] = {}
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
 
     def append(self, layer: int, *rows: Array) -> tuple[Array, ...]:
@@ -69,6 +77,16 @@ class KVCache:
                 )
         return tuple(stream.append(given) for given, stream in zip(rows, streams, strict=True))
 
+    def recall(self, key: Any, count: int) -> tuple[Array | None, ...]:
+        """The ``count`` arrays of a recurrent state, or as many None before the first token."""
+        state = self.state.get(key)
+        return (None,) * count if state is None else state.arrays
+
+    def remember(self, key: Any, tokens: int, *arrays: Array) -> None:
+        """Replaces a recurrent state by the one after ``tokens`` more tokens."""
+        before = self.state.get(key)
+        self.state[key] = State(tokens + (0 if before is None else before.length), arrays)
+
     def view(self, layer: int) -> tuple[Array, ...]:
         """All rows of a layer, as ``append`` returned them."""
         return tuple(stream.view() for stream in self._streams(layer))
@@ -80,7 +98,9 @@ class KVCache:
         Layers differ only inside a forward pass and after one that was interrupted;
         ``truncate(length)`` heals the latter.
         """
-        return min((stream.length for layer in self._layers for stream in layer), default=0)
+        lengths = [stream.length for layer in self._layers for stream in layer]
+        lengths += [state.length for state in self.state.values()]
+        return min(lengths, default=0)
 
     def __len__(self) -> int:
         return self.length
@@ -99,10 +119,11 @@ class KVCache:
             )
         if length == 0:
             self.state.clear()
-        elif self.state and length < self.length:
+        seen = max((state.length for state in self.state.values()), default=0)
+        if seen > length:
             raise ValueError(
                 f"[KVCache.truncate] length is {length}; recurrent layers hold the state after "
-                f"{self.length} tokens and can only start again from 0"
+                f"{seen} tokens and can only start again from 0"
             )
         for layer in self._layers:
             for stream in layer:
@@ -126,8 +147,9 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, room for growth included; rows shared between forks count in each."""
-        return sum(stream.buffer.nbytes for layer in self._layers for stream in layer)
+        """Bytes held, room for growth included; what forks share counts in each."""
+        rows = sum(stream.buffer.nbytes for layer in self._layers for stream in layer)
+        return rows + sum(a.nbytes for state in self.state.values() for a in state.arrays)
 
     def _streams(self, layer: int) -> list[_Rows]:
         if not 0 <= layer < len(self._layers):
