@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import grouped_families
 import numpy as np
 import torch
 import transformers
@@ -67,8 +68,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
-    """A small configuration of one of FAMILIES."""
-    fields = {**copy.deepcopy(COMMON), **copy.deepcopy(FAMILIES[family]), **changes}
+    """A small configuration of a family."""
+    own = FAMILIES.get(family) or grouped_families.FIELDS[family]
+    fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **changes}
     return transformers.AutoConfig.for_model(family, **fields)
 
 
@@ -126,8 +128,8 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
 
     hooks = [
         module.register_forward_hook(keep)
-        for name, module in model.named_modules()
-        if name.endswith("mlp.gate")
+        for module in model.modules()
+        if type(module).__name__.endswith(("Router", "Gate"))
     ]
     their_logits(model, ids)
     for hook in hooks:

@@ -10,9 +10,20 @@ from .reader import Reader
 FAMILIES = {
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
+    "dots1": "dots1",
+    "ernie4_5_moe": "ernie4_5_moe",
+    "flex_olmo": "flex_olmo",
+    "glm4_moe": "glm4_moe",
+    "gpt_oss": "gpt_oss",
+    "granitemoe": "granitemoe",
+    "granitemoeshared": "granitemoe",
     "kimi_k2": "deepseek_v3",
+    "minimax_m2": "minimax_m2",
     "mixtral": "mixtral",
+    "olmoe": "olmoe",
+    "qwen2_moe": "qwen2_moe",
     "qwen3_moe": "qwen3_moe",
+    "solar_open": "solar_open",
 }
 
 

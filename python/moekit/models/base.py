@@ -111,12 +111,14 @@ def assemble(
     tied: bool = False,
     head_bias: bool = False,
     names: Names = STANDARD_NAMES,
+    ignored: tuple[str, ...] = (),
     **options: Any,
 ) -> Model:
     """The decoder around `block(n, reader of layer n)`, and the check that no tensor is left.
 
     `norm` makes the last norm, RMSNorm with `eps` by default; `tied` is what tie_word_embeddings
-    is where config.json does not say; `options` are those of `nn.Model` (embedding_scale, ...).
+    is where config.json does not say; tensors whose names begin as one of `ignored` are not
+    needed; `options` are those of `nn.Model` (embedding_scale, ...).
     """
     layers = layer_count(config)
     vocab = config.size("vocab_size")
@@ -130,7 +132,9 @@ def assemble(
         head = Linear(reader.pack_table(embedding), bias, kind="head")
     else:
         head = reader.linear("lm_head", vocab, hidden, kind="head", bias=head_bias)
-    reader.require_all_used(lambda name: _is_later_layer(name, names.layers, layers))
+    reader.require_all_used(
+        lambda name: name.startswith(ignored) or _is_later_layer(name, names.layers, layers)
+    )
     return Model(embedding, blocks, last, head, config=config, **options)
 
 

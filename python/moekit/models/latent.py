@@ -18,6 +18,7 @@ from .base import (
     sparse_layers,
     top_k,
 )
+from .mixture import Mixture, group_rule
 from .reader import Reader
 from .rope import read_rope, yarn_softmax_scale
 
@@ -149,46 +150,25 @@ def grouped_mixture(
     `groups` are n_group and topk_group unless given; `normalize` is norm_topk_prob. With
     `select_bias` the router has DeepSeek-V3's bias, which enters the selection alone.
     """
-    hidden = config.size("hidden_size")
     experts = config.size("n_routed_experts", "num_local_experts", "num_experts")
     k = top_k(config, experts)
     inner = config.size("moe_intermediate_size")
-    shared = config.size("n_shared_experts", default=1, least=0)
-    scale = config.number("routed_scaling_factor", default=1.0)
     if normalize is None:
         normalize = config.flag("norm_topk_prob", default=True)
-    if groups is None:
-        groups = config.size("n_group", default=1), config.size("topk_group", default=1)
-    count, kept = groups
-    config.require(experts % count == 0, "n_group", f"a divisor of the {experts} experts")
-    config.require(kept <= count, "topk_group", f"at most n_group, {count},")
-    reachable = kept * (experts // count)
-    config.require(
-        k <= reachable,
-        "num_experts_per_tok",
-        f"at most the {reachable} experts of topk_group groups",
-    )
-
-    def mixture(layer: Reader) -> MoE:
-        bias = layer.tensor("gate.e_score_correction_bias", experts) if select_bias else None
-        router = layer.router(
-            "gate",
-            experts,
-            hidden,
-            k,
-            score=score,
-            select_bias=bias,
-            groups=count,
-            top_groups=kept,
-            group_score=group_score,
-            group_fill=group_fill,
-            normalize=normalize,
-            scale=scale,
-        )
-        banks = layer.experts("experts", experts, inner, hidden)
-        beside = None
-        if shared:
-            beside = layer.gated_mlp("shared_experts", shared * inner, hidden, kind="shared")
-        return MoE(router, banks, beside)
-
-    return mixture
+    rule = {
+        "score": score,
+        "group_score": group_score,
+        "group_fill": group_fill,
+        "normalize": normalize,
+        "scale": config.number("routed_scaling_factor", default=1.0),
+        **group_rule(config, experts, k, groups),
+    }
+    return Mixture(
+        config.size("hidden_size"),
+        experts,
+        k,
+        inner,
+        rule,
+        select_bias="gate.e_score_correction_bias" if select_bias else "",
+        shared=inner * config.size("n_shared_experts", default=1, least=0),
+    ).read

@@ -1,0 +1,141 @@
+"""What the families with grouped-query attention share: how attention is read,
+and the frame of pre-norm blocks.
+
+A family's file says which choices it makes; `nn.Attention`, `nn.Block` and `ops.route` say what
+they mean.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from ..config import Config
+from ..nn import MLP, Attention, Block, Model, MoE, Norm
+from .base import assemble, attention_heads, check_activation, head_size, rope_table
+from .reader import Reader
+from .rope import RopeSettings, read_rope
+
+# (layer's number, reader of the layer) -> the part.
+MakeFeedForward: TypeAlias = Callable[[int, Reader], MoE | MLP]
+MakeAttention: TypeAlias = Callable[[int, Reader], Attention]
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+
+class GroupedQuery:
+    """Reads `q_proj`, `k_proj`, `v_proj`, `o_proj` and what a family adds to them.
+
+    `bias`: q, k and v have one; `o_bias`: o has (as `bias` unless given). `norms`: the names of
+    the norms of q and k, of each head or, with `whole`, of the whole projection. `rope`: False
+    for no position at all, else settings (those of config.json by default). Other options go to
+    `nn.Attention`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        eps: float = 1e-6,
+        *,
+        bias: bool = False,
+        o_bias: bool | None = None,
+        norms: tuple[str, str] | None = None,
+        whole: bool = False,
+        rope: RopeSettings | bool = True,
+        **options: Any,
+    ) -> None:
+        self.hidden = config.size("hidden_size")
+        self.heads, self.kv_heads = attention_heads(config)
+        self.head_dim = head_size(config, self.hidden, self.heads)
+        self.eps = eps
+        self.bias = bias
+        self.o_bias = bias if o_bias is None else o_bias
+        self.norms = norms
+        self.whole = whole
+        self.options = options
+        if rope:
+            settings = read_rope(config) if isinstance(rope, bool) else rope
+            self.options = {**self.rotation(settings), **options}
+
+    def rotation(self, settings: RopeSettings) -> dict[str, Any]:
+        """The options of `nn.Attention` for these settings; one table for all layers."""
+        frequencies, factor = rope_table(settings, self.head_dim)
+        return {"frequencies": frequencies, "rope_factor": factor}
+
+    def read(self, layer: Reader, **changes: Any) -> Attention:
+        """The attention of one layer; `changes` replace options for it."""
+        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        options = {**self.options, **changes}
+        for role, name, size in zip(
+            ("q_norm", "k_norm"), self.norms or (), (q_size, kv_size), strict=False
+        ):
+            options[role] = layer.norm(name, size if self.whole else self.head_dim, self.eps)
+        return Attention(
+            layer.linear("q_proj", q_size, self.hidden, bias=self.bias),
+            layer.linear("k_proj", kv_size, self.hidden, bias=self.bias),
+            layer.linear("v_proj", kv_size, self.hidden, bias=self.bias),
+            layer.linear("o_proj", self.hidden, q_size, bias=self.o_bias),
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            **options,
+        )
+
+
+def decoder(
+    config: Config,
+    reader: Reader,
+    attention: MakeAttention,
+    feed_forward: MakeFeedForward,
+    *,
+    eps: float,
+    norm: Callable[[Reader, str], Norm] | None = None,
+    residual: float = 1.0,
+    **options: Any,
+) -> Model:
+    """Pre-norm blocks under the usual names; `norm` makes the norms, RMSNorm by default.
+
+    Options are those of `assemble`.
+    """
+    hidden = config.size("hidden_size")
+    check_activation(config)
+
+    def plain(layer: Reader, name: str) -> Norm:
+        return layer.norm(name, hidden, eps)
+
+    make = norm or plain
+
+    def block(n: int, layer: Reader) -> Block:
+        return Block(
+            make(layer, "input_layernorm"),
+            attention(n, layer.under("self_attn")),
+            make(layer, "post_attention_layernorm"),
+            feed_forward(n, layer),
+            residual=residual,
+        )
+
+    return assemble(config, reader, hidden, eps, block, norm=norm, **options)
+
+
+def layer_windows(
+    config: Config, layers: int, default: Callable[[int], bool] = lambda n: False
+) -> list[int | None]:
+    """The sliding window of each layer, None where attention is full.
+
+    `layer_types` says which layers slide; where it is absent, `default(n)` does.
+    """
+    slides = layer_slides(config, layers, default)
+    if not any(slides):
+        return [None] * layers
+    window = config.size("sliding_window")
+    return [window if sliding else None for sliding in slides]
+
+
+def layer_slides(
+    config: Config, layers: int, default: Callable[[int], bool] = lambda n: False
+) -> list[bool]:
+    """Which layers have sliding attention."""
+    types = config.get("layer_types")
+    if types is None:
+        return [default(n) for n in range(layers)]
+    if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
+        raise config.error("layer_types", f'a list of "{SLIDING}" and "{FULL}"')
+    if len(types) < layers:
+        raise config.error("layer_types", f"an entry for each of {layers} layers")
+    return [kind == SLIDING for kind in types[:layers]]
