@@ -41,6 +41,7 @@ constinit const VecCheck kVecCheck = {
                     uint16_t* y) noexcept { store(reinterpret_cast<f16*>(y), load(x)); },
     .round_to_i32 = [](const float* x,
                        int32_t* y) noexcept { store_i32(y, round_to_i32(load(x))); },
+    .store_i8 = [](const int32_t* x, int8_t* y) noexcept { store_i8(y, load_i32(x)); },
     .load_first = [](const float* x, int n, float* y) noexcept { store(y, load_first(x, n)); },
     .store_first = [](float* y, const float* x, int n) noexcept { store_first(y, load(x), n); },
     .compare =

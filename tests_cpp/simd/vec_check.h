@@ -22,6 +22,7 @@ struct VecCheck {
   void (*store_bf16)(const float* x, uint16_t* y) noexcept;
   void (*store_f16)(const float* x, uint16_t* y) noexcept;
   void (*round_to_i32)(const float* x, int32_t* y) noexcept;
+  void (*store_i8)(const int32_t* x, int8_t* y) noexcept;
 
   void (*load_first)(const float* x, int n, float* y) noexcept;
   void (*store_first)(float* y, const float* x, int n) noexcept;

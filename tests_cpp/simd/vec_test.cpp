@@ -267,6 +267,18 @@ TEST_P(Vec, RoundsIntegersToEven) {
   for (int i = 0; i < kLanes; ++i) EXPECT_EQ(y[i], want[i]) << x[i];
 }
 
+TEST_P(Vec, NarrowsToBytes) {
+  int32_t x[kLanes];
+  int8_t y[kLanes + 1];
+  y[kLanes] = 99;
+  for (int first = -128; first <= 112; first += 16) {
+    for (int i = 0; i < kLanes; ++i) x[i] = first + (i * 7) % 16;
+    vec().store_i8(x, y);
+    for (int i = 0; i < kLanes; ++i) EXPECT_EQ(y[i], x[i]);
+    EXPECT_EQ(y[kLanes], 99);
+  }
+}
+
 // A page that may be touched, before one that may not.
 struct GuardedPage {
   const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));

@@ -32,6 +32,7 @@ inline constexpr int kSumGroup = 32;
 /// One call: every given row against two panels (thirty-two outputs), the whole depth.
 struct GemmCall {
   const std::byte* panels[2];  // gate and up of the same outputs, or two neighbours (or one twice)
+  const std::byte* next[2];    // what is read after them: a hint, any address will do
   int64_t blocks;              // blocks along the depth, of the format's kDepth
   const std::byte* x;          // activation rows
   const ActivationLayout* layout;

@@ -12,6 +12,7 @@ namespace {
 // A task streams at least this much: less, and the threads meet too often at the counter.
 constexpr int64_t kTaskBytes = 128 << 10;
 constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kManyRows = 16;
 // A thread is worth waking for this much reading, or four times as many multiplications.
 constexpr int64_t kThreadBytes = 256 << 10;
 
@@ -28,13 +29,16 @@ int64_t column_groups(const Product& product) {
 
 ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
     : products_(products), count_(count) {
-  int64_t groups = 0;
+  int64_t groups = 0, rows = 0;
   int64_t group_bytes = kTaskBytes;
   for (int64_t i = 0; i < count; ++i) {
     groups += column_groups(products[i]);
+    rows += products[i].count;
     if (products[i].count > 0)
       group_bytes = std::min(group_bytes, 2 * products[i].first.panel_bytes);
   }
+  // Many rows multiply longer than they read; longer pieces then know what they will read next.
+  if (rows >= kManyRows * count) group_bytes /= kManyRows;
   const int64_t by_bytes = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, group_bytes));
   const int64_t by_balance = std::max<int64_t>(1, groups / (threads * kTasksPerThread));
   groups_per_task_ = std::min(by_bytes, by_balance);
@@ -87,6 +91,9 @@ void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexc
       call.panels[0] = w.panel(2 * group);
       call.panels[1] = w.panel(std::min(2 * group + 1, w.panels() - 1));
     }
+    // Another thread may take the piece behind this one.
+    const int64_t step = group + 1 == end ? 0 : product.second != nullptr ? 1 : 2;
+    for (int p = 0; p < 2; ++p) call.next[p] = call.panels[p] + step * w.panel_bytes;
     for (int64_t row = 0; row < product.count; row += kGemmRows) {
       call.count = std::min(product.count - row, kGemmRows);
       if (product.rows != nullptr) {

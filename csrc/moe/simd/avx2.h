@@ -48,6 +48,12 @@ MOE_INLINE void store_u8(void* p, U8x64 a) {
   store_half(p, a.lo);
   store_half(static_cast<char*>(p) + 32, a.hi);
 }
+MOE_INLINE void store_i8(int8_t* p, I32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xd8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
 
 /// Lanes below n: all ones.
 MOE_INLINE __m256i first_lanes(int n) {
@@ -231,6 +237,9 @@ MOE_INLINE float reduce_max(F32x16 a) {
 }
 
 MOE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+MOE_INLINE void prefetch_l2(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 struct Words {
   __m256i v;  // the word in all eight lanes

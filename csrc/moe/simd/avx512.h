@@ -32,6 +32,9 @@ MOE_INLINE U8x64 load_u8(const void* p) { return {_mm512_loadu_si512(p)}; }
 MOE_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 MOE_INLINE void store_u8(void* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
+MOE_INLINE void store_i8(int8_t* p, I32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
 
 MOE_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
 MOE_INLINE F32x16 load_first(const float* p, int n) {
@@ -150,6 +153,9 @@ MOE_INLINE float reduce_add(F32x16 a) {
 MOE_INLINE float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 MOE_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+MOE_INLINE void prefetch_l2(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+}
 
 struct Words {
   __m512i v;  // the word in all sixteen lanes; an embedded broadcast where it is used once

@@ -47,6 +47,10 @@ MOE_INLINE U8x64 load_u8(const void* p) {
 MOE_INLINE void store(float* p, F32x16 a) { std::memcpy(p, &a.v, 64); }
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) { std::memcpy(p, &a.v, 64); }
 MOE_INLINE void store_u8(void* p, U8x64 a) { std::memcpy(p, &a.v, 64); }
+/// Sixteen bytes; every lane must fit.
+MOE_INLINE void store_i8(int8_t* p, I32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i]);
+}
 
 MOE_INLINE F32x16 load_first(const float* p, int n) {
   F32x16 r = zero_f32();
@@ -198,6 +202,7 @@ MOE_INLINE float reduce_max(F32x16 a) {
 }
 
 MOE_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
+MOE_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // ---- one step of a dot product: a word of activations against sixteen rows of weights ----
 

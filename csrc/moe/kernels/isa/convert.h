@@ -54,7 +54,7 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
     const F32x16 inverse = set1(top < 1e-30f ? 0.0f : 127.0f / top);
     int32_t block_sum = 0;
     for (int g = 0; g < kScaleBlock / kSumGroup; ++g) {
-      int32_t group_sum = 0;
+      I32x16 sum = set1_i32(0);
       for (int i = g * kSumGroup; i < (g + 1) * kSumGroup; i += kLanes) {
         F32x16 v = zero_f32();
         if (count - i >= kLanes) {
@@ -62,13 +62,12 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
         } else if (count > i) {
           v = load_first(x + begin + i, count - i);
         }
-        int32_t q[kLanes];
-        store_i32(q, round_to_i32(mul(v, inverse)));
-        for (int j = 0; j < kLanes; ++j) {
-          out[begin + i + j] = static_cast<int8_t>(q[j]);
-          group_sum += q[j];
-        }
+        const I32x16 q = round_to_i32(mul(v, inverse));
+        store_i8(out + begin + i, q);
+        sum = add(sum, q);
       }
+      // Small integers: their sum in floats is exact.
+      const auto group_sum = static_cast<int32_t>(reduce_add(to_f32(sum)));
       group_sums[block * (kScaleBlock / kSumGroup) + g] = group_sum;
       block_sum += group_sum;
     }

@@ -16,13 +16,17 @@
 
 namespace moe::MOE_ISA {
 
-/// How far ahead of the reads the weights are requested, in bytes of one panel.
+/// How far ahead of a single tile's reads the weights are requested, in bytes of one panel.
 inline constexpr int64_t kPrefetchBytes = 2048;
 
-/// One panel's range of a depth block.
+/// One panel's range of a depth block. While byte i of it is read, `ahead` + (i >> shift) is
+/// requested: with several tiles of rows, each requests its share of the next depth block, so that
+/// reading goes on under the multiplications.
 struct PanelRange {
   const std::byte* blocks;   // first block of the range
   const std::byte* trailer;  // the panel's
+  const std::byte* ahead;
+  int shift;
 };
 
 /// One call of a tile: R rows × P panels over one depth block.
@@ -81,25 +85,40 @@ MOE_INLINE void accumulate(const uint32_t* const (&x)[R], const PanelRange (&w)[
   constexpr int kUnits = F::kDepth / F::kUnitDepth;
   constexpr int kUnitBytes = static_cast<int>(F::kBlockBytes / kUnits);
   constexpr int kWords = F::kUnitDepth / depth_per_word(D::kKind);
-  for (int64_t b = begin; b < end; ++b) {
-    for (int u = 0; u < kUnits; ++u) {
-      typename D::Weight value[P][kWords];
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const std::byte* block = w[p].blocks + b * F::kBlockBytes;
-        prefetch(block + u * kUnitBytes + kPrefetchBytes);
-        D::unit(block, w[p].trailer, u, value[p]);
+  const auto unit = [&](int64_t b, int u) MOE_INLINE_LAMBDA {
+    typename D::Weight value[P][kWords];
+    MOE_UNROLL
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = b * F::kBlockBytes + u * kUnitBytes;
+      const std::byte* ahead = w[p].ahead + (at >> w[p].shift);
+      // Many rows read the block that is in L1 while the next one arrives.
+      if constexpr (R < kTileRows / 2) {
+        prefetch(ahead);
+      } else {
+        prefetch_l2(ahead);
       }
+      D::unit(w[p].blocks + b * F::kBlockBytes, w[p].trailer, u, value[p]);
+    }
+    MOE_UNROLL
+    for (int i = 0; i < kWords; ++i) {
       MOE_UNROLL
-      for (int i = 0; i < kWords; ++i) {
+      for (int r = 0; r < R; ++r) {
+        const Words word = broadcast_word(x[r] + (b * kUnits + u) * kWords + i);
         MOE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          const Words word = broadcast_word(x[r] + (b * kUnits + u) * kWords + i);
-          MOE_UNROLL
-          for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], word, value[p][i]);
-        }
+        for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], word, value[p][i]);
       }
     }
+  };
+  int64_t b = begin;
+  if constexpr (kUnits * kWords == 1) {
+    // Short blocks: the rows' pointers, more than there are registers, are reloaded once for four.
+    for (; b + 4 <= end; b += 4) {
+      MOE_UNROLL
+      for (int i = 0; i < 4; ++i) unit(b + i, 0);
+    }
+  }
+  for (; b < end; ++b) {
+    for (int u = 0; u < kUnits; ++u) unit(b, u);
   }
 }
 
@@ -258,15 +277,24 @@ static void gemm(const GemmCall& call) noexcept {
 
   // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
   const int64_t tiles = (call.count + kRows - 1) / kRows;
+  const int shift = tiles > 1 ? 63 - __builtin_clzll(static_cast<unsigned long long>(tiles)) : 0;
   int64_t depth_block = 0;
   for (int64_t b = 0; b < call.blocks; b += kBlocksPerDepthBlock, ++depth_block) {
     const int64_t rest = call.blocks - b;
     const int64_t blocks = rest < kBlocksPerDepthBlock ? rest : kBlocksPerDepthBlock;
     PanelRange panels[2];
-    for (int p = 0; p < 2; ++p) panels[p] = {call.panels[p] + b * F::kBlockBytes, trailers[p]};
+    for (int p = 0; p < 2; ++p)
+      panels[p] = {call.panels[p] + b * F::kBlockBytes, trailers[p], nullptr, shift};
+    const int64_t bytes = blocks * F::kBlockBytes;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t begin = t * call.count / tiles;
       const int64_t height = (t + 1) * call.count / tiles - begin;
+      for (int p = 0; p < 2; ++p) {
+        const std::byte* next = rest > blocks ? panels[p].blocks + bytes : call.next[p];
+        panels[p].ahead = tiles == 1   ? panels[p].blocks + kPrefetchBytes
+                          : t >> shift ? panels[p].blocks  // all is requested
+                                       : next + ((t * bytes) >> shift);
+      }
       for (int p = 0; p < 2; p += kTilePanels) {
         Table::kByRows[height]({x + begin, panels + p, b * kWordsPerBlock, blocks, depth_block,
                                 call.layout, call.out + begin * kGemmOutputs + p * kPanelRows});
