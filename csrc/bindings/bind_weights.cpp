@@ -3,16 +3,29 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "bindings/array.h"
 #include "moe/ops/grouped_gemm.h"
+#include "moe/quant/gptq.h"
 #include "moe/weights/packed_weight.h"
 
 namespace moe::bindings {
 
 namespace {
+
+void require_permutation(const int32_t* order, int64_t n) {
+  std::vector<bool> seen(static_cast<size_t>(n));
+  for (int64_t i = 0; i < n; ++i) {
+    const bool fresh = order[i] >= 0 && order[i] < n && !seen[static_cast<size_t>(order[i])];
+    MOE_CHECK(fresh, "[gptq] order[", i, "] is ", order[i], "; each of 0 to ", n - 1,
+              " once is required");
+    seen[static_cast<size_t>(order[i])] = true;
+  }
+}
 
 std::unique_ptr<PackedWeight> make_packed(const std::vector<std::string>& formats, int64_t experts,
                                           int64_t rows, int64_t cols) {
@@ -47,12 +60,76 @@ void fill_blocks(PackedWeight& packed, int64_t expert, const py::array& blocks) 
   packed.fill_blocks(expert, reinterpret_cast<const std::byte*>(data));
 }
 
+py::array_t<uint8_t> copy_bytes(const PackedWeight& packed, int64_t expert) {
+  const std::span<const std::byte> bytes = packed.bytes(expert);
+  auto out = new_array<uint8_t>({static_cast<int64_t>(bytes.size())});
+  std::memcpy(out.mutable_data(), bytes.data(), bytes.size());
+  return out;
+}
+
 py::array_t<float> unpack(const PackedWeight& packed, int64_t expert) {
   auto out = new_array<float>({packed.rows(), packed.cols()});
   float* data = out.mutable_data();
   const py::gil_scoped_release release;
   packed.unpack(expert, data);
   return out;
+}
+
+std::unique_ptr<PackedWeight> gather(const std::vector<const PackedWeight*>& weights,
+                                     const std::vector<int64_t>& experts) {
+  MOE_CHECK(weights.size() == experts.size(), "[gather] ", weights.size(), " weights; ",
+            experts.size(), " experts");
+  std::vector<PackedWeight::Member> members;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    MOE_CHECK(weights[i] != nullptr, "[gather] weight ", i, " is None");
+    members.push_back({weights[i], experts[i]});
+  }
+  return std::make_unique<PackedWeight>(PackedWeight::gather(members));
+}
+
+void fill_gptq(PackedWeight& packed, int64_t expert, const py::array& values,
+               const py::array& factor, const py::array& order, bool refit) {
+  const float* data = data_of<float>(values, 2, "gptq", "weight");
+  const float* upper = data_of<float>(factor, 2, "gptq", "factor");
+  const int32_t* columns = data_of<int32_t>(order, 1, "gptq", "order");
+  const int64_t n = packed.cols();
+  if (values.shape(0) != packed.rows() || values.shape(1) != n || factor.shape(0) != n ||
+      factor.shape(1) != n || order.shape(0) != n) {
+    throw ValueError(message("[gptq] weight ", shape_text(values), ", factor ", shape_text(factor),
+                             ", order ", shape_text(order), "; [", packed.rows(), ", ", n, "], [",
+                             n, ", ", n, "], [", n, "] are required"));
+  }
+  require_permutation(columns, n);
+  const py::gil_scoped_release release;
+  packed.fill_gptq(expert, data, upper, columns, refit);
+}
+
+py::object gptq_factor(const py::array& hessian, const py::array& order, double damp) {
+  const double* data = data_of<double>(hessian, 2, "gptq", "hessian");
+  const int32_t* columns = data_of<int32_t>(order, 1, "gptq", "order");
+  const int64_t n = hessian.shape(0);
+  if (hessian.shape(1) != n || order.shape(0) != n || n == 0) {
+    throw ValueError(message("[gptq] hessian ", shape_text(hessian), ", order ", shape_text(order),
+                             "; [n, n] and [n] are required"));
+  }
+  require_permutation(columns, n);
+  auto out = new_array<float>({n, n});
+  float* to = out.mutable_data();
+  bool definite = false;
+  {
+    const py::gil_scoped_release release;
+    definite = inverse_factor(data, n, columns, damp, to);
+  }
+  if (!definite) return py::none();
+  return out;
+}
+
+void fill_bytes(PackedWeight& packed, int64_t expert, const py::array& bytes) {
+  const uint8_t* data = data_of<uint8_t>(bytes, 1, "pack", "bytes");
+  const std::span<const std::byte> view(reinterpret_cast<const std::byte*>(data),
+                                        static_cast<size_t>(bytes.shape(0)));
+  const py::gil_scoped_release release;
+  packed.fill_bytes(expert, view);
 }
 
 }  // namespace
@@ -65,6 +142,16 @@ void bind_weights(py::module_& m) {
     }
     return names;
   });
+  m.def("gptq_format_names", [] {
+    std::vector<std::string> names;
+    for (int i = 0; i < kFormatCount; ++i) {
+      const FormatInfo& info = format_info(static_cast<Format>(i));
+      if (info.round != nullptr) names.emplace_back(info.name);
+    }
+    return names;
+  });
+  m.def("gptq_factor", &gptq_factor, py::arg("hessian"), py::arg("order"), py::arg("damp"),
+        "Float32 [n, n], or None where the damped matrix is not positive definite.");
   m.def(
       "packed_bytes",
       [](const std::string& format, int64_t rows, int64_t cols) {
@@ -82,6 +169,11 @@ void bind_weights(py::module_& m) {
                   py::call_guard<py::gil_scoped_release>())
       .def("fill", &fill, py::arg("expert"), py::arg("values"))
       .def("fill_blocks", &fill_blocks, py::arg("expert"), py::arg("blocks"))
+      .def("fill_bytes", &fill_bytes, py::arg("expert"), py::arg("bytes"))
+      .def("fill_gptq", &fill_gptq, py::arg("expert"), py::arg("values"), py::arg("factor"),
+           py::arg("order"), py::arg("refit"))
+      .def_static("gather", &gather, py::arg("weights"), py::arg("experts"))
+      .def("copy_bytes", &copy_bytes, py::arg("expert"))
       .def("unpack", &unpack, py::arg("expert"))
       .def_property_readonly("experts", &PackedWeight::experts)
       .def_property_readonly("rows", &PackedWeight::rows)

@@ -77,6 +77,56 @@ TEST(PackedWeight, RepeatingSharesTheMemoryOfItsResidentExperts) {
   EXPECT_THROW(PackedWeight::repeating(packed, 2, kRows, 1), ValueError);
 }
 
+TEST(PackedWeight, GatheredExpertsShareTheMemoryTheyCameFrom) {
+  constexpr int64_t kRows = 20, kCols = 70;
+  PackedWeight a({Format::kInt8}, 2, kRows, kCols),
+      b({Format::kF32, Format::kInt8}, 2, kRows, kCols);
+  for (PackedWeight* weight : {&a, &b}) {
+    for (int64_t e = 0; e < 2; ++e) {
+      const auto values = testing::normal(kRows * kCols, static_cast<uint64_t>(e + 7));
+      weight->fill(e, values.data(), DType::kF32);
+    }
+  }
+  std::vector<float> want(kRows * kCols), got(kRows * kCols);
+  b.unpack(0, want.data());
+  const std::byte* place = b.matrix(0).data;
+  const int64_t bytes = static_cast<int64_t>(a.bytes(1).size() + b.bytes(0).size());
+  PackedWeight mixed = PackedWeight::gather({{&a, 1}, {&b, 0}, {&a, 1}});
+  {  // The memory outlives the weights that brought it.
+    const PackedWeight gone_a = std::move(a), gone_b = std::move(b);
+  }
+  EXPECT_EQ(mixed.experts(), 3);
+  EXPECT_EQ(mixed.matrix(1).data, place);
+  EXPECT_EQ(mixed.matrix(0).data, mixed.matrix(2).data);
+  EXPECT_EQ(mixed.nbytes(), bytes);
+  EXPECT_EQ(mixed.format(0), Format::kInt8);
+  EXPECT_EQ(mixed.format(1), Format::kF32);
+  mixed.unpack(1, got.data());
+  EXPECT_EQ(got, want);
+  EXPECT_THROW(mixed.fill(0, want.data(), DType::kF32), ValueError);
+  EXPECT_THROW(PackedWeight::gather({{&mixed, 3}}), ValueError);
+  EXPECT_THROW(PackedWeight::gather({}), ValueError);
+  const PackedWeight other({Format::kInt8}, 1, kRows, kCols + 1);
+  EXPECT_THROW(PackedWeight::gather({{&mixed, 0}, {&other, 0}}), ValueError);
+}
+
+TEST(PackedWeight, TakesTheBytesThatItGave) {
+  for (int i = 0; i < kFormatCount; ++i) {
+    const Format format = static_cast<Format>(i);
+    constexpr int64_t kRows = 18, kCols = 70;
+    PackedWeight from({format}, 1, kRows, kCols), to({format}, 2, kRows, kCols);
+    const auto values = testing::normal(kRows * kCols, 5, 0.02);
+    from.fill(0, values.data(), DType::kF32);
+    to.fill_bytes(1, from.bytes(0));
+    std::vector<float> want(values.size()), got(values.size());
+    from.unpack(0, want.data());
+    to.unpack(1, got.data());
+    EXPECT_EQ(got, want) << format_info(format).name;
+    EXPECT_THROW(to.fill_bytes(0, from.bytes(0).subspan(1)), ValueError);
+    EXPECT_THROW(to.fill_bytes(2, from.bytes(0)), ValueError);
+  }
+}
+
 TEST(PackedWeight, EveryExpertMayHaveItsOwnFormat) {
   PackedWeight packed({Format::kF32, Format::kInt8, Format::kBf16}, 3, 20, 50);
   int64_t bytes = 0;

@@ -11,11 +11,12 @@ template <class F>
 constexpr FormatInfo info_of(std::string_view name, double max_error) {
   FormatInfo info{name,    F::kDepth, F::kBlockBytes, F::kTrailerBytes,
                   F::kDot, max_error, &F::encode,     &F::at,
-                  0,       nullptr};
+                  0,       nullptr,   nullptr};
   if constexpr (requires { F::kFileBytes; }) {
     info.file_bytes = F::kFileBytes;
     info.repack = &F::repack;
   }
+  if constexpr (requires { &F::round; }) info.round = &F::round;
   return info;
 }
 

@@ -18,6 +18,8 @@
 //   scale<V>(block)                          fast path, Scales::kBlock: the block's sixteen scales
 //   encode(rows, depth, panel)               writes a panel from sixteen rows of floats
 //   at(panel, depth, row, k)                 one weight's value; packing written as one equation
+//   round(panel, depth, row, k, x)      optional, what GPTQ needs: writes the value nearest to x
+//                                       that the scales in the panel allow, and returns it
 //   kFileBytes, repack(rows, blocks, panel)  formats of GGUF files: a block's bytes in the file,
 //                                            and a panel from sixteen rows of such blocks, lossless
 //
@@ -82,6 +84,8 @@ struct FormatInfo {
   /// Bytes of one row's block in a GGUF file; 0 where GGUF has no such format.
   int64_t file_bytes;
   void (*repack)(const std::byte* const* rows, int64_t blocks, std::byte* panel);
+  /// nullptr where a value cannot be rounded under scales that stand already.
+  float (*round)(std::byte* panel, int64_t depth, int row, int64_t k, float x);
 
   int64_t blocks(int64_t cols) const { return (cols + depth - 1) / depth; }
   /// Bytes of a panel, sixteen rows × cols, in whole cache lines.

@@ -97,6 +97,13 @@ struct Q8_0Format : GroupBlock<Q8_0Format, 32, 8, f16> {
       for (int k = 0; k < kDepth; ++k) block[index(r, k)] = file[2 + k] ^ std::byte{0x80};
     });
   }
+  static float round(std::byte* panel, int64_t, int row, int64_t k, float x) {
+    std::byte* block = panel + k / kDepth * kBlockBytes;
+    const float d = to_float(scales(block)[row]);
+    const float q = d != 0.0f ? std::clamp(std::nearbyint(x / d), -127.0f, 127.0f) : 0.0f;
+    block[index(row, k % kDepth)] = static_cast<std::byte>(static_cast<int>(q) + kOffset);
+    return q * d;
+  }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
     const std::byte* block = panel + k / kDepth * kBlockBytes;
     const int q = static_cast<int>(block[index(row, k % kDepth)]) - kOffset;
@@ -115,6 +122,10 @@ struct Nibbles {
   /// The block's values have to be zero before.
   static void set(std::byte* block, int row, int64_t k, int value) {
     block[index(row, k)] |= static_cast<std::byte>(value << shift(k));
+  }
+  static void replace(std::byte* block, int row, int64_t k, int value) {
+    block[index(row, k)] &= static_cast<std::byte>(0xf0 >> shift(k));
+    set(block, row, k, value);
   }
   /// From sixteen bytes of a GGUF block of 32: column j in byte j's low half, j + 16 in its high
   /// one.
@@ -174,6 +185,13 @@ struct Int4Format : GroupBlock<Int4Format<kGroup>, kGroup, 4, f16> {
       }
     }
     return best;
+  }
+  static float round(std::byte* panel, int64_t, int row, int64_t k, float x) {
+    std::byte* block = panel + k / kGroup * Block::kBlockBytes;
+    const float d = to_float(Block::scales(block)[row]);
+    const int code = quantise(d != 0.0f ? x / d : 0.0f);
+    Nibbles::replace(block, row, k % kGroup, code);
+    return static_cast<float>(code - kOffset) * d;
   }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
     const std::byte* block = panel + k / kGroup * Block::kBlockBytes;
@@ -255,6 +273,13 @@ struct Mxfp4Format : GroupBlock<Mxfp4Format, 32, 4, uint8_t> {
       scales(block)[r] = static_cast<uint8_t>(file[0]);
       Nibbles::from_file(file + 1, r, block);
     });
+  }
+  static float round(std::byte* panel, int64_t, int row, int64_t k, float x) {
+    std::byte* block = panel + k / kDepth * kBlockBytes;
+    const float half = std::ldexp(0.5f, static_cast<int>(scales(block)[row]) - 127);
+    const int code = nearest(x / half);
+    Nibbles::replace(block, row, k % kDepth, code);
+    return static_cast<float>(value(code)) * half;
   }
   static float at(const std::byte* panel, int64_t, int row, int64_t k) {
     const std::byte* block = panel + k / kDepth * kBlockBytes;

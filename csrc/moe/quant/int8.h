@@ -55,6 +55,13 @@ struct Int8Format {
       }
     }
   }
+  static float round(std::byte* panel, int64_t depth, int row, int64_t k, float x) {
+    const float d = scales(panel, depth)[row];
+    const float q = d != 0.0f ? std::clamp(std::nearbyint(x / d), -127.0f, 127.0f) : 0.0f;
+    reinterpret_cast<uint8_t*>(panel)[index(row, k)] =
+        static_cast<uint8_t>(static_cast<int>(q) + kOffset);
+    return q * d;
+  }
   static float at(const std::byte* panel, int64_t depth, int row, int64_t k) {
     const int q = reinterpret_cast<const uint8_t*>(panel)[index(row, k)];
     return static_cast<float>(q - kOffset) * scales(panel, depth)[row];

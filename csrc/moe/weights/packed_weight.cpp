@@ -1,10 +1,13 @@
 #include "moe/weights/packed_weight.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "moe/base/check.h"
 #include "moe/base/half.h"
 #include "moe/base/parallel.h"
+#include "moe/quant/gptq.h"
 
 namespace moe {
 
@@ -26,6 +29,18 @@ void widen(const void* values, DType dtype, int64_t begin, int64_t count, float*
   }
 }
 
+/// The sixteen rows of panel `p` as floats [16, depth], zero where the matrix ends.
+void panel_rows(const PackedMatrix& matrix, int64_t depth, const void* values, DType dtype,
+                int64_t p, float* out) {
+  for (int r = 0; r < kPanelRows; ++r) {
+    float* row = out + r * depth;
+    const int64_t source = p * kPanelRows + r;
+    const int64_t count = source < matrix.rows ? matrix.cols : 0;
+    widen(values, dtype, source * matrix.cols, count, row);
+    std::memset(row + count, 0, static_cast<size_t>(depth - count) * 4);
+  }
+}
+
 }  // namespace
 
 PackedWeight::PackedWeight(std::vector<Format> formats, int64_t experts, int64_t rows, int64_t cols)
@@ -36,18 +51,33 @@ PackedWeight::PackedWeight(std::vector<Format> formats, int64_t experts, int64_t
             "[pack] shape [", experts, ", ", rows, ", ", cols, "]; every size must be positive");
   MOE_CHECK(formats_.size() == 1 || static_cast<int64_t>(formats_.size()) == experts, "[pack] ",
             formats_.size(), " formats; one, or one for each of ", experts, " experts");
-  offsets_.reserve(static_cast<size_t>(experts) + 1);
-  offsets_.push_back(0);
+  std::vector<int64_t> offsets;
+  offsets.reserve(static_cast<size_t>(experts));
   const int64_t panels = (rows + kPanelRows - 1) / kPanelRows;
   for (int64_t e = 0; e < experts; ++e) {
     int64_t bytes = 0, end = 0;
     const bool overflow =
         __builtin_mul_overflow(panels, format_info(format(e)).panel_bytes(cols), &bytes) ||
-        __builtin_add_overflow(offsets_.back(), bytes, &end) || end > (int64_t{1} << 47);
+        __builtin_add_overflow(nbytes_, bytes, &end) || end > (int64_t{1} << 47);
     MOE_CHECK(!overflow, "[pack] shape [", experts, ", ", rows, ", ", cols, "] has too many bytes");
-    offsets_.push_back(end);
+    offsets.push_back(nbytes_);
+    nbytes_ = end;
   }
-  buffer_ = Buffer(static_cast<size_t>(offsets_.back()));
+  buffers_.push_back(std::make_shared<Buffer>(static_cast<size_t>(nbytes_)));
+  for (const int64_t offset : offsets) places_.push_back(buffers_[0]->data() + offset);
+}
+
+int64_t PackedWeight::bytes_of_expert(int64_t expert) const {
+  return (rows_ + kPanelRows - 1) / kPanelRows * format_info(format(expert)).panel_bytes(cols_);
+}
+
+std::byte* PackedWeight::place_to_fill(int64_t expert, const char* op) {
+  MOE_CHECK(expert >= 0 && expert < experts_, "[", op, "] expert ", expert, "; there are ",
+            experts_);
+  MOE_CHECK(!shared_, "[", op,
+            "] the weight shares the memory of others; one of its own is "
+            "required");
+  return places_[static_cast<size_t>(expert)];
 }
 
 PackedWeight PackedWeight::repeating(const PackedWeight& pattern, int64_t experts, int64_t rows,
@@ -63,7 +93,7 @@ PackedWeight PackedWeight::repeating(const PackedWeight& pattern, int64_t expert
   const int64_t panels = packed.matrix(0).panels();
   const auto copy_panels = [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      std::byte* panel = packed.buffer_.data() + i * source.panel_bytes;
+      std::byte* panel = packed.places_[0] + i * source.panel_bytes;
       const int64_t p = i % panels;
       // Rows beyond the matrix are 0 in every format.
       if ((p + 1) * kPanelRows > rows) {
@@ -74,32 +104,50 @@ PackedWeight PackedWeight::repeating(const PackedWeight& pattern, int64_t expert
     }
   };
   parallel_for(resident * panels, 16, copy_panels);
-  const int64_t total = packed.offsets_.back();
   packed.experts_ = experts;
-  packed.offsets_.clear();
-  for (int64_t e = 0; e < experts; ++e) {
-    packed.offsets_.push_back(e % resident * panels * source.panel_bytes);
+  for (int64_t e = resident; e < experts; ++e)
+    packed.places_.push_back(packed.places_[e % resident]);
+  packed.shared_ = true;
+  return packed;
+}
+
+PackedWeight PackedWeight::gather(const std::vector<Member>& members) {
+  MOE_CHECK(!members.empty(), "[gather] no experts; one at least is required");
+  const PackedWeight& first = *members[0].weight;
+  PackedWeight packed({}, first.rows_, first.cols_);
+  std::set<const std::byte*> seen;
+  std::set<const Buffer*> held;
+  for (const Member& member : members) {
+    const PackedWeight& from = *member.weight;
+    MOE_CHECK(from.rows_ == first.rows_ && from.cols_ == first.cols_, "[gather] a weight is [",
+              from.rows_, ", ", from.cols_, "]; [", first.rows_, ", ", first.cols_,
+              "] is required");
+    MOE_CHECK(member.expert >= 0 && member.expert < from.experts_, "[gather] expert ",
+              member.expert, "; there are ", from.experts_);
+    std::byte* place = from.places_[static_cast<size_t>(member.expert)];
+    packed.formats_.push_back(from.format(member.expert));
+    packed.places_.push_back(place);
+    if (seen.insert(place).second) packed.nbytes_ += from.bytes_of_expert(member.expert);
+    for (const auto& buffer : from.buffers_) {
+      if (held.insert(buffer.get()).second) packed.buffers_.push_back(buffer);
+    }
   }
-  packed.offsets_.push_back(total);
+  packed.experts_ = static_cast<int64_t>(members.size());
+  const auto same = [&](Format format) { return format == packed.formats_[0]; };
+  if (std::all_of(packed.formats_.begin(), packed.formats_.end(), same)) packed.formats_.resize(1);
+  packed.shared_ = true;
   return packed;
 }
 
 void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
-  MOE_CHECK(expert >= 0 && expert < experts_, "[pack] expert ", expert, "; there are ", experts_);
+  std::byte* base = place_to_fill(expert, "pack");
   const PackedMatrix packed = matrix(expert);
   const FormatInfo& info = format_info(packed.format);
   const int64_t depth = info.blocks(cols_) * info.depth;
-  std::byte* base = buffer_.data() + offsets_[expert];
   const auto pack_panels = [&](int64_t begin, int64_t end) {
     auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
     for (int64_t p = begin; p < end; ++p) {
-      for (int r = 0; r < kPanelRows; ++r) {
-        float* row = block + r * depth;
-        const int64_t source = p * kPanelRows + r;
-        const int64_t count = source < rows_ ? cols_ : 0;
-        widen(values, dtype, source * cols_, count, row);
-        std::memset(row + count, 0, static_cast<size_t>(depth - count) * 4);
-      }
+      panel_rows(packed, depth, values, dtype, p, block);
       std::byte* panel = base + p * packed.panel_bytes;
       // The panel's last cache line may be longer than its blocks.
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
@@ -109,9 +157,50 @@ void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
   parallel_for(packed.panels(), 4, pack_panels);
 }
 
+void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* factor,
+                             const int32_t* order, bool refit) {
+  std::byte* base = place_to_fill(expert, "gptq");
+  const PackedMatrix packed = matrix(expert);
+  const FormatInfo& info = format_info(packed.format);
+  MOE_CHECK(info.round != nullptr, "[gptq] ", info.name,
+            " values cannot be rounded one by one; another format is required");
+  if (refit) {
+    bool natural = info.trailer_bytes == 0;
+    for (int64_t k = 0; k < cols_ && natural; ++k) natural = order[k] == k;
+    MOE_CHECK(natural, "[gptq] refit with ", info.name,
+              "; scales within blocks and the natural order are required");
+  }
+  const int64_t depth = info.blocks(cols_) * info.depth;
+  const auto pack_panels = [&](int64_t begin, int64_t end) {
+    const auto room = static_cast<size_t>(kPanelRows * depth + gptq_work(depth));
+    auto* block = scratch_of<float>(Scratch::kTile, room);
+    for (int64_t p = begin; p < end; ++p) {
+      panel_rows(packed, depth, values, DType::kF32, p, block);
+      std::byte* panel = base + p * packed.panel_bytes;
+      std::memset(panel + packed.panel_bytes - 64, 0, 64);
+      gptq_panel(info, block, cols_, depth, factor, order, refit, block + kPanelRows * depth,
+                 panel);
+    }
+  };
+  parallel_for(packed.panels(), 1, pack_panels);
+}
+
+void PackedWeight::fill_bytes(int64_t expert, std::span<const std::byte> bytes) {
+  std::byte* base = place_to_fill(expert, "pack");
+  const auto wanted = static_cast<size_t>(bytes_of_expert(expert));
+  MOE_CHECK(bytes.size() == wanted, "[pack] ", bytes.size(), " bytes for expert ", expert, "; ",
+            wanted, " are required for ", format_info(format(expert)).name, " [", rows_, ", ",
+            cols_, "]");
+  std::memcpy(base, bytes.data(), wanted);
+}
+
+std::span<const std::byte> PackedWeight::bytes(int64_t expert) const {
+  MOE_CHECK(expert >= 0 && expert < experts_, "[pack] expert ", expert, "; there are ", experts_);
+  return {places_[static_cast<size_t>(expert)], static_cast<size_t>(bytes_of_expert(expert))};
+}
+
 void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
-  MOE_CHECK(expert >= 0 && expert < experts_, "[pack_blocks] expert ", expert, "; there are ",
-            experts_);
+  std::byte* base = place_to_fill(expert, "pack_blocks");
   const PackedMatrix packed = matrix(expert);
   const FormatInfo& info = format_info(packed.format);
   MOE_CHECK(info.repack != nullptr, "[pack_blocks] ", info.name, " is not a format of GGUF files");
@@ -120,17 +209,16 @@ void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
   const int64_t blocks = info.blocks(cols_);
   const int64_t row_bytes = blocks * info.file_bytes;
   const std::vector<std::byte> zeros(static_cast<size_t>(row_bytes));
-  std::byte* base = buffer_.data() + offsets_[expert];
   const auto pack_panels = [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
-      const std::byte* panel_rows[kPanelRows];
+      const std::byte* sources[kPanelRows];
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = p * kPanelRows + r;
-        panel_rows[r] = row < rows_ ? rows + row * row_bytes : zeros.data();
+        sources[r] = row < rows_ ? rows + row * row_bytes : zeros.data();
       }
       std::byte* panel = base + p * packed.panel_bytes;
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
-      info.repack(panel_rows, blocks, panel);
+      info.repack(sources, blocks, panel);
     }
   };
   parallel_for(packed.panels(), 4, pack_panels);

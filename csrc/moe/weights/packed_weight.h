@@ -1,8 +1,11 @@
 #pragma once
 // Weights as the kernels read them: E matrices of [rows, cols], each in panels of sixteen rows
-// (quant/format.h), each in its own format if need be, all in one allocation on huge pages.
+// (quant/format.h), each in its own format if need be, all in one allocation on huge pages unless
+// they are gathered from other weights.
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 #include "moe/base/buffer.h"
@@ -37,16 +40,35 @@ class PackedWeight {
   static PackedWeight repeating(const PackedWeight& pattern, int64_t experts, int64_t rows,
                                 int64_t resident);
 
+  /// One expert of a weight.
+  struct Member {
+    const PackedWeight* weight;
+    int64_t expert;
+  };
+  /// Experts of other weights as one weight that shares their memory; the same one may stand in
+  /// several places. It cannot be filled, and it sees what is filled into the others. Throws
+  /// ValueError where shapes differ or an expert does not exist.
+  static PackedWeight gather(const std::vector<Member>& members);
+
   /// Packs expert `expert` from rows × cols contiguous values. Threads share the panels.
   void fill(int64_t expert, const void* values, DType dtype);
   /// Packs expert `expert` from the bytes of a GGUF tensor: rows × (blocks · file_bytes), lossless.
   /// Throws ValueError where GGUF has no such format or cols is no multiple of its block.
   void fill_blocks(int64_t expert, const std::byte* rows);
+  /// Packs expert `expert` by GPTQ (quant/gptq.h) from rows × cols floats. Throws ValueError for a
+  /// format that cannot be rounded value by value, or `refit` where it does not apply.
+  void fill_gptq(int64_t expert, const float* values, const float* factor, const int32_t* order,
+                 bool refit);
+  /// Takes over panels that `bytes` of the same format and shape gave; throws ValueError where
+  /// their number is another.
+  void fill_bytes(int64_t expert, std::span<const std::byte> bytes);
+  /// The panels of an expert. They are the same on every machine.
+  std::span<const std::byte> bytes(int64_t expert) const;
   /// Rows × cols floats: what the packed bytes mean.
   void unpack(int64_t expert, float* out) const;
 
   PackedMatrix matrix(int64_t expert) const {
-    return {format(expert), buffer_.data() + offsets_[expert], rows_, cols_,
+    return {format(expert), places_[expert], rows_, cols_,
             format_info(format(expert)).panel_bytes(cols_)};
   }
   Format format(int64_t expert) const {
@@ -56,14 +78,21 @@ class PackedWeight {
   int64_t experts() const { return experts_; }
   int64_t rows() const { return rows_; }
   int64_t cols() const { return cols_; }
-  /// Bytes that are read when every expert is used once.
-  int64_t nbytes() const { return offsets_.back(); }
+  /// Bytes of memory behind the experts; what several share counts once.
+  int64_t nbytes() const { return nbytes_; }
 
  private:
+  PackedWeight(std::vector<Format> formats, int64_t rows, int64_t cols)
+      : formats_(std::move(formats)), rows_(rows), cols_(cols) {}
+  /// Where expert `expert` is written; throws ValueError if there is none or it is shared.
+  std::byte* place_to_fill(int64_t expert, const char* op);
+  int64_t bytes_of_expert(int64_t expert) const;
+
   std::vector<Format> formats_;
-  int64_t experts_, rows_, cols_;
-  std::vector<int64_t> offsets_;  // [experts + 1] bytes: where each starts, and their sum
-  Buffer buffer_;
+  int64_t experts_ = 0, rows_, cols_, nbytes_ = 0;
+  std::vector<std::byte*> places_;  // [experts]
+  std::vector<std::shared_ptr<Buffer>> buffers_;
+  bool shared_ = false;
 };
 
 }  // namespace moe

@@ -32,7 +32,17 @@ from moekit.ops.routing import (
 )
 from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
 from moekit.ops.sampling import sample
-from moekit.ops.weights import PackedWeight, format_names, grouped_matmul, matmul, pack, pack_blocks
+from moekit.ops.weights import (
+    PackedWeight,
+    format_names,
+    gptq_factor,
+    gptq_format_names,
+    grouped_matmul,
+    matmul,
+    pack,
+    pack_blocks,
+    packed_bytes,
+)
 
 __all__ = [
     "Assignment",
@@ -50,6 +60,8 @@ __all__ = [
     "gate",
     "gated_delta_rule",
     "gated_rms_norm",
+    "gptq_factor",
+    "gptq_format_names",
     "grouped_matmul",
     "layer_norm",
     "limit_capacity",
@@ -60,6 +72,7 @@ __all__ = [
     "moe_ffn",
     "pack",
     "pack_blocks",
+    "packed_bytes",
     "permute",
     "plan",
     "rms_norm",

@@ -18,6 +18,29 @@ def format_names() -> list[str]:
     return list(_core.format_names())
 
 
+def gptq_format_names() -> list[str]:
+    """The formats that can be rounded one value at a time, as GPTQ needs."""
+    return list(_core.gptq_format_names())
+
+
+def packed_bytes(format: str, rows: int, cols: int) -> int:
+    """Bytes of one packed matrix [rows, cols], padding included."""
+    return _core.packed_bytes(format, rows, cols)
+
+
+def gptq_factor(hessian: Any, order: Any, damp: float = 0.01) -> Float32 | None:
+    """U with (H + damp · mean(diag H) · I)⁻¹ = Uᵀ U, rows and columns in ``order``: float32 [K, K].
+
+    ``hessian`` float64 [K, K] is the sum of x xᵀ over inputs (Frantar et al., arXiv 2210.17323,
+    section 3). None where the matrix is not positive definite: more damping is needed then.
+    """
+    array = np.ascontiguousarray(to_numpy(hessian, "gptq", "hessian"), np.float64)
+    columns = as_integers(order, "gptq", "order", np.int32, 1)
+    check_ndim(array, 2, "gptq", "hessian")
+    found: Float32 | None = _core.gptq_factor(array, columns, damp)
+    return found
+
+
 class PackedWeight:
     """E matrices [N, K] (or one) in the order that the kernels read them.
 
@@ -53,6 +76,43 @@ class PackedWeight:
         """Packs the bytes of a GGUF tensor, uint8 [N, bytes], as expert ``expert``; lossless."""
         array = to_numpy(blocks, "pack_blocks", "blocks")
         self.core.fill_blocks(expert, np.ascontiguousarray(array))
+
+    @classmethod
+    def gather(cls, members: Sequence[tuple[PackedWeight, int]]) -> PackedWeight:
+        """Experts of other weights, given as (weight, expert), as one bank [E, N, K].
+
+        Nothing is copied: the bank reads the memory of the others and keeps it alive, the same
+        expert may stand in several places, and each keeps its format. Such a bank cannot be filled.
+        Raises ValueError where shapes differ or an expert does not exist.
+        """
+        core = _core.PackedWeight.gather([w.core for w, _ in members], [e for _, e in members])
+        return cls(core, (core.experts, core.rows, core.cols))
+
+    def fill_gptq(
+        self, expert: int, weight: Any, factor: Float32, order: Any, *, refit: bool = False
+    ) -> None:
+        """Packs ``weight`` [N, K] by GPTQ, with what :func:`gptq_factor` made of ``order`` [K].
+
+        ``refit`` finds the scales of a block again when its first column is reached, which needs
+        the natural order. Raises ValueError for a format that is not in :func:`gptq_format_names`.
+        """
+        array = as_float32(weight, "gptq", "weight", 2)
+        columns = as_integers(order, "gptq", "order", np.int32, 1)
+        self.core.fill_gptq(expert, array, factor, columns, refit)
+
+    def fill_bytes(self, expert: int, data: Any) -> None:
+        """Takes over the panels that :meth:`expert_bytes` gave, for the same format and shape."""
+        array = to_numpy(data, "pack", "bytes")
+        self.core.fill_bytes(expert, np.ascontiguousarray(array))
+
+    def expert_bytes(self, expert: int) -> Array:
+        """A copy of one expert's panels, uint8; the same bytes on every machine."""
+        return self.core.copy_bytes(expert)
+
+    def expert_format(self, expert: int) -> str:
+        """The format of one expert."""
+        formats = self.core.formats
+        return formats[0] if len(formats) == 1 else formats[expert]
 
     @property
     def format(self) -> str | list[str]:
