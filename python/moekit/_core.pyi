@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'grouped_matmul', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'selective_scan', 'set_isa', 'set_num_threads', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'selective_scan', 'set_isa', 'set_num_threads', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -28,15 +28,24 @@ class RouterRule:
         ...
 class PackedWeight:
     @staticmethod
+    def gather(weights: collections.abc.Sequence[PackedWeight], experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> PackedWeight:
+        ...
+    @staticmethod
     def repeating(pattern: PackedWeight, experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, resident: typing.SupportsInt | typing.SupportsIndex) -> PackedWeight:
         """
         Weights for measurements; see csrc/moe/weights/packed_weight.h.
         """
     def __init__(self, formats: collections.abc.Sequence[str], experts: typing.SupportsInt | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, cols: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
+    def copy_bytes(self, expert: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint8]:
+        ...
     def fill(self, expert: typing.SupportsInt | typing.SupportsIndex, values: numpy.ndarray) -> None:
         ...
     def fill_blocks(self, expert: typing.SupportsInt | typing.SupportsIndex, blocks: numpy.ndarray) -> None:
+        ...
+    def fill_bytes(self, expert: typing.SupportsInt | typing.SupportsIndex, bytes: numpy.ndarray) -> None:
+        ...
+    def fill_gptq(self, expert: typing.SupportsInt | typing.SupportsIndex, values: numpy.ndarray, factor: numpy.ndarray, order: numpy.ndarray, refit: bool) -> None:
         ...
     def unpack(self, expert: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
         ...
@@ -117,6 +126,12 @@ def format_names() -> list[str]:
 def gate(x: numpy.ndarray | None, gate: numpy.ndarray, activation: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def gated_rms_norm(x: numpy.ndarray, gate: numpy.ndarray, weight: numpy.ndarray, eps: typing.SupportsFloat | typing.SupportsIndex, activation: str, gate_first: bool, groups: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+    ...
+def gptq_factor(hessian: numpy.ndarray, order: numpy.ndarray, damp: typing.SupportsFloat | typing.SupportsIndex) -> typing.Any:
+    """
+    Float32 [n, n], or None where the damped matrix is not positive definite.
+    """
+def gptq_format_names() -> list[str]:
     ...
 def grouped_matmul(x: numpy.ndarray, weight: PackedWeight, offsets: numpy.ndarray, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
