@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from . import checkpoint, models, ops
 from .config import Config
+from .gguf_tokenizer import load_gguf_tokenizer
 from .models.reader import Formats, Reader
 from .nn import Model
 from .tokenizer import load_tokenizer
@@ -24,7 +25,10 @@ def load(
     *,
     progress: bool | None = None,
 ) -> Model:
-    """The model in a Hugging Face directory, its weights packed while they are read.
+    """The model in a Hugging Face directory or a GGUF file, packed while it is read.
+
+    `path`: a directory with config.json and safetensors, a `.gguf` file, or the first of a split
+    set (`-00001-of-`).
 
     `format`: one of `ops.pack`'s for all matrices; None keeps what the file holds. Below 8 bits
     the embedding and the head take int8. `router_format`: routers stay in float32, since a
@@ -42,8 +46,11 @@ def load(
     if threads is not None:
         ops.set_num_threads(threads)
     folder = os.fsdecode(path)
-    config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
     with checkpoint.open_model(folder) as file:
+        if file.format == "gguf":
+            config = Config(checkpoint.read_gguf_config(file), file.path)
+        else:
+            config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
         weights = checkpoint.open_weights(file, config)
         total = sum(file.info(name).nbytes for name in file)
         with _Progress(total, progress) as bar:
@@ -54,9 +61,13 @@ def load(
 
             reader = Reader(weights, formats, advance)
             model = models.build(config, reader)
+        if file.format == "gguf":
+            model.tokenizer = load_gguf_tokenizer(file)
+            model.end_ids = _end_ids(None, config, model.vocab_size)
+        else:
+            model.tokenizer = load_tokenizer(folder)
+            model.end_ids = _end_ids(folder, config, model.vocab_size)
     model.placed = reader.placed
-    model.tokenizer = load_tokenizer(folder)
-    model.end_ids = _end_ids(folder, config, model.vocab_size)
     return model
 
 
@@ -67,10 +78,10 @@ def demo_model(format: str | None = None, **options: Any) -> Model:
     return load(demo_path(), format, **options)
 
 
-def _end_ids(folder: str, config: Config, vocab_size: int) -> tuple[int, ...]:
+def _end_ids(folder: str | None, config: Config, vocab_size: int) -> tuple[int, ...]:
     """Tokens that end a generation: generation_config.json's, else config.json's."""
     sources: list[Config] = []
-    if checkpoint.has_file(folder, "generation_config.json"):
+    if folder is not None and checkpoint.has_file(folder, "generation_config.json"):
         name = os.path.join(folder, "generation_config.json")
         sources.append(Config(checkpoint.read_json(folder, "generation_config.json"), name))
     sources.append(config)

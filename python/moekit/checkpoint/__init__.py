@@ -43,11 +43,13 @@ from .directory import (
 )
 from .ggml_dequant import dequantize
 from .gguf import open_gguf
+from .gguf_config import read_gguf_config
+from .open_weights import open_weights
 from .pieces import ALL, Piece
 from .safetensors import open_safetensors
 from .source import SourceFile
 from .tensors import Checkpoint, TensorInfo
-from .weights import KEPT_DTYPES, WeightInfo, Weights, open_weights
+from .weights import KEPT_DTYPES, WeightInfo, Weights
 from .write import stream_safetensors, write_model, write_safetensors
 from .write_gguf import write_gguf
 
@@ -69,6 +71,7 @@ __all__ = [
     "open_weights",
     "read_bytes",
     "read_config",
+    "read_gguf_config",
     "read_json",
     "read_text",
     "stream_safetensors",

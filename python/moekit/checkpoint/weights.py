@@ -280,11 +280,3 @@ def _packed_linear(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> 
         raise checkpoint.error(info, f"has {rows} rows; a multiple of {scheme.bits} is required")
     shape = (columns, rows * 32 // scheme.bits)
     return WeightInfo(base + "weight", "gptq", shape, parts)
-
-
-def open_weights(checkpoint: Checkpoint, config: Mapping[str, object]) -> Weights:
-    """The weights of `checkpoint` as `config` (its config.json) says they are stored.
-
-    FileError for a scheme that is not read, a part that is missing, or shapes that disagree.
-    """
-    return HfWeights(checkpoint, config)

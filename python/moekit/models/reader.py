@@ -310,7 +310,7 @@ class Reader:
         `Experts`.
         """
         shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
-        if layout is not None:
+        if layout is not None and f"{name}.{layout.both}" in self:
             fused = fused_pieces(self, name, None, inner, hidden, layout)
             pieces = {role: found[0] for role, found in fused.items()}
         else:

@@ -1,0 +1,226 @@
+"""The fields of a config.json from the metadata of a GGUF file, and the reverse.
+
+Both directions read `gguf_architectures.ARCHITECTURES`; what no row can say, such as the kinds of
+rotary scaling and sizes that GGUF adds up, is here.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
+from .source import quoted
+from .tensors import Checkpoint
+
+# Longer tables than any head could use are a fault of the file.
+_MAX_FACTORS = 4096
+
+
+def read_architecture(checkpoint: Checkpoint) -> Architecture:
+    """The row of the table that a GGUF file is; FileError naming the architecture if none is."""
+    name = checkpoint.field("general.architecture", str)
+    rows = [row for row in ARCHITECTURES if row.name == name]
+    for row in rows:
+        found = {key: checkpoint.metadata.get(f"{name}.{key}") for key in row.requires}
+        if all(_meets(found[key], wanted) for key, wanted in row.requires.items()):
+            return row
+    known = " ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+    raise checkpoint.error(None, f"has architecture {quoted(name)}; read are {known}")
+
+
+def _meets(value: object, wanted: object) -> bool:
+    return bool(value) if wanted is int else value == wanted
+
+
+class _Keys:
+    """Metadata of one architecture by their names without it."""
+
+    def __init__(self, checkpoint: Checkpoint, architecture: str) -> None:
+        self.checkpoint = checkpoint
+        self.start = architecture + "."
+
+    def __contains__(self, key: str) -> bool:
+        return self.start + key in self.checkpoint.metadata
+
+    def get(self, key: str) -> Any:
+        """A number, bool or text; of an array with one value for each layer that value."""
+        value = self.checkpoint.metadata.get(self.start + key)
+        if isinstance(value, np.ndarray):
+            kinds = np.unique(value)
+            if len(kinds) != 1:
+                text = f"metadata key {quoted(self.start + key)} differs by layer; one is read"
+                raise self.checkpoint.error(None, text)
+            value = kinds[0].item()
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                text = f"metadata key {quoted(self.start + key)} is {value}; a number is required"
+                raise self.checkpoint.error(None, text)
+            return shortest(value)
+        return value
+
+    def field(self, key: str, kind: type[int | float | str], default: Any = None) -> Any:
+        """A value that has to be of this type; FileError where it is missing and has no default."""
+        value = self.checkpoint.field(self.start + key, kind, default)
+        return shortest(value) if isinstance(value, float) else value
+
+
+def shortest(value: float) -> float:
+    """The double that float32 `value` was meant to be: 1e-06 and not 9.99999997e-07."""
+    single = np.float32(value)
+    return float(str(single)) if float(single) == value else value
+
+
+def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
+    """The fields of the config.json that the file's model would have."""
+    row = read_architecture(checkpoint)
+    keys = _Keys(checkpoint, row.name)
+    config: dict[str, object] = {"model_type": row.family}
+    for name, value in row.fixed.items():
+        _put(config, name, value)
+    for name, key in row.all_fields:
+        value = keys.get(key)
+        if value is not None:
+            _put(config, name, value)
+    config["vocab_size"] = checkpoint.info("token_embd.weight").shape[0]
+    config["tie_word_embeddings"] = "output.weight" not in checkpoint
+    layers_field = next(name for name, key in row.all_fields if key == "block_count")
+    further = keys.field("nextn_predict_layers", int, 0)
+    if further:
+        config[layers_field] = keys.field("block_count", int) - further
+    _read_heads(config, row, keys)
+    _read_flags(config, row, checkpoint)
+    config["rope_parameters"] = _read_rope(row, keys)
+    ends = [
+        checkpoint.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")
+    ]
+    config["eos_token_id"] = list(dict.fromkeys(e for e in ends if type(e) is int)) or None
+    begin = checkpoint.metadata.get("tokenizer.ggml.bos_token_id")
+    config["bos_token_id"] = begin if type(begin) is int else None
+    return config
+
+
+def _put(config: dict[str, object], name: str, value: object) -> None:
+    section, _, last = name.rpartition(".")
+    if not section:
+        config[name] = value
+        return
+    inner = config.setdefault(section, {})
+    assert isinstance(inner, dict)
+    inner[last] = value
+
+
+def _take(config: Mapping[str, object], name: str) -> Any:
+    section, _, last = name.rpartition(".")
+    if section:
+        inner = config.get(section)
+        return inner.get(last) if isinstance(inner, Mapping) else None
+    return config.get(last)
+
+
+def _read_heads(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
+    if row.latent:
+        rotary = keys.field("rope.dimension_count", int)
+        # Before the halves were told apart by `_mla`, the plain keys meant them.
+        old = "attention.key_length_mla" not in keys
+        width = keys.field("attention.key_length" if old else "attention.key_length_mla", int)
+        if old:
+            config["v_head_dim"] = keys.field("attention.value_length", int)
+        config["qk_nope_head_dim"] = width - rotary
+        config["num_key_value_heads"] = config.get("num_attention_heads")
+        return
+    heads, hidden = keys.get("attention.head_count"), keys.get("embedding_length")
+    plain = any(type(x) is not int or x < 1 for x in (heads, hidden))
+    share = None if plain else hidden // heads
+    rotary = keys.get("rope.dimension_count")
+    if any(name == "head_dim" for name, _ in row.fields) and "head_dim" not in config:
+        config["head_dim"] = share if row.partial or rotary is None else rotary
+    width = config.get("head_dim") or share
+    if row.partial and type(rotary) is int and type(width) is int and width:
+        config["partial_rotary_factor"] = rotary / width
+        config["rotary_dim"] = rotary
+
+
+def _read_flags(config: dict[str, object], row: Architecture, checkpoint: Checkpoint) -> None:
+    """What a config says and a GGUF file shows by its tensors."""
+    first = "blk.0.attn_q" if "blk.0.attn_q_a.weight" not in checkpoint else "blk.0.attn_q_a"
+    if "attention_bias" not in config:
+        config["attention_bias"] = f"{first}.bias" in checkpoint
+    config["use_bias"] = f"{first}.bias" in checkpoint
+    config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in checkpoint
+    if row.family == "llama4_text":
+        # llama.cpp's rule: of the released models only Maverick, with 128 experts, has none.
+        config["use_qk_norm"] = config.get("num_local_experts") != 128
+    if row.gating is not None:
+        scale = config.get("routed_scaling_factor")
+        config["routed_scaling_factor"] = scale or 1.0  # 0 means unset
+        config.setdefault("norm_topk_prob", False)
+    if row.gating == SOFTMAX:
+        groups = config.get("n_group")
+        grouped = type(groups) is int and groups > 1
+        config["topk_method"] = "group_limited_greedy" if grouped else "greedy"
+
+
+def _read_rope(row: Architecture, keys: _Keys) -> dict[str, object]:
+    rope: dict[str, object] = {"rope_type": "default"}
+    rope["rope_theta"] = keys.field("rope.freq_base", float, 10000.0)
+    kind = keys.field("rope.scaling.type", str, "none")
+    factor = keys.field("rope.scaling.factor", float, 1.0)
+    original = keys.get("rope.scaling.original_context_length")
+    if kind == "linear":
+        return rope | {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        rope |= {"rope_type": "yarn", "factor": factor, "truncate": row.truncate}
+        if original is not None:
+            rope["original_max_position_embeddings"] = original
+        for name in ("beta_fast", "beta_slow"):
+            value = keys.get(f"rope.scaling.yarn_{name}")
+            if value is not None:
+                rope[name] = value
+        if row.latent:
+            # The converter's 0.1 * mscale_all_dim; of the two scales it keeps one.
+            scale = 10.0 * keys.field("rope.scaling.yarn_log_multiplier", float, 0.0)
+            rope |= {"mscale": shortest(scale), "mscale_all_dim": shortest(scale)} if scale else {}
+        elif keys.get("rope.scaling.yarn_attn_factor") is not None and factor > 0:
+            share = keys.field("rope.scaling.yarn_attn_factor", float)
+            rope["attention_factor"] = share * yarn_attention_factor(factor)
+        return rope
+    return rope | _factors(keys, original)
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """What yarn multiplies cos and sin with unless told otherwise (Peng et al. 2023, eq. 22)."""
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _factors(keys: _Keys, original: object) -> dict[str, object]:
+    """Llama 3's and LongRoPE's scalings, which GGUF keeps as one factor for each pair."""
+    checkpoint = keys.checkpoint
+    found: dict[str, object] = {}
+    for field, name in (
+        ("short_factor", "rope_factors_short.weight"),
+        ("long_factor", "rope_factors_long.weight"),
+        ("short_factor", "rope_freqs.weight"),
+    ):
+        if name in checkpoint:
+            info = checkpoint.info(name)
+            if len(info.shape) != 1 or info.shape[0] > _MAX_FACTORS or info.dtype != "F32":
+                text = (
+                    f"is {info.dtype} {list(info.shape)}; F32 [n], one for each pair, is required"
+                )
+                raise checkpoint.error(info, text)
+            found[field] = [shortest(float(value)) for value in checkpoint[name]]
+    if not found:
+        return found
+    found.setdefault("short_factor", found.get("long_factor"))
+    found.setdefault("long_factor", found["short_factor"])
+    # attn_factor is what cos and sin are multiplied with; Llama 3's are not.
+    factor = keys.field("rope.scaling.attn_factor", float, 1.0)
+    context = original or keys.get("context_length") or 1
+    return found | {
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "attention_factor": factor,
+        "original_max_position_embeddings": context,
+    }

@@ -1,0 +1,117 @@
+"""The tensors of a GGUF file under the names of a Hugging Face checkpoint."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .ggml_types import QUANTISED
+from .gguf_architectures import Architecture
+from .gguf_config import read_architecture
+from .pieces import ALL, Piece
+from .source import Array, quoted
+from .tensors import Checkpoint, TensorInfo
+from .weights import WeightInfo, Weights
+
+_BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
+# Tables that the configuration has taken in already.
+_ROTARY = frozenset({"rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"})
+
+Order = npt.NDArray[np.int64]
+
+
+def hf_name(row: Architecture, name: str) -> str:
+    """Hugging Face's name of a GGUF tensor; one that the architecture does not know keeps its own
+    (in a block, behind the layer's prefix)."""
+    match = _BLOCK.fullmatch(name)
+    names: Mapping[str, str] = row.layer_names if match else row.frame
+    inner = match[2] if match else name
+    prefix = f"{row.prefix}{int(match[1])}." if match else ""
+    if inner in names:
+        return prefix + names[inner]
+    stem, dot, kind = inner.rpartition(".")
+    if dot and stem in names:
+        return f"{prefix}{names[stem]}.{kind}"
+    return prefix + inner
+
+
+def halves_from_pairs(rows: int, heads: int) -> Order:
+    """Which stored row each row is: heads that keep a rotated pair side by side have it apart."""
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(-1)
+
+
+class GgufWeights(Weights):
+    """A GGUF file as the checkpoint that it came from; ggml's blocks stay as they are."""
+
+    def __init__(self, checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
+        row = read_architecture(checkpoint)
+        blocks = checkpoint.field(f"{row.name}.block_count", int)
+        self._orders: dict[str, Order] = {}
+        found: dict[str, WeightInfo] = {}
+        for name in checkpoint:
+            if name in _ROTARY:
+                continue
+            info = checkpoint.info(name)
+            match = _BLOCK.fullmatch(name)
+            if match and int(match[1]) >= blocks:
+                raise checkpoint.error(info, f"lies beyond the {blocks} blocks of the file")
+            full = hf_name(row, name)
+            if full in found:
+                raise checkpoint.error(info, f"gives {quoted(full)} a second time")
+            inner = name.split(".", 2)[-1]
+            shape = info.shape
+            if inner in row.rows or inner.rpartition(".")[0] in row.rows:
+                shape = (1, *shape)
+            scheme = "ggml" if info.dtype in QUANTISED else "plain"
+            found[full] = WeightInfo(full, scheme, shape, {"weight": name})
+            if row.paired:
+                self._pair(checkpoint, full, info, config)
+        super().__init__(checkpoint, found)
+
+    def _pair(
+        self, checkpoint: Checkpoint, name: str, info: TensorInfo, config: Mapping[str, object]
+    ) -> None:
+        part = name.rpartition(".")[0].rpartition(".")[2]
+        field = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}.get(part)
+        if field is None:
+            return
+        heads = config.get(field)
+        if type(heads) is not int or heads < 1 or info.shape[0] % (2 * heads):
+            text = (
+                f"has {info.shape[0]} rows; pairs in each of {ascii(heads)[:40]} heads are required"
+            )
+            raise checkpoint.error(info, text)
+        self._orders[name] = halves_from_pairs(info.shape[0], heads)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        if name in self._orders:
+            return self[name][start:stop]
+        return super().read_rows(name, start, stop)
+
+    def formats(self, name: str) -> tuple[str, ...]:
+        info = self.info(name)
+        if info.scheme == "plain":
+            return super().formats(name)
+        return self.checkpoint.info(info.parts["weight"]).dtype.lower(), "q8_0"
+
+    def blocks(self, piece: Piece, format: str) -> Array | None:
+        info = self.info(piece.name)
+        stored = info.parts["weight"]
+        if info.scheme == "plain" or format != self.checkpoint.info(stored).dtype.lower():
+            return None
+        if piece.transposed or piece.cols != ALL or len(info.shape) < 2:
+            return None
+        if piece.expert is not None:
+            found = self.checkpoint.blocks(stored, piece.expert, piece.expert + 1)
+        else:
+            found = self.checkpoint.blocks(stored)
+        if piece.name in self._orders:
+            found = found[self._orders[piece.name]]
+        return np.ascontiguousarray(found[piece.rows])
+
+    def _read(self, info: WeightInfo, read: Callable[[str], Array]) -> Array:
+        value = read(info.parts["weight"])
+        if info.name in self._orders:
+            return value[self._orders[info.name]]
+        return value.reshape(info.shape) if value.ndim != len(info.shape) else value
