@@ -124,7 +124,11 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
     found: list[np.ndarray] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        found.append(np.sort(output[2].numpy().reshape(len(ids), -1), axis=1))
+        if isinstance(output, tuple):
+            chosen = output[2]
+        else:  # DBRX, whose router gives logits
+            chosen = output.topk(model.config.ffn_config.moe_top_k)[1]
+        found.append(np.sort(chosen.numpy().reshape(len(ids), -1), axis=1))
 
     hooks = [
         module.register_forward_hook(keep)

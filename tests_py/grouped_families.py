@@ -66,6 +66,50 @@ FIELDS: dict[str, dict[str, Any]] = {
         "sliding_window": 6,
         "swiglu_limit": 1.1,
     },
+    "phimoe": {
+        "intermediate_size": 40,
+        "num_local_experts": 5,
+        # Wide enough that now and then a second expert comes into a softmax.
+        "router_jitter_noise": 0.3,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
+    "hunyuan_v1_moe": {
+        "intermediate_size": 40,
+        "num_experts": 5,
+        "moe_topk": 2,
+        "head_dim": 20,
+        "pad_token_id": None,
+    },
+    "hy_v3": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "num_experts": 5,
+        "head_dim": 20,
+    },
+    "exaone_moe": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "num_experts": 5,
+        "sliding_window": 5,
+        "sliding_window_pattern": 2,
+        "pad_token_id": None,
+    },
+    "afmoe": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "num_experts": 5,
+        "head_dim": 20,
+        "sliding_window": 5,
+        "global_attn_every_n_layers": 2,
+        "route_scale": 1.7,
+    },
+    "dbrx": {
+        "d_model": 72,
+        "num_attention_heads": 6,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.9, "rope_theta": 9000.0},
+        "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2},
+    },
 }
 
 LLAMA3 = {
@@ -85,7 +129,20 @@ YARN = {
     "truncate": False,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 9000.0,
+    "short_factor": [1.0 + 0.05 * n for n in range(12)],
+    "long_factor": [1.0 + 0.4 * n for n in range(12)],
+    "short_mscale": 1.2,
+    "long_mscale": 1.4,
+    "original_max_position_embeddings": 64,
+    "factor": 4.0,
+}
+NTK_ALPHA = {"rope_type": "dynamic", "alpha": 7.0, "factor": 1.0, "rope_theta": 9000.0}
 GROUPS = {"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_routed_experts": 12}
+
+SLIDING, FULL = "sliding_attention", "full_attention"
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2_moe", {}),
@@ -119,4 +176,42 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gpt_oss", {}),
     ("gpt_oss", {"swiglu_limit": 7.0, "num_attention_heads": 6, "num_key_value_heads": 3}),
     ("gpt_oss", {"attention_bias": False, "rope_parameters": YARN, "tie_word_embeddings": True}),
+    ("phimoe", {}),
+    ("phimoe", {"attention_bias": False, "lm_head_bias": False, "router_jitter_noise": 0.01}),
+    ("phimoe", {"rope_parameters": LONGROPE, "sliding_window": 5, "num_key_value_heads": 3}),
+    ("hunyuan_v1_moe", {}),
+    ("hunyuan_v1_moe", {"attention_bias": True, "rope_parameters": NTK_ALPHA, "moe_topk": 3}),
+    ("hunyuan_v1_moe", {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    ("hy_v3", {}),
+    ("hy_v3", {"attention_bias": True, "num_shared_experts": 2, "tie_word_embeddings": True}),
+    ("hy_v3", {"mlp_layer_types": ["sparse", "dense", "sparse"], "router_scaling_factor": 0.9}),
+    ("exaone_moe", {}),
+    ("exaone_moe", {"sliding_window": 3, "layer_types": [SLIDING, FULL, SLIDING]}),
+    (
+        "exaone_moe",
+        {
+            "num_experts": 12,
+            "num_experts_per_tok": 3,
+            "n_group": 4,
+            "topk_group": 2,
+            "first_k_dense_replace": 0,
+            "num_shared_experts": 2,
+        },
+    ),
+    ("afmoe", {}),
+    ("afmoe", {"mup_enabled": True, "num_dense_layers": 0, "num_shared_experts": 1}),
+    ("afmoe", {"attention_bias": True, "layer_types": [FULL, SLIDING, FULL]}),
+    ("dbrx", {}),
+    (
+        "dbrx",
+        {
+            "attn_config": {"kv_n_heads": 3, "clip_qkv": 8.0, "rope_theta": 9000.0},
+            "ffn_config": {
+                "ffn_hidden_size": 24,
+                "moe_num_experts": 7,
+                "moe_top_k": 4,
+                "moe_normalize_expert_weights": None,
+            },
+        },
+    ),
 ]

@@ -3,10 +3,12 @@ do not depend on the batch; odd sizes throughout."""
 
 from typing import Any
 
+import checkpoints
 import family_checks
+import numpy as np
 import pytest
 from family_checks import prompt_of
-from grouped_families import CASES, FIELDS
+from grouped_families import CASES, FIELDS, LONGROPE
 
 import moekit as mk
 
@@ -51,3 +53,18 @@ def test_every_family_can_be_steered(checkpoint_maker: Any, family: str) -> None
     # A replay needs no intervention to give the same bytes.
     assert model.forward(ids, routing=record).tobytes() == steered.tobytes()
     assert model.forward(ids).tobytes() != steered.tobytes()
+
+
+@pytest.mark.parametrize("length", [16, 17, 40])
+def test_a_long_sequence_takes_the_other_rotation(checkpoint_maker: Any, length: int) -> None:
+    rope = {**LONGROPE, "original_max_position_embeddings": 16}
+    theirs, path = checkpoint_maker("phimoe", 0, rope_parameters=rope)
+    model = mk.load(path)
+    ids = prompt_of(5, length)
+    logits = model.forward(ids)
+    expected = checkpoints.their_logits(theirs, ids)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=family_checks.TOLERANCE)
+    # Each sequence of a batch goes by its own length.
+    both = model.forward([ids, prompt_of(6, 9)])
+    assert both[0].tobytes() == logits.tobytes()
+    assert both[1].tobytes() == model.forward(prompt_of(6, 9)).tobytes()

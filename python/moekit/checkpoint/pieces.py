@@ -28,6 +28,12 @@ class Piece:
         """True where the stored matrix is wanted as it is."""
         return self.rows == ALL and self.cols == ALL and not self.transposed
 
+    @property
+    def is_row_range(self) -> bool:
+        """True for neighbouring rows of a matrix that is no bank."""
+        given = self.rows.start is not None and self.rows.stop is not None
+        return self.expert is None and given and self.rows.step in (None, 1)
+
     def of(self, matrix: Array) -> Array:
         """The piece as a view of the stored matrix [N, K]."""
         view: Array = matrix[self.rows, self.cols]

@@ -6,7 +6,7 @@ three tensors of GPTQ is settled here. What a loader wants to keep packed it fin
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -90,6 +90,10 @@ class Weights(Mapping[str, Array]):
         """A piece [N, K] in the stored float dtype, or float32; C-contiguous."""
         if piece.whole:
             return np.ascontiguousarray(self._matrix(piece))
+        if piece.is_row_range and self.info(piece.name).scheme == "plain":
+            # DBRX keeps all experts in one matrix of gigabytes: only their own rows are read.
+            rows = self.read_rows(piece.name, piece.rows.start, piece.rows.stop)
+            return replace(piece, rows=ALL).taken_from(rows)
         kept = self._last
         if kept is None or kept[:2] != (piece.name, piece.expert):
             kept = self._last = (piece.name, piece.expert, self._matrix(piece))

@@ -27,6 +27,8 @@ class Layout:
 
     `transposed`: [E, H, 2F] and [E, F, H] instead (Llama 4, gpt-oss). `interleaved`: gate and up
     alternate (gpt-oss). `bias`: `name.<both>_bias` [E, 2F] and `name.<down>_bias` [E, H] exist.
+    `stacked`: three tensors `name.<part>` [E * F, H] instead, an expert's rows behind those of the
+    one before, down transposed (DBRX).
     """
 
     both: str = "gate_up_proj"
@@ -34,6 +36,7 @@ class Layout:
     transposed: bool = False
     interleaved: bool = False
     bias: bool = False
+    stacked: bool = False
 
     def halves(self, inner: int) -> tuple[slice, slice]:
         """Where gate and up lie along the fused axis."""
@@ -60,7 +63,7 @@ def expert_pieces(
     if parts[0] is None:
         del shapes["gate"]
         parts = parts[1:]
-    if f"{name}.gate_exps" in reader:  # GGUF keeps a bank of each
+    if f"{name}.up_exps" in reader:  # GGUF keeps a bank of each
         names = {role: f"{name}.{role}_exps" for role in shapes}
         for role, shape in shapes.items():
             reader.piece(names[role], (count, *shape))
@@ -70,6 +73,16 @@ def expert_pieces(
         }
     if f"{name}.{layout.both}" in reader:
         return fused_pieces(reader, name, count, inner, hidden, layout)
+    if layout.stacked:
+        places = [slice(e * inner, (e + 1) * inner) for e in range(count)]
+        stored = (count * inner, hidden)
+        return {
+            role: [
+                reader.piece(f"{name}.{part}", stored, rows=rows, transposed=role == "down")
+                for rows in places
+            ]
+            for role, part in zip(shapes, parts, strict=True)
+        }
     return {
         role: [reader.piece(f"{name}.{e}.{part}.weight", shapes[role]) for e in range(count)]
         for role, part in zip(shapes, parts, strict=True)
