@@ -129,8 +129,9 @@ def _read_prompts(
     if whole <= most:
         return model.logits(prompts, cache, last=True)
     rows = []
-    for prompt in prompts:
+    for i, prompt in enumerate(prompts):
         own = model.new_cache()
+        own.first_request = i
         for start in range(0, len(prompt), most):
             part = prompt[start : start + most]
             logits = model.logits([part], own, last=True)

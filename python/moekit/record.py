@@ -1,7 +1,7 @@
 """Which experts every token went to: recorded, counted, saved, edited, replayed.
 
 A record is a table of tokens by MoE layers by slots. The order [tokens, layers, K] is the one in
-which serving engines return routed experts.
+which serving engines (vLLM's and SGLang's `routed_experts`) return routed experts.
 """
 
 import json
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import FileError
-from .ops import Assignment
+from .passes import Pass
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +21,12 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 VERSION = 1
-# Arrays of the file; all but the first two may be missing.
-_ARRAYS = ("experts", "weights", "layers", "num_experts", "sequences", "positions", "ids", "logits")
+# Arrays of the file; all but the first may be missing.
+_ARRAYS = (
+    *("experts", "weights", "layers", "num_experts", "sequences", "positions", "ids", "logits"),
+    *("margins", "on_input"),
+)
+_EDITED = "edited"
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -35,13 +39,18 @@ class Record:
     `experts` int32 [tokens, layers, K] (-1: none) and `weights` float32 of the same shape are in
     the order of the slots. `layers` [layers] are the model's own numbers, `num_experts` [layers]
     the experts each has. Token i is at place `positions[i]` of sequence `sequences[i]` and was
-    read as `ids[i]` (-1: unknown). `logits` float32 [tokens, layers, E] or None.
+    read as `ids[i]` (-1: unknown). `logits` float32 [tokens, layers, E] or None; `margins` float32
+    [tokens, layers] or None. Without `weights` (a trace of another engine has ids alone) a replay
+    lets the model's own routers weigh the experts.
+
+    `policy` says in words which model, under which interventions, chose; records of different
+    policies are not joined.
     """
 
     def __init__(
         self,
         experts: npt.ArrayLike,
-        weights: npt.ArrayLike,
+        weights: npt.ArrayLike | None = None,
         layers: npt.ArrayLike | None = None,
         *,
         num_experts: npt.ArrayLike | None = None,
@@ -49,7 +58,10 @@ class Record:
         positions: npt.ArrayLike | None = None,
         ids: npt.ArrayLike | None = None,
         logits: npt.ArrayLike | None = None,
+        margins: npt.ArrayLike | None = None,
+        on_input: npt.ArrayLike | None = None,
         texts: Sequence[str] | None = None,
+        policy: str = "",
         tokenizer: "Tokenizer | None" = None,
     ) -> None:
         table = np.ascontiguousarray(experts, np.int32)
@@ -59,7 +71,7 @@ class Record:
             )
         tokens, count, _ = table.shape
         self._experts: Ints = table
-        self._weights: Floats = np.ascontiguousarray(weights, np.float32)
+        self._weights = None if weights is None else np.ascontiguousarray(weights, np.float32)
         self.layers: Ints = _column(layers, np.arange(count), count, "layers")
         most = int(table.max(initial=0)) + 1
         self.num_experts: Ints = _column(num_experts, np.full(count, most), count, "num_experts")
@@ -67,7 +79,18 @@ class Record:
         self._positions = _column(positions, np.arange(tokens), tokens, "positions")
         self._ids = _column(ids, np.full(tokens, -1), tokens, "ids")
         self._logits = None if logits is None else np.ascontiguousarray(logits, np.float32)
-        if self._weights.shape != table.shape:
+        self._margins = None if margins is None else np.ascontiguousarray(margins, np.float32)
+        self._on_input = None if on_input is None else np.ascontiguousarray(on_input, np.bool_)
+        self._policy = policy
+        if self._on_input is not None and self._on_input.shape != (count,):
+            raise ValueError(
+                f"[Record] on_input has shape {self._on_input.shape}; [{count}] is required"
+            )
+        if self._margins is not None and self._margins.shape != (tokens, count):
+            raise ValueError(
+                f"[Record] margins has shape {self._margins.shape}; [{tokens}, {count}] is required"
+            )
+        if self._weights is not None and self._weights.shape != table.shape:
             raise ValueError(
                 f"[Record] weights has shape {self._weights.shape}; {table.shape} is required"
             )
@@ -92,8 +115,29 @@ class Record:
 
     @property
     def weights(self) -> Floats:
-        """float32 [tokens, layers, K], 0 in an empty slot."""
+        """float32 [tokens, layers, K], 0 in an empty slot; ValueError if they are not known."""
+        weights = self._complete()._weights
+        if weights is None:
+            raise ValueError("[Record] it has no weights; a replay in the model gives them")
+        return weights
+
+    @property
+    def weights_or_none(self) -> Floats | None:
+        """The same, None if they are not known."""
         return self._complete()._weights
+
+    @property
+    def policy(self) -> str:
+        """Which model under which interventions chose these experts; "" if unknown."""
+        return self._policy
+
+    def require_policy(self, policy: str) -> None:
+        """ValueError if the record holds, or is being filled with, choices of another policy."""
+        if self._policy not in ("", policy):
+            raise ValueError(
+                f"[record] these tokens are routed by {_named(policy)}; the record was made under "
+                f"{_named(self._policy)}, and one record holds one policy"
+            )
 
     @property
     def sequences(self) -> Ints:
@@ -114,6 +158,20 @@ class Record:
     def logits(self) -> Floats | None:
         """float32 [tokens, layers, E], NaN beyond a layer's experts; None if not recorded."""
         return self._complete()._logits
+
+    @property
+    def margins(self) -> Floats | None:
+        """float32 [tokens, layers]: the K-th score minus the next one; None if not recorded.
+
+        In units of what ranks: logits where a softmax chooses, sigmoid (plus bias) in
+        DeepSeek-V3. Negative where a group limit or an intervention overruled the scores.
+        """
+        return self._complete()._margins
+
+    def on_input_of(self, place: int) -> bool | None:
+        """Do the weights of the place-th layer scale the experts' inputs? None if unknown."""
+        flags = self._complete()._on_input
+        return None if flags is None else bool(flags[place])
 
     @property
     def texts(self) -> list[str] | None:
@@ -149,7 +207,7 @@ class Record:
         return all(
             np.array_equal(getattr(mine, name), getattr(theirs, name))
             for name in ("_experts", "layers", "_sequences", "_positions", "_ids")
-        ) and (mine._weights.tobytes() == theirs._weights.tobytes())
+        ) and (_bytes(mine._weights) == _bytes(theirs._weights))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -162,32 +220,154 @@ class Record:
 
     # -- recording -------------------------------------------------------------------------
 
-    def add(self, part: "Pass") -> None:
+    def add(self, part: Pass) -> None:
         """Append the tokens of one forward pass."""
+        self.require_policy(part.policy)
+        self._policy = part.policy
         self._pending.append(part)
         self._texts = None
 
     def _complete(self) -> "Record":
         """Fold what was added into the arrays; recording itself only keeps references."""
         pending, self._pending = self._pending, []
-        if pending:
-            k = max([self._experts.shape[2], *(part.slots() for part in pending)])
-            most = int(self.num_experts.max(initial=0))
-            tables = [part.table(k) for part in pending]
-            self._experts = np.concatenate(
-                [_widened(self._experts, k, -1), *(experts for experts, _ in tables)]
-            )
+        if not pending:
+            return self
+        layers = self.layers.tolist()
+        k = max([self._experts.shape[2], *(part.slots() for part in pending)])
+        tables = [part.table(layers, k) for part in pending]
+        self._experts = np.concatenate(
+            [_widened(self._experts, k, -1), *(experts for experts, _ in tables)]
+        )
+        if self._weights is not None:
             self._weights = np.concatenate(
                 [_widened(self._weights, k, 0), *(weights for _, weights in tables)]
             )
-            for name in ("sequences", "positions", "ids"):
-                parts = [getattr(part, name) for part in pending]
-                setattr(self, f"_{name}", np.concatenate([getattr(self, f"_{name}"), *parts]))
-            if self._logits is not None:
-                self._logits = np.concatenate(
-                    [self._logits, *(part.logit_table(most) for part in pending)]
-                )
+        for name in ("sequences", "positions", "ids"):
+            parts = [getattr(part, name) for part in pending]
+            setattr(self, f"_{name}", np.concatenate([getattr(self, f"_{name}"), *parts]))
+        if self._logits is not None:
+            most = self._logits.shape[2]
+            extra = [part.logit_table(layers, most) for part in pending]
+            self._logits = np.concatenate([self._logits, *extra])
+        if self._margins is not None:
+            self._margins = np.concatenate(
+                [self._margins, *(part.margin_table(layers) for part in pending)]
+            )
+        if self._on_input is not None:
+            for part in pending:
+                for layer in part.on_input:
+                    self._on_input[layers.index(layer)] = True
         return self
+
+    @classmethod
+    def join(cls, records: Iterable["Record"]) -> "Record":
+        """Records one after another, their sequences numbered on.
+
+        ValueError for different policies or layers: what one model chose says nothing about
+        another. What some of them lack (weights, logits, margins, texts) the whole lacks.
+        """
+        parts = [record._complete() for record in records]
+        if not parts:
+            raise ValueError("[Record.join] there are no records")
+        first = parts[0]
+        for part in parts[1:]:
+            if part._policy != first._policy:
+                raise ValueError(
+                    f"[Record.join] one record was made under {_named(part._policy)}, another "
+                    f"under {_named(first._policy)}; one policy is required"
+                )
+            same = np.array_equal(part.layers, first.layers)
+            if not same or not np.array_equal(part.num_experts, first.num_experts):
+                raise ValueError(
+                    f"[Record.join] a record has layers {part.layers.tolist()} of "
+                    f"{part.num_experts.tolist()} experts, another {first.layers.tolist()} of "
+                    f"{first.num_experts.tolist()}; the same are required"
+                )
+        k = max(part._experts.shape[2] for part in parts)
+        begins = np.cumsum([0, *(int(part._sequences.max(initial=-1)) + 1 for part in parts)])
+        texts = [part.texts for part in parts]
+
+        def all_of(name: str, fill: int | None = None) -> Any:
+            tables = [getattr(part, name) for part in parts]
+            if any(table is None for table in tables):
+                return None
+            return np.concatenate(
+                tables if fill is None else [_widened(table, k, fill) for table in tables]
+            )
+
+        return cls(
+            all_of("_experts", -1),
+            all_of("_weights", 0),
+            first.layers,
+            num_experts=first.num_experts,
+            sequences=np.concatenate(
+                [part._sequences + at for part, at in zip(parts, begins, strict=False)]
+            ),
+            positions=all_of("_positions"),
+            ids=all_of("_ids"),
+            logits=all_of("_logits"),
+            margins=all_of("_margins"),
+            on_input=first._on_input,
+            texts=None if any(t is None for t in texts) else [w for t in texts for w in t or ()],
+            policy=first._policy,
+            tokenizer=first._tokenizer,
+        )
+
+    @classmethod
+    def from_routed_experts(
+        cls,
+        routed_experts: npt.ArrayLike | Sequence[npt.ArrayLike],
+        layers: npt.ArrayLike | None = None,
+        *,
+        num_experts: int | npt.ArrayLike | None = None,
+        weights: npt.ArrayLike | None = None,
+    ) -> "Record":
+        """A trace that another engine has written: ids [tokens, layers, K] of any integer type.
+
+        vLLM (`--enable-return-routed-experts`, `output.routed_experts`) and SGLang
+        (`return_routed_experts`, `meta_info["routed_experts"]`) give ids alone, of all layers,
+        dense ones included, which a replay passes over. Several sequences are a list of arrays.
+
+        `layers`: the model's numbers of the layers, where the trace has those with experts only.
+        `num_experts`: of every layer, or [layers]; by default the largest id there is, plus one.
+
+        >>> routing = Record.from_routed_experts(output.routed_experts)  # doctest: +SKIP
+        >>> model.forward(ids, routing=routing)                          # doctest: +SKIP
+        """
+        parts = list(routed_experts) if isinstance(routed_experts, list | tuple) else []
+        if not parts or np.ndim(parts[0]) != 3:
+            parts = [np.asarray(routed_experts)]
+        tables = [np.asarray(part) for part in parts]
+        for table in tables:
+            if table.ndim != 3 or table.dtype.kind not in "iu":
+                raise ValueError(
+                    f"[Record] routed experts are {table.dtype} of shape {list(table.shape)}; "
+                    "integers [tokens, layers, K] are required"
+                )
+            if table.shape[1:] != tables[0].shape[1:]:
+                raise ValueError(
+                    f"[Record] routed experts have shapes {list(tables[0].shape)} and "
+                    f"{list(table.shape)}; the same layers and K are required"
+                )
+        lengths = [len(table) for table in tables]
+        whole = np.concatenate(tables).astype(np.int64)
+        count = whole.shape[1]
+        if num_experts is not None:
+            num_experts = np.broadcast_to(np.asarray(num_experts), (count,))
+        if whole.size and not -1 <= whole.min() <= whole.max() < 1 << 20:
+            raise ValueError(
+                f"[Record] routed experts are {whole.min()} to {whole.max()}; "
+                "-1 (none) or an expert is required"
+            )
+        return cls(
+            whole,
+            weights,
+            layers,
+            num_experts=num_experts,
+            sequences=np.repeat(np.arange(len(tables)), lengths),
+            positions=np.concatenate([np.arange(length) for length in lengths]),
+            policy="another engine's trace",
+        )
 
     # -- editing ---------------------------------------------------------------------------
 
@@ -212,19 +392,23 @@ class Record:
         places = [self.layer_index(n) for n in ([layers] if isinstance(layers, int) else layers)]
         rows = np.arange(len(self))[slice(None) if tokens is None else tokens]
         dropped = [drop] if isinstance(drop, int) else list(drop)
-        experts, weights = self.experts.copy(), self.weights.copy()
+        experts = self.experts.copy()
+        known = self._weights is not None
+        if reweight and not known:
+            raise ValueError("[Record.edit] it has no weights that reweight could change")
+        weights = self.weights.copy() if known else np.zeros(experts.shape, np.float32)
         for place in places:
             self._require_experts(place, [*(swap or {}), *(swap or {}).values()])
             self._require_experts(place, [*dropped, *(reweight or {})])
             chosen, amounts = experts[rows, place], weights[rows, place]
             if swap:
-                chosen, amounts = _swapped(chosen, amounts, swap)
+                chosen, amounts = swapped(chosen, amounts, swap)
             gone = np.isin(chosen, dropped)
             chosen[gone], amounts[gone] = -1, 0
             for expert, factor in (reweight or {}).items():
                 amounts[chosen == expert] *= np.float32(factor)
             experts[rows, place], weights[rows, place] = chosen, amounts
-        return self._with(experts, weights)
+        return self._with(experts, weights if known else None)
 
     def _require_experts(self, place: int, experts: Iterable[int]) -> None:
         for expert in experts:
@@ -234,7 +418,8 @@ class Record:
                     f"it has {self.num_experts[place]}"
                 )
 
-    def _with(self, experts: Ints, weights: Floats) -> "Record":
+    def _with(self, experts: Ints, weights: Floats | None) -> "Record":
+        edited = self._policy.endswith(_EDITED)
         return Record(
             experts,
             weights,
@@ -244,7 +429,9 @@ class Record:
             positions=self.positions,
             ids=self.ids,
             logits=self.logits,
+            on_input=self._on_input,
             texts=self._texts,
+            policy=self._policy if edited else f"{self._policy}; {_EDITED}".removeprefix("; "),
             tokenizer=self._tokenizer,
         )
 
@@ -253,13 +440,15 @@ class Record:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed `.npz` that NumPy alone reads: plain arrays, nothing pickled."""
         arrays: dict[str, npt.NDArray[Any]] = {"version": np.array(VERSION)}
+        self._complete()
         for name in _ARRAYS:
-            value = getattr(self, name)
+            value = getattr(self, name if name in ("layers", "num_experts") else f"_{name}")
             if value is not None:
                 arrays[name] = value
+        # As JSON in bytes: NumPy's own text arrays cut trailing NULs off.
         if self.texts is not None:
-            # As JSON in bytes: NumPy's own text arrays cut trailing NULs off.
             arrays["texts"] = np.frombuffer(json.dumps(self.texts).encode(), np.uint8)
+        arrays["policy"] = np.frombuffer(json.dumps(self._policy).encode(), np.uint8)
         with open(path, "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -269,10 +458,17 @@ class Record:
         name = os.fsdecode(path)
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in (*_ARRAYS, "texts") if key in file.files}
-            text = arrays.pop("texts", None)
+                names = (*_ARRAYS, "texts", "policy")
+                arrays = {key: file[key] for key in names if key in file.files}
+            text, policy = arrays.pop("texts", None), arrays.pop("policy", None)
             texts = None if text is None else [str(t) for t in json.loads(text.tobytes())]
-            return cls(arrays.pop("experts"), arrays.pop("weights"), texts=texts, **arrays)
+            return cls(
+                arrays.pop("experts"),
+                arrays.pop("weights", None),
+                texts=texts,
+                policy="" if policy is None else str(json.loads(policy.tobytes())),
+                **arrays,
+            )
         except OSError as error:
             raise FileError(f"[record] {name}: {error.strerror or error}") from error
         except KeyError as error:
@@ -294,55 +490,50 @@ class Record:
             "layer": self.layers[layer],
             "slot": slot,
             "expert": self.experts[token, layer, slot],
-            "weight": self.weights[token, layer, slot],
         }
+        if self._weights is not None:
+            columns["weight"] = self._weights[token, layer, slot]
+        if self._margins is not None:
+            columns["margin"] = self._margins[token, layer]
         if texts is not None:
             columns["text"] = [texts[i] for i in token]
         return pd.DataFrame(columns)
 
-    def plot(self, **options: Any) -> Any:
-        """A heatmap of layers and experts (needs matplotlib); see `moekit.analysis.plots`."""
+    def plot(self, kind: str = "load", **options: Any) -> Any:
+        """A picture (needs matplotlib), made by `moekit.analysis.plots`.
+
+        `kind`: "load", a heatmap of layers and experts · "coactivation", which experts of one
+        `layer=` work together · "time", the load of one `layer=` from token to token.
+        """
         from importlib import import_module
 
-        return import_module("moekit.analysis.plots").load_heatmap(self, **options)
+        plots = import_module("moekit.analysis.plots")
+        kinds = {
+            "load": "load_heatmap",
+            "coactivation": "coactivation_map",
+            "time": "load_over_time",
+        }
+        if kind not in kinds:
+            raise ValueError(f"[Record.plot] kind {kind!r}; one of {', '.join(kinds)} is required")
+        return getattr(plots, kinds[kind])(self, **options)
+
+    def show(self, layer: int | None = None, by: str = "expert") -> Any:
+        """The text, each token coloured by its first expert in `layer` or by its margin there.
+
+        Prints in a terminal (rich), displays in a notebook, `.save("t.html")` keeps it; see
+        `moekit.analysis.coloured_text`.
+        """
+        from importlib import import_module
+
+        return import_module("moekit.analysis.text").coloured_text(self, layer, by)
 
 
-class Pass:
-    """The tokens of one forward pass while they are being routed, layer after layer."""
+def _named(policy: str) -> str:
+    return f"'{policy}'" if policy else "an unknown policy"
 
-    __slots__ = ("choices", "ids", "logits", "positions", "sequences")
 
-    def __init__(self, sequences: Ints, positions: Ints, ids: Ints) -> None:
-        self.sequences = sequences
-        self.positions = positions
-        self.ids = ids
-        # Arrays and not assignments, which hold on to the logits that they were made from.
-        self.choices: list[tuple[Ints, Floats]] = []
-        self.logits: list[Floats | None] = []
-
-    def slots(self) -> int:
-        return max((experts.shape[1] for experts, _ in self.choices), default=0)
-
-    def table(self, k: int) -> tuple[Ints, Floats]:
-        """experts and weights [tokens, layers, k]."""
-        experts = np.full((len(self.ids), len(self.choices), k), -1, np.int32)
-        weights = np.zeros(experts.shape, np.float32)
-        for layer, (chosen, amounts) in enumerate(self.choices):
-            experts[:, layer, : chosen.shape[1]] = chosen
-            weights[:, layer, : chosen.shape[1]] = amounts
-        return experts, weights
-
-    def add(self, assignment: Assignment, logits: Floats | None) -> None:
-        """The next layer's choice."""
-        self.choices.append((assignment.experts, assignment.weights))
-        self.logits.append(logits)
-
-    def logit_table(self, most: int) -> Floats:
-        table = np.full((len(self.ids), len(self.logits), most), np.nan, np.float32)
-        for layer, logits in enumerate(self.logits):
-            if logits is not None:
-                table[:, layer, : logits.shape[1]] = logits
-        return table
+def _bytes(weights: Floats | None) -> bytes | None:
+    return None if weights is None else weights.tobytes()
 
 
 def _column(
@@ -361,7 +552,9 @@ def _widened(table: npt.NDArray[Any], k: int, fill: int) -> npt.NDArray[Any]:
     return np.pad(table, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
 
 
-def _swapped(experts: Ints, weights: Floats, swap: Mapping[int, int]) -> tuple[Ints, Floats]:
+def swapped(experts: Ints, weights: Floats, swap: Mapping[int, int]) -> tuple[Ints, Floats]:
+    """Experts and weights [T, K] with swap {from: to}; where `to` was chosen too, the first of the
+    two slots takes both weights and the other is empty."""
     changed = experts.copy()
     for old, new in swap.items():
         changed[experts == old] = new

@@ -1,4 +1,4 @@
-"""What happens to routing decisions in a forward pass: replayed, changed, recorded.
+"""What happens to routing decisions in a forward pass: replayed, changed, recorded, counted.
 
 `model.record()` and `model.intervene()` push a hook for the running thread (a context variable, so
 that several threads can use one model, each with its own hooks). A pass without hooks has no
@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from .intervention import Intervention
+from .counters import Counters
+from .intervention import Intervention, Steering
 from .ops import Assignment
-from .record import Pass, Record
+from .ops.router_rules import margins_of, selection_scores
+from .passes import Pass
+from .record import Record
 
 if TYPE_CHECKING:
     from .nn.batch import Batch
     from .nn.kv_cache import KVCache
-    from .nn.moe import MoE, RouterFunction
+    from .nn.moe import MoE
 
 Floats = npt.NDArray[np.float32]
 
@@ -30,15 +33,24 @@ Floats = npt.NDArray[np.float32]
 class Recorder:
     """Fills one record from the passes of one model."""
 
-    def __init__(self, record: Record, logits: bool) -> None:
+    def __init__(self, record: Record, policy: str, logits: bool, margins: bool) -> None:
         self.record = record
         self.logits = logits
+        self.margins = margins
+        self._policy = policy
         # A sequence that goes on keeps its number; weak, so that recording holds no caches.
         self._numbers: WeakKeyDictionary[KVCache, int] = WeakKeyDictionary()
         self._next = 0
 
-    def begin(self, batch: "Batch") -> Pass:
-        """Room for the tokens of `batch`."""
+    def begin(
+        self, batch: "Batch", intervention: Intervention | None, replay: Record | None
+    ) -> Pass:
+        """Room for the tokens of `batch`; ValueError if they are routed by another policy."""
+        if replay is not None:
+            policy = replay.policy
+        else:
+            policy = self._policy + (f"; {intervention}" if intervention is not None else "")
+        self.record.require_policy(policy)
         for sequence in batch.sequences:
             if sequence not in self._numbers:
                 self._numbers[sequence] = self._next
@@ -49,7 +61,22 @@ class Recorder:
             np.repeat(np.array(numbers, np.int32), lengths),
             batch.positions.astype(np.int32),
             batch.ids.astype(np.int32),
+            policy,
         )
+
+    def add(
+        self, part: Pass, moe: "MoE", layer: int, chosen: Assignment, logits: Floats | None
+    ) -> None:
+        """One layer's choice."""
+        margins = None
+        if self.margins and logits is not None and moe.gate is not None:
+            rule = moe.gate.rule
+            scores = selection_scores(logits, rule.get("score", "softmax"), rule.get("select_bias"))
+            margins = margins_of(scores, chosen.experts)
+        part.add(layer, chosen, logits if self.logits else None, margins)
+
+
+Action: TypeAlias = Recorder | Intervention | Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +84,14 @@ class Hook:
     """One open `with` block: whose model it is about and what it does."""
 
     model: object
-    action: Recorder | Intervention
+    action: Action
 
 
 _hooks: ContextVar[tuple[Hook, ...]] = ContextVar("moekit routing hooks", default=())
 
 
 @contextmanager
-def pushed(model: object, action: Recorder | Intervention) -> Iterator[None]:
+def pushed(model: object, action: Action) -> Iterator[None]:
     """Keep a hook for `model` during the block, in this thread."""
     token = _hooks.set((*_hooks.get(), Hook(model, action)))
     try:
@@ -73,75 +100,122 @@ def pushed(model: object, action: Recorder | Intervention) -> Iterator[None]:
         _hooks.reset(token)
 
 
+def open_intervention(model: object) -> Intervention:
+    """What the open blocks of this thread change together; empty if nothing."""
+    whole = Intervention()
+    for hook in _hooks.get():
+        if hook.model is model and isinstance(hook.action, Intervention):
+            whole = whole.then(hook.action)
+    return whole
+
+
 class RoutingPass:
     """Stands between a layer's router and its experts during one pass."""
 
-    __slots__ = ("_batch", "_intervention", "_passes", "_recorders", "_replay")
+    __slots__ = (
+        *("_batch", "_counters", "_intervention", "_logits", "_passes", "_recorders", "_replay"),
+        "_steering",
+    )
 
     def __init__(
         self,
-        recorders: list[Recorder],
+        actions: list[Action],
         intervention: Intervention | None,
-        replay: "Replay | None",
+        replay: Record | None,
         batch: "Batch",
     ) -> None:
-        self._recorders = recorders
-        self._intervention = intervention
-        self._replay = replay
+        self._recorders = [action for action in actions if isinstance(action, Recorder)]
+        self._counters = [action for action in actions if isinstance(action, Counters)]
+        for counters in self._counters:
+            counters.begin_pass()
+        self._replay = None if replay is None else Replay(replay, batch)
+        self._steering = None if intervention is None else Steering(intervention, batch)
         self._batch = batch
-        self._passes = [recorder.begin(batch) for recorder in recorders]
+        self._logits = any(recorder.logits or recorder.margins for recorder in self._recorders)
+        self._passes = [recorder.begin(batch, intervention, replay) for recorder in self._recorders]
 
     def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
         """The experts of each row of `x` in the model's layer number `layer`."""
         logits: Floats | None = None
+        if self._logits or self._steering is not None:
+            logits = moe.logits(x)
         if self._replay is not None:
-            assignment = self._replay.assignment(layer)
+            chosen = self._replay.assignment(layer, moe, x)
+        elif self._steering is not None:
+            chosen = self._steering.route(moe, x, logits, layer)
+        elif logits is not None:
+            chosen = moe.route(x, logits, self._batch.ids)
         else:
-            if moe.gate is not None:
-                logits = moe.gate.logits(x)
-            if self._intervention is not None:
-                assignment = self._intervention.route(moe, x, logits, layer, self._batch.ids)
-            elif moe.router is moe.gate:
-                assert logits is not None
-                assignment = moe.gate.route(logits, self._batch.ids)
-            else:
-                assignment = moe.ask(cast("RouterFunction", moe.router), x, logits)
+            chosen = moe.assign(x, self._batch.ids)
         for recorder, part in zip(self._recorders, self._passes, strict=True):
-            part.add(assignment, logits if recorder.logits else None)
-        return assignment
+            recorder.add(part, moe, layer, chosen, logits)
+        for counters in self._counters:
+            counters.add(layer, chosen.experts)
+        return chosen
 
     def finish(self) -> None:
         """The pass is complete: hand the tokens over. An interrupted pass leaves no trace."""
         for recorder, part in zip(self._recorders, self._passes, strict=True):
             recorder.record.add(part)
+        for counters in self._counters:
+            counters.end_pass(len(self._batch.ids))
+        if self._steering is not None:
+            self._steering.finish()
 
 
-def routing_pass(model: object, batch: "Batch", replay: Record | None) -> RoutingPass | None:
+class CountingPass:
+    """A `RoutingPass` that counts and does nothing else: one reference kept a layer."""
+
+    __slots__ = ("_add", "_counters", "_ids")
+
+    def __init__(self, counters: Counters, batch: "Batch") -> None:
+        counters.begin_pass()
+        self._counters = counters
+        self._add = counters.add
+        self._ids = batch.ids
+
+    def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
+        """The router's own choice."""
+        chosen = moe.assign(x, self._ids)
+        self._add(layer, chosen.experts)
+        return chosen
+
+    def finish(self) -> None:
+        """The pass is complete."""
+        self._counters.end_pass(len(self._ids))
+
+
+def routing_pass(
+    model: object, batch: "Batch", replay: Record | None
+) -> RoutingPass | CountingPass | None:
     """What the open hooks of this thread ask for, or None."""
-    mine = [hook.action for hook in _hooks.get() if hook.model is model]
-    if replay is None and not mine:
+    hooks = _hooks.get()
+    if replay is None and not hooks:
         return None
-    recorders = [action for action in mine if isinstance(action, Recorder)]
+    actions = [hook.action for hook in hooks if hook.model is model]
+    watching: list[Action] = []
     intervention: Intervention | None = None
-    for action in mine:
-        if isinstance(action, Intervention):
+    for action in actions:
+        if not isinstance(action, Intervention):
+            watching.append(action)
+        elif not action.empty:
             intervention = action if intervention is None else intervention.then(action)
-    if intervention is not None and intervention.empty:
-        intervention = None
+    if replay is None and intervention is None:
+        # An empty intervention alone leaves the short way open.
+        if not watching:
+            return None
+        if len(watching) == 1 and isinstance(watching[0], Counters):
+            return CountingPass(watching[0], batch)
     if replay is not None and intervention is not None:
         raise ValueError("[forward] routing= inside model.intervene(); one of the two is required")
-    # An empty intervention alone leaves the short way open.
-    if replay is None and intervention is None and not recorders:
-        return None
-    played = None if replay is None else Replay(replay, batch)
-    return RoutingPass(recorders, intervention, played, batch)
+    return RoutingPass(watching, intervention, replay, batch)
 
 
 class Replay:
     """The rows of a record that belong to the tokens of one pass."""
 
     def __init__(self, record: Record, batch: "Batch") -> None:
-        self._experts, self._weights = record.experts, record.weights
+        self._experts, self._weights = record.experts, record.weights_or_none
         self._record = record
         lengths = [rows.stop - rows.start for rows in batch.rows]
         sequences = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
@@ -164,9 +238,27 @@ class Replay:
                     f"it holds {len(record)} tokens"
                 )
             rows.append(places[key])
-        self._experts, self._weights = self._experts[rows], self._weights[rows]
+        self._experts = self._experts[rows]
+        if self._weights is not None:
+            self._weights = self._weights[rows]
 
-    def assignment(self, layer: int) -> Assignment:
+    def assignment(self, layer: int, moe: "MoE", x: Floats) -> Assignment:
+        """The recorded choice; where only experts were recorded, the gate weighs them."""
         place = self._record.layer_index(layer)
         experts = np.ascontiguousarray(self._experts[:, place])
-        return Assignment(experts, np.ascontiguousarray(self._weights[:, place]))
+        if self._weights is None:
+            if int(experts.max(initial=-1)) >= moe.count:
+                raise ValueError(
+                    f"[forward] the record has expert {experts.max()} in layer {layer}; "
+                    f"there are {moe.count}"
+                )
+            return moe.weigh(x, experts)
+        on_input = self._record.on_input_of(place)
+        if on_input is None:
+            on_input = moe.gate is not None and moe.gate.weighs_input
+        return Assignment(
+            experts,
+            np.ascontiguousarray(self._weights[:, place]),
+            expert_count=max(moe.count, int(experts.max(initial=-1)) + 1),
+            on_input=on_input,
+        )

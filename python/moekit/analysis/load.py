@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..counters import Counters
 from ..ops import Assignment
 from ..ops.arrays import as_float32, to_numpy
 from ..record import Record
@@ -39,9 +40,9 @@ class Load(NamedTuple):
         return self.max_violation + 1
 
 
-def counts_of(routed: Record | Assignment | npt.ArrayLike) -> tuple[Doubles, Longs]:
+def counts_of(routed: Record | Counters | Assignment | npt.ArrayLike) -> tuple[Doubles, Longs]:
     """Counts [layers, E] and how many experts each layer has, [layers]."""
-    if isinstance(routed, Record):
+    if isinstance(routed, Record | Counters):
         return routed.counts.astype(np.float64), routed.num_experts.astype(np.int64)
     if isinstance(routed, Assignment):
         routed = routed.counts
@@ -56,19 +57,19 @@ def counts_of(routed: Record | Assignment | npt.ArrayLike) -> tuple[Doubles, Lon
     return table, np.full(len(table), table.shape[1], np.int64)
 
 
-def load(routed: Record | Assignment | npt.ArrayLike) -> Load:
+def load(routed: Record | Counters | Assignment | npt.ArrayLike) -> Load:
     """Measures how evenly experts are used.
 
     Args:
-        routed: a record, an assignment, or counts [E] or [layers, E].
+        routed: a record, counters, an assignment, or counts [E] or [layers, E].
 
-    For a record or counts [layers, E] every measure is an array [layers]; for an assignment or
-    counts [E] a number.
+    For a record, counters or counts [layers, E] every measure is an array [layers]; for an
+    assignment or counts [E] a number.
     """
     counts, sizes = counts_of(routed)
     rows = [_measures(row[:size]) for row, size in zip(counts, sizes, strict=True)]
     single = isinstance(routed, Assignment) or (
-        not isinstance(routed, Record) and np.ndim(routed) == 1
+        not isinstance(routed, Record | Counters) and np.ndim(routed) == 1
     )
     if single:
         dead, *others = rows[0]

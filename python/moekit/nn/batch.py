@@ -15,7 +15,7 @@ from .kv_cache import KVCache
 from .types import Floats, Ids
 
 if TYPE_CHECKING:
-    from ..routing import RoutingPass
+    from ..routing import CountingPass, RoutingPass
 
 
 class Cache:
@@ -24,8 +24,10 @@ class Cache:
     Each sequence is a `KVCache` over all layers.
     """
 
-    def __init__(self, sequences: list[KVCache] | None = None) -> None:
+    def __init__(self, sequences: list[KVCache] | None = None, first_request: int = 0) -> None:
         self.sequences = sequences or []
+        #: The place in the caller's list that the first sequence to come has.
+        self.first_request = first_request
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -70,7 +72,7 @@ class Batch:
         self, lengths: Sequence[int], sequences: Sequence[KVCache], ids: Ids | None = None
     ) -> None:
         self.sequences = sequences
-        self.routing: RoutingPass | None = None
+        self.routing: RoutingPass | CountingPass | None = None
         self.starts = [sequence.length for sequence in sequences]
         # Recurrent states cannot be cut, only kept: layers replace them and never write into them.
         self._states = [dict(sequence.state) for sequence in sequences]

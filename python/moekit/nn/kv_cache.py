@@ -54,6 +54,8 @@ class KVCache:
             raise TypeError(f"[KVCache] dtype is {name}; {', '.join(_DTYPES)} are possible")
         self.dtype = _DTYPES[name]
         self.state: dict[Any, State] = {}
+        #: Which sequence of the caller's list this is: settings of its own go by it.
+        self.request = 0
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
 
     def append(self, layer: int, *rows: Array) -> tuple[Array, ...]:
@@ -141,7 +143,7 @@ class KVCache:
         Nothing is copied now: a layer is when one of the two first writes where the other reads.
         """
         twin = KVCache([[stream.shape for stream in layer] for layer in self._layers], self.dtype)
-        twin.state = dict(self.state)
+        twin.state, twin.request = dict(self.state), self.request
         twin._layers = [[stream.fork() for stream in layer] for layer in self._layers]
         return twin
 

@@ -1,24 +1,28 @@
 """A decoder: embed → blocks → norm → head, and what one does with a whole model."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Literal, overload
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import generate, ops
-from ..intervention import Intervention, check_feasible, intervention
+from ..counters import Counters
+from ..intervention import Intervention
+from ..ops import PackedWeight
 from ..record import Record
-from ..routing import Recorder, pushed, routing_pass
+from ..routing import Recorder, open_intervention, pushed, routing_pass
 from ..token_ids import TokenIds, sequences_of
+from ..wishes import check_feasible, intervention
 from .batch import Batch, Cache
 from .block import Block
 from .kv_cache import KVCache
 from .linear import Linear
+from .moe import MoE
 from .norm import Norm
-from .router import Router
 from .types import Floats, Weights
 
 if TYPE_CHECKING:
@@ -142,14 +146,20 @@ class Model:
         # Without a cache the keys still go through one: it may store them in fewer bits, and a
         # token's bytes must not depend on how its prompt was cut.
         if cache is None:
-            return [self._new_sequence() for _ in range(count)]
+            return self._new_sequences(count, 0)
         if not any(cache.lengths) and len(cache) != count:
-            cache.sequences = [self._new_sequence() for _ in range(count)]
+            cache.sequences = self._new_sequences(count, cache.first_request)
         if len(cache.sequences) != count:
             raise ValueError(
                 f"[forward] {count} sequences; the cache continues {len(cache.sequences)}"
             )
         return cache.sequences
+
+    def _new_sequences(self, count: int, first: int) -> list[KVCache]:
+        sequences = [self._new_sequence() for _ in range(count)]
+        for i, sequence in enumerate(sequences):
+            sequence.request = first + i
+        return sequences
 
     def _new_sequence(self) -> KVCache:
         return KVCache([block.attention.cache_rows for block in self.layers])
@@ -206,47 +216,143 @@ class Model:
 
     # -- looking and intervening -----------------------------------------------------------
 
+    @overload
+    def record(
+        self, logits: bool = False, margins: bool = False, *, counters: Literal[False] = False
+    ) -> AbstractContextManager[Record]: ...
+    @overload
+    def record(self, *, counters: Literal[True]) -> AbstractContextManager[Counters]: ...
+    def record(
+        self, logits: bool = False, margins: bool = False, *, counters: bool = False
+    ) -> AbstractContextManager[Record] | AbstractContextManager[Counters]:
+        """Record the routing of every pass that this thread makes inside the block.
+
+        `logits` keeps the routers' logits too, `margins` how far the K-th score lies above the next
+        one. `counters` only counts how often each expert was used, which costs nothing: it gives
+        `Counters` with `.counts` [layers, E] instead of a `Record`.
+
+        A record holds one policy: ValueError from a pass that another intervention routes.
+        """
+        if not counters:
+            return self._recording(logits, margins)
+        if logits or margins:
+            raise ValueError("[record] counters=True keeps counts alone, no logits and no margins")
+        return self._counting()
+
     @contextmanager
-    def record(self, logits: bool = False) -> Iterator[Record]:
-        """Record the routing of every pass that this thread makes inside the block."""
+    def _recording(self, logits: bool, margins: bool) -> Iterator[Record]:
         layers = self.moe_layers
         counts = [self._experts_of(n) for n in layers]
+        none = np.zeros((0, len(layers), 0), np.float32)
         most = max(counts, default=0)
         record = Record(
-            np.zeros((0, len(layers), 0), np.int32),
-            np.zeros((0, len(layers), 0), np.float32),
+            none.astype(np.int32),
+            none,
             layers,
             num_experts=counts,
             logits=np.zeros((0, len(layers), most), np.float32) if logits else None,
+            margins=none.reshape(0, len(layers)) if margins else None,
+            on_input=np.zeros(len(layers), np.bool_),
             tokenizer=self.tokenizer,
         )
-        with pushed(self, Recorder(record, logits)):
+        with pushed(self, Recorder(record, self.routing_policy(), logits, margins)):
             yield record
 
     @contextmanager
-    def intervene(self, **wishes: Any) -> Iterator[Intervention]:
+    def _counting(self) -> Iterator[Counters]:
+        layers = self.moe_layers
+        counters = Counters(layers, [self._experts_of(n) for n in layers])
+        with pushed(self, counters):
+            yield counters
+
+    @contextmanager
+    def intervene(
+        self,
+        *,
+        bias: Mapping[Any, Any] | None = None,
+        strength: float = 1.0,
+        mask: Iterable[tuple[int | str, int]] = (),
+        force: Iterable[tuple[int | str, int]] = (),
+        substitute: Mapping[tuple[int | str, int], int] | None = None,
+        k: int | Mapping[int | str, int] | None = None,
+        threshold: float | Mapping[int | str, float] | None = None,
+        temperature: float | Mapping[int | str, float] | None = None,
+        balance: float | Mapping[int | str, Any] | None = None,
+        router: Any = None,
+        requests: Sequence[Mapping[str, Any]] = (),
+    ) -> Iterator[Intervention]:
         """Change the routing of every pass that this thread makes inside the block.
 
-        bias={(12, 5): 0.3} is added to a router's logits; mask={(12, 7)} forbids an expert, as if
-        it were not there; force={(3, 1)} makes every token use it; k={"*": 6} sets the experts
-        per token; router=function(x, logits) chooses by itself (an Assignment) or changes the
-        logits (an array). Layers go by the model's own numbers, "*" is all of them. Blocks nest:
-        biases add up, masks and forces unite, the inner K and router win.
+        Layers go by the model's own numbers, "*" is every layer with experts. In this order:
+
+        router=function(x, logits) chooses by itself (an Assignment) or changes the logits (an
+        array); {layer: function} for some layers. bias={(12, 5): 0.3}, or {12: amounts [E]}, times
+        `strength`, is added to the logits. temperature=0.5 divides them. mask={(12, 7)} forbids an
+        expert, as if it were not there. force={(3, 1)} makes every token use it. balance=0.001
+        starts a `mk.balance.BiasController` of that gamma in each layer ({layer: controller} goes
+        on with one), which moves after every pass; they are `.controllers` of what the block gives.
+        k={"*": 6} sets the experts per token. substitute={(12, 7): 11} lets 11 serve for 7,
+        weight included. threshold=0.1 leaves out chosen experts with less than this share of the
+        token's weights; a token may end up with none.
+
+        requests=[{...}, {...}] holds the same keywords once more for each sequence of a call, the
+        i-th for the i-th sequence, on top of those for all.
+
+        Blocks nest: biases add up, masks and forces unite, temperatures multiply, the higher
+        threshold and the inner K and router win. ValueError for what a layer cannot do.
         """
-        routers = self._routers()
-        wanted = intervention(routers, **wishes)
-        check_feasible(wanted, routers)
+        moes = {n: moe for n, moe in self._mixtures() if moe.gate is not None}
+        wanted = intervention(
+            moes,
+            bias=bias,
+            strength=strength,
+            mask=mask,
+            force=force,
+            substitute=substitute,
+            k=k,
+            threshold=threshold,
+            temperature=temperature,
+            balance=balance,
+            router=router,
+            requests=requests,
+        )
+        check_feasible(open_intervention(self).then(wanted), moes)
         with pushed(self, wanted):
             yield wanted
 
-    def _routers(self) -> dict[int, Router]:
-        moes = {n: self.layers[n].moe for n in self.moe_layers}
-        return {n: m.gate for n, m in moes.items() if m is not None and m.gate is not None}
+    def _mixtures(self) -> Iterator[tuple[int, MoE]]:
+        for n, block in enumerate(self.layers):
+            if block.moe is not None:
+                yield n, block.moe
 
     def _experts_of(self, layer: int) -> int:
         moe = self.layers[layer].moe
         assert moe is not None
         return moe.count
+
+    def routing_policy(self) -> str:
+        """In words, which model chooses: two records of one policy belong together.
+
+        Kind and size, the formats of the experts, and a checksum of the first and the last router.
+        """
+        kind = self.config.get("model_type", "model")
+        moes = [moe for _, moe in self._mixtures()]
+        if not moes:
+            return f"{kind} without experts"
+        counts = sorted({moe.count for moe in moes})
+        formats = sorted({str(moe.experts.up.format) for moe in moes})
+        mark = 0
+        for moe in (moes[0], moes[-1]):
+            for _, _, weight in () if moe.gate is None else moe.gate.weights():
+                array = weight.unpack() if isinstance(weight, PackedWeight) else weight
+                mark = crc32(np.ascontiguousarray(array).data, mark)
+        own = [m.router for m in moes if m.router is not m.gate]
+        names = sorted({getattr(function, "__qualname__", "a function") for function in own})
+        functions = f", {len(own)} by {', '.join(names)}" if own else ""
+        return (
+            f"{kind} of {len(moes)} x {'/'.join(map(str, counts))} experts in "
+            f"{'/'.join(formats)}, routers #{mark:08x}{functions}"
+        )
 
     # -- size ------------------------------------------------------------------------------
 

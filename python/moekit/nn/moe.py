@@ -110,20 +110,48 @@ class MoE:
 
     def assign(self, x: Floats, ids: Ids | None = None) -> Assignment:
         """The experts of each row of `x` [T, H]; `ids` int32 [T] for routers that look at them."""
-        router, gate = self._router, self.gate
+        router = self._router
         if isinstance(router, Router):
-            return router(x, ids) if router.needs_ids else router(x)
-        return self.ask(router, x, None if gate is None else gate.logits(x))
+            return router(x, ids)
+        return self.ask(router, x, self.logits(x))
 
-    def ask(self, function: RouterFunction, x: Floats, logits: Floats | None) -> Assignment:
+    def logits(self, x: Floats) -> Floats | None:
+        """Float32 [T, E] of the gate; None where there is none."""
+        return None if self.gate is None else self.gate.logits(x)
+
+    def route(self, x: Floats, logits: Floats | None, ids: Ids | None) -> Assignment:
+        """`assign` where the gate's logits are known already."""
+        router = self._router
+        if isinstance(router, Router):
+            assert logits is not None
+            return router.route(logits, ids)
+        return self.ask(router, x, logits)
+
+    def weigh(self, x: Floats, experts: Ids) -> Assignment:
+        """Experts int32 [T, K] that were chosen elsewhere, with the weights of the gate."""
+        if self.gate is None:
+            raise ValueError("[MoE] the layer has no router to weigh experts; weights are required")
+        return self.gate.weigh(self.gate.logits(x), experts)
+
+    def ask(
+        self, function: "Router | RouterFunction", x: Floats, logits: Floats | None
+    ) -> Assignment:
         """The answer of a function that chooses; TypeError if it is no Assignment."""
-        answer = function(x, logits)
+        assert not isinstance(function, Router)
+        return self.checked(function(x, logits), len(x))
+
+    def checked(self, answer: Assignment, tokens: int) -> Assignment:
+        """An answer for that many tokens and these experts; TypeError, ValueError if it is not."""
         if not isinstance(answer, Assignment):
             raise TypeError(
                 f"[MoE] the router gave {type(answer).__name__}; an Assignment is required"
             )
-        if len(answer) != len(x):
-            raise ValueError(f"[MoE] the router gave {len(answer)} tokens; {len(x)} are there")
+        if len(answer) != tokens:
+            raise ValueError(f"[MoE] the router gave {len(answer)} tokens; {tokens} are there")
+        if int(answer.experts.max(initial=-1)) >= self.count:
+            raise ValueError(
+                f"[MoE] the router gave expert {answer.experts.max()}; there are {self.count}"
+            )
         return answer
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:

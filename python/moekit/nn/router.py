@@ -61,6 +61,11 @@ class Router:
         """The keywords of `ops.route` that this router uses, without k."""
         return dict(self._rule)
 
+    @property
+    def weighs_input(self) -> bool:
+        """Do the weights scale the experts' inputs (Llama 4) instead of their outputs?"""
+        return self._core_rule.weighs_input
+
     def logits(self, x: Floats) -> Floats:
         """Float32 [T, E]: the router's scores before any activation."""
         return self.linear(x)

@@ -113,3 +113,38 @@ def route_gshard(logits: Any, *, uniform: Any = None, seed: int | None = None) -
     experts, weights = both.experts.copy(), both.weights.copy()
     experts[left_out, 1], weights[left_out, 1] = -1, 0
     return Assignment(experts, weights, expert_count=both.expert_count)
+
+
+def selection_scores(logits: Float32, score: str, select_bias: Float32 | None = None) -> Any:
+    """What ranks the experts, float64 [..., E]: the rule's scores plus the selection bias.
+
+    Rules that rank by the logits themselves (every softmax without a bias) give the logits.
+    """
+    x = logits.astype(np.float64)
+    if score == "sigmoid":
+        x = 0.5 * (1 + np.tanh(0.5 * x))
+    elif score == "sqrtsoftplus":
+        x = np.sqrt(np.logaddexp(0, x))
+    elif score == "softmax" and select_bias is not None:
+        shares = np.exp(x - x.max(axis=-1, keepdims=True))
+        x = shares / shares.sum(axis=-1, keepdims=True)
+    return x if select_bias is None else x + select_bias
+
+
+def margins_of(scores: Any, experts: Any) -> Float32:
+    """The least score of the chosen minus the largest of the others, float32 [...].
+
+    Args:
+        scores: [..., E]; experts: int [..., K], -1 for an empty slot.
+
+    0 is a tie; negative where something else than the scores decided (groups, a mask, an edit);
+    inf where nobody, or everybody, was chosen.
+    """
+    count = scores.shape[-1]
+    chosen = np.zeros((*scores.shape[:-1], count + 1), np.bool_)
+    np.put_along_axis(chosen, np.where(experts < 0, count, experts).astype(np.int64), True, axis=-1)
+    chosen = chosen[..., :count]
+    least = np.where(chosen, scores, np.inf).min(axis=-1, initial=np.inf)
+    best = np.where(chosen, -np.inf, scores).max(axis=-1, initial=-np.inf)
+    margins: Float32 = (least - best).astype(np.float32)
+    return margins
