@@ -9,14 +9,17 @@ A `Model` is blocks of these; every part takes rows of tokens, float32 [T, H].
 from .attention import Attention, LongContext, QueryTemperature
 from .batch import Batch, Cache
 from .block import Block
+from .delta_net import DeltaNet, DeltaSizes, GroupedInputs, SeparateInputs
 from .experts import Experts
 from .kv_cache import KVCache
 from .linear import Linear
+from .mamba import Mamba, Mamba2
 from .mla import MLA
 from .model import Model
 from .moe import MLP, MoE
 from .norm import LayerNorm, Norm, RMSNorm
 from .router import HashRouter, Router
+from .short_conv import GatedConvolution, ShortConvolution
 
 __all__ = [
     "MLA",
@@ -25,16 +28,24 @@ __all__ = [
     "Batch",
     "Block",
     "Cache",
+    "DeltaNet",
+    "DeltaSizes",
     "Experts",
+    "GatedConvolution",
+    "GroupedInputs",
     "HashRouter",
     "KVCache",
     "LayerNorm",
     "Linear",
     "LongContext",
+    "Mamba",
+    "Mamba2",
     "MoE",
     "Model",
     "Norm",
     "QueryTemperature",
     "RMSNorm",
     "Router",
+    "SeparateInputs",
+    "ShortConvolution",
 ]

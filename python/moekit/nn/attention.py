@@ -80,7 +80,8 @@ class Attention:
       scores times `scale` (D ** -0.5 by default), softcapped, with a learnt score per head beside
       them (`sinks` [heads]);
     - `gate`: the output times sigmoid or softplus (`gate_activation`) of a linear layer of x, a
-      value for each of the output's columns or for each head.
+      value for each of the output's columns or for each head; with `gated_queries` q is
+      [heads * 2 D, H] and gives each head's gates behind its queries (Qwen3-Next).
     """
 
     __slots__ = (
@@ -89,6 +90,7 @@ class Attention:
         "frequencies",
         "gate",
         "gate_activation",
+        "gated_queries",
         "head_dim",
         "heads",
         "interleaved",
@@ -137,16 +139,18 @@ class Attention:
         sinks: npt.ArrayLike | None = None,
         gate: Linear | None = None,
         gate_activation: str = "sigmoid",
+        gated_queries: bool = False,
     ) -> None:
         if heads < 1 or kv_heads < 1 or heads % kv_heads:
             raise ValueError(
                 f"[Attention] {heads} heads share {kv_heads}; a positive multiple is required"
             )
-        self.head_dim = q.rows // heads
+        per_head = 2 * heads if gated_queries else heads
+        self.head_dim = q.rows // per_head
         self.v_head_dim = v.rows // kv_heads
         self.heads = heads
         self.kv_heads = kv_heads
-        if q.rows % heads or k.rows != kv_heads * self.head_dim or v.rows % kv_heads:
+        if q.rows % per_head or k.rows != kv_heads * self.head_dim or v.rows % kv_heads:
             raise ValueError(
                 f"[Attention] q, k, v have {q.rows}, {k.rows}, {v.rows} rows; they do not fit "
                 f"{heads} and {kv_heads} heads"
@@ -155,6 +159,11 @@ class Attention:
             raise ValueError(
                 f"[Attention] o has {o.cols} columns; {heads} heads of {self.v_head_dim} give "
                 f"{heads * self.v_head_dim}"
+            )
+        if gated_queries and (gate is not None or self.head_dim != self.v_head_dim):
+            raise ValueError(
+                "[Attention] queries with gates were given beside a gate, or with values of "
+                f"{self.v_head_dim} columns; no gate and {self.head_dim} columns are required"
             )
         if gate is not None and gate.rows not in (heads, o.cols):
             raise ValueError(
@@ -189,6 +198,7 @@ class Attention:
             )
         self.gate = gate
         self.gate_activation = gate_activation
+        self.gated_queries = gated_queries
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:
@@ -199,7 +209,11 @@ class Attention:
         if batch is None:
             batch, layer = Batch.alone(x, self.cache_rows), 0
         early = (None, None) if self.norm_after_rope else (self.q_norm, self.k_norm)
-        q = self._heads_of(self.q(x), self.heads, self.head_dim, early[0])
+        q, gates = self.q(x), None
+        if self.gated_queries:
+            q, gates = np.split(q.reshape(len(x), self.heads, -1), 2, axis=2)
+            q = q.reshape(len(x), -1)
+        q = self._heads_of(q, self.heads, self.head_dim, early[0])
         k = self._heads_of(self.k(x), self.kv_heads, self.head_dim, early[1])
         v = self._heads_of(self.v(x), self.kv_heads, self.v_head_dim, self.v_norm)
         q, k = self._rotate(q, k, batch)
@@ -209,8 +223,10 @@ class Attention:
         if self.temperature is not None:
             q = q * self.temperature(batch.positions)[:, None, None]
         out = self._attend(q, k, v, batch, layer)
-        if self.gate is not None:
-            out = out * self._gate(x)
+        if self.gate is not None:  # [T, heads, V], or [T, heads, 1] where a head has one value
+            gates = self.gate(x).reshape(len(x), self.heads, -1)
+        if gates is not None:
+            out = out * GATES[self.gate_activation](gates)
         return self.o(out.reshape(len(x), self.heads * self.v_head_dim))
 
     def _heads_of(self, x: Floats, heads: int, width: int, norm: Norm | None) -> Floats:
@@ -253,12 +269,6 @@ class Attention:
                 )
             )
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def _gate(self, x: Floats) -> Floats:
-        """[T, heads, V], or [T, heads, 1] where a head has one value."""
-        assert self.gate is not None
-        values = self.gate(x).reshape(len(x), self.heads, -1)
-        return GATES[self.gate_activation](values)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
