@@ -8,6 +8,7 @@ from typing import Any
 
 import grouped_families
 import numpy as np
+import recurrent_families
 import torch
 import transformers
 
@@ -69,7 +70,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """A small configuration of a family."""
-    own = FAMILIES.get(family) or grouped_families.FIELDS[family]
+    own = {**FAMILIES, **grouped_families.FIELDS, **recurrent_families.FIELDS}[family]
     fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **changes}
     return transformers.AutoConfig.for_model(family, **fields)
 
@@ -84,15 +85,17 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
-                parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+                # Around 1, or around 0 where a family adds the 1 itself.
+                parameter.add_(0.3 * torch.randn_like(parameter))
             elif name.endswith(".bias"):
                 parameter.copy_(0.1 * torch.randn_like(parameter))
-            elif parameter.unique().numel() == 1:
-                # Zeros and ones that an initialisation leaves would hide a forgotten term.
+            elif parameter.unique().numel() == 1 or name.endswith(("A_log", "dt_bias", ".D")):
+                # Zeros, ones and rows alike that an initialisation leaves would hide a forgotten
+                # term.
                 parameter.add_(0.3 * torch.randn_like(parameter))
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.copy_(0.3 * torch.randn_like(buffer))
+            if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar")):
+                buffer.add_(0.3 * torch.randn_like(buffer))
     return model
 
 

@@ -1,6 +1,6 @@
 """What all families share: the fields of a config.json, and the frame around the layers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -30,6 +30,9 @@ STANDARD_NAMES = Names()
 # Ten times what is published. Tables of these sizes are made before a tensor could say no.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 8192
+
+
+_OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
 
 
 def check_activation(config: Config) -> None:
@@ -98,6 +101,28 @@ def sparse_layers(config: Config, layers: int, step: int, dense: list[int]) -> l
     if len(types) != layers:
         raise config.error("mlp_layer_types", f"an entry for each of {layers} layers")
     return [kind == "sparse" for kind in types]
+
+
+def mixer_types(
+    config: Config,
+    layers: int,
+    kinds: Sequence[str],
+    default: Sequence[str] | None = None,
+    name: str = "layer_types",
+) -> list[str]:
+    """What mixes tokens in each layer: field `name`, a list of `kinds`, else `default`.
+
+    "attention", "mamba" and the like are older names of `full_attention` and `linear_attention`.
+    """
+    given = config.get(name)
+    if given is None and default is not None:
+        return list(default)
+    if not isinstance(given, list) or len(given) != layers:
+        raise config.error(name, f"a list with an entry for each of {layers} layers")
+    types = [_OLDER_TYPES.get(kind, kind) if isinstance(kind, str) else None for kind in given]
+    if not all(kind in kinds for kind in types):
+        raise config.error(name, f"a list of {', '.join(kinds)}")
+    return [str(kind) for kind in types]
 
 
 def assemble(

@@ -1,0 +1,162 @@
+"""Qwen3-Next (2025): three layers of Gated DeltaNet for each one of gated attention.
+
+Norms are stored minus one, except for that of DeltaNet's output. Attention's q_proj gives each
+head's queries and behind them its gates; a quarter of a head rotates. Router: softmax over all
+experts, the best k, renormalised; beside them a shared expert with a sigmoid gate.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+
+from ..config import Config
+from ..nn import (
+    MLP,
+    Attention,
+    Block,
+    DeltaNet,
+    DeltaSizes,
+    GroupedInputs,
+    Linear,
+    Model,
+    MoE,
+    RMSNorm,
+    ShortConvolution,
+)
+from ..nn.delta_net import DeltaInputs
+from .base import (
+    assemble,
+    attention_heads,
+    check_activation,
+    head_size,
+    layer_count,
+    mixer_types,
+    rope_table,
+    sparse_layers,
+)
+from .mixture import Mixture
+from .reader import Reader
+from .rope import read_rope
+
+LINEAR, FULL = "linear_attention", "full_attention"
+# (reader of the mixer, hidden size, sizes) -> how q, k, v, gates, beta and decay are made.
+ReadInputs: TypeAlias = Callable[[Reader, int, DeltaSizes], DeltaInputs]
+
+
+def build(config: Config, reader: Reader) -> Model:
+    """The model of a Qwen3-Next checkpoint."""
+    normalize = config.flag("norm_topk_prob", default=True)
+    return hybrid(config, reader, _grouped_inputs, normalize)
+
+
+def _grouped_inputs(layer: Reader, hidden: int, sizes: DeltaSizes) -> DeltaInputs:
+    wide = 2 * (sizes.keys + sizes.values)
+    return GroupedInputs(
+        layer.linear("in_proj_qkvz", wide, hidden),
+        layer.linear("in_proj_ba", 2 * sizes.heads, hidden),
+        sizes,
+    )
+
+
+def hybrid(config: Config, reader: Reader, inputs: ReadInputs, normalize: bool) -> Model:
+    """What Qwen3-Next and Qwen3.5 share; `inputs` reads DeltaNet's projections."""
+    hidden = config.size("hidden_size")
+    eps = config.number("rms_norm_eps", default=1e-6, above=0)
+    layers = layer_count(config)
+    period = config.size("full_attention_interval", default=4)
+    default = [LINEAR if (n + 1) % period else FULL for n in range(layers)]
+    kinds = mixer_types(config, layers, (LINEAR, FULL), default)
+    step = config.size("decoder_sparse_step", default=1)
+    sparse = sparse_layers(config, layers, step, config.sizes("mlp_only_layers"))
+    check_activation(config)
+    full = _gated_attention(config, hidden, eps)
+    linear = _delta_net(config, hidden, eps, inputs)
+    mixture = Mixture.of(
+        config,
+        "moe_intermediate_size",
+        {"score": "softmax", "normalize": normalize},
+        shared=config.size("shared_expert_intermediate_size"),
+        shared_name="shared_expert",
+    )
+
+    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
+        if not sparse[n]:
+            return layer.mlp("mlp", config.size("intermediate_size"), hidden)
+        ffn = layer.under("mlp")
+        gate = ffn.packed("shared_expert_gate.weight", 1, hidden, ffn.formats.router)
+        return mixture.read(ffn, shared_gate=Linear(gate, kind="router"))
+
+    def norm(layer: Reader, name: str) -> RMSNorm:
+        return layer.norm(name, hidden, eps, offset=1.0)
+
+    def block(n: int, layer: Reader) -> Block:
+        return Block(
+            norm(layer, "input_layernorm"),
+            full(layer.under("self_attn"))
+            if kinds[n] == FULL
+            else linear(layer.under("linear_attn")),
+            norm(layer, "post_attention_layernorm"),
+            feed_forward(n, layer),
+        )
+
+    reader.ignore_under("mtp")  # multi-token prediction, which is not run
+    return assemble(config, reader, hidden, eps, block, norm=norm)
+
+
+def _gated_attention(config: Config, hidden: int, eps: float) -> Callable[[Reader], Attention]:
+    heads, kv_heads = attention_heads(config)
+    size = head_size(config, hidden, heads)
+    bias = config.flag("attention_bias", default=False)
+    frequencies, factor = rope_table(read_rope(config, default_partial=0.25), size)
+
+    def attention(layer: Reader) -> Attention:
+        linear = partial(layer.linear, bias=bias)
+        return Attention(
+            linear("q_proj", 2 * heads * size, hidden),
+            linear("k_proj", kv_heads * size, hidden),
+            linear("v_proj", kv_heads * size, hidden),
+            linear("o_proj", hidden, heads * size),
+            heads=heads,
+            kv_heads=kv_heads,
+            frequencies=frequencies,
+            rope_factor=factor,
+            q_norm=layer.norm("q_norm", size, eps, offset=1.0),
+            k_norm=layer.norm("k_norm", size, eps, offset=1.0),
+            gated_queries=True,
+        )
+
+    return attention
+
+
+def _delta_net(
+    config: Config, hidden: int, eps: float, inputs: ReadInputs
+) -> Callable[[Reader], DeltaNet]:
+    sizes = DeltaSizes(
+        key_heads=config.size("linear_num_key_heads", default=16),
+        heads=config.size("linear_num_value_heads", default=32),
+        key_dim=config.size("linear_key_head_dim", default=128),
+        value_dim=config.size("linear_value_head_dim", default=128),
+    )
+    taps = config.size("linear_conv_kernel_dim", default=4, most=64)
+    config.require(
+        sizes.heads % sizes.key_heads == 0,
+        "linear_num_value_heads",
+        f"a multiple of linear_num_key_heads, {sizes.key_heads},",
+    )
+
+    def mixer(layer: Reader) -> DeltaNet:
+        channels = 2 * sizes.keys + sizes.values
+        return DeltaNet(
+            inputs(layer, hidden, sizes),
+            ShortConvolution(layer.tensor("conv1d.weight", channels, 1, taps)[:, 0]),
+            layer.linear("out_proj", hidden, sizes.values),
+            sizes,
+            rate=np.exp(layer.tensor("A_log", sizes.heads)),
+            bias=layer.tensor("dt_bias", sizes.heads),
+            norm=layer.tensor("norm.weight", sizes.value_dim),
+            eps=eps,
+        )
+
+    return mixer
