@@ -320,6 +320,9 @@ def add_metadata(writer: Any, config: dict[str, Any]) -> None:
     if family == "ernie4_5_moe":
         writer.add_interleave_moe_layer_step(config["moe_layer_interval"])
         writer.add_leading_dense_block_count(config["moe_layer_start_index"])
+        # The converter's formula happens to give this for the released sizes.
+        wide = config["moe_intermediate_size"] * config["moe_num_shared_experts"]
+        writer.add_expert_shared_feed_forward_length(wide)
     if family == "llama4_text":
         writer.add_interleave_moe_layer_step(config["interleave_moe_layer_step"])
         writer.add_uint32("llama4.attention.chunk_size", config["attention_chunk_size"])

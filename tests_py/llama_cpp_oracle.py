@@ -51,7 +51,7 @@ def main() -> None:
         n_threads_batch=1,
         logits_all=not only,
         vocab_only=only,
-        verbose=False,
+        verbose=bool(os.environ.get("MOEKIT_LLAMA_VERBOSE")),
     )
     answer: dict[str, Any] = {}
     if "texts" in request:

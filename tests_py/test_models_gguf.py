@@ -6,10 +6,12 @@ from typing import Any
 import checkpoints
 import gguf
 import gguf_converter
+import llama_cpp_oracle
 import numpy as np
 import pytest
 
 import moekit as mk
+from moekit import models
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
 Q = gguf.GGMLQuantizationType
@@ -25,8 +27,17 @@ YARN = {
 CHANGES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 3},
     "deepseek_v3": {"n_group": 1, "rope_parameters": YARN, "rms_norm_eps": 1e-6},
+    "glm4_moe": {"use_qk_norm": True, "attention_bias": True, "n_shared_experts": 1},
+    "gpt_oss": {"swiglu_limit": 7.0},
+    "dots1": {"num_key_value_heads": 3},
+    "olmoe": {"num_key_value_heads": 3},
 }
-FAMILIES = [f for f in checkpoints.FAMILIES if f in gguf_converter.ARCHES]
+FAMILIES = [
+    family
+    for family in gguf_converter.ARCHES
+    if family in models.FAMILIES
+    and (family in checkpoints.FAMILIES or family in checkpoints.grouped_families.FIELDS)
+]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -40,6 +51,31 @@ def test_a_float32_file_gives_the_bytes_of_its_source(
     assert found.forward(IDS).tobytes() == wanted.forward(IDS).tobytes()
     assert found.config["model_type"] == wanted.config["model_type"]
     assert found.end_ids == ()
+
+
+def vocabulary(writer: Any) -> None:
+    """Letters that nobody reads: llama.cpp opens no file without."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list([*(chr(33 + n) for n in range(90)), '!"', *(f"t{n}" for n in range(6))])
+    writer.add_token_types([1] * 97)
+    writer.add_token_merges(['! "'])
+
+
+# Where llama.cpp computes something else than the model, or opens no file this small.
+LLAMA_CPP_DIFFERS = {"phimoe", "llama4_text"}
+
+
+@pytest.mark.skipif(llama_cpp_oracle.find() is None, reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in LLAMA_CPP_DIFFERS])
+def test_llama_cpp_agrees_about_a_file(checkpoint_maker: Any, tmp_path: Path, family: str) -> None:
+    _, source = checkpoint_maker(family, 2, **CHANGES.get(family, {}))
+    gguf_converter.convert(source, tmp_path / "x.gguf", add=vocabulary)
+    answer = llama_cpp_oracle.ask(tmp_path / "x.gguf", ids=IDS, count=6)
+    model = mk.load(tmp_path / "x.gguf")
+    # Its cache of keys and values has 16 bits.
+    np.testing.assert_allclose(model.forward(IDS), answer["logits"], rtol=0, atol=0.1)
+    assert model.generate(IDS, max_new_tokens=6) == answer["greedy"]
 
 
 TYPES = {"q8_0": Q.Q8_0, "q4_0": Q.Q4_0, "q4_1": Q.Q4_1, "q5_0": Q.Q5_0, "q5_1": Q.Q5_1}
