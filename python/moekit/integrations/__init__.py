@@ -1,0 +1,1 @@
+"""moekit under other libraries; each module needs the extra of its name."""

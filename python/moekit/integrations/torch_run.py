@@ -1,0 +1,182 @@
+"""Runs a module's experts: packed once, kept while nothing changes, with gradients where asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from .torch_experts import (
+    Functions,
+    NotRunnable,
+    Runner,
+    TorchExperts,
+    Watched,
+    assignment_of,
+    check_tensor,
+    pack,
+)
+
+_ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_SAMPLED = 8  # a module of hundreds of small tensors is not read at every token
+
+
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """How a kind of module is read, and what it computes by itself.
+
+    Each is called with the module. ``tensors``: all that its packed copy is made from, cheap to ask
+    for. ``eager(module, hidden, ids, weights)``: its own forward pass, for gradients.
+    """
+
+    tensors: Callable[[Any], Sequence[torch.Tensor]]
+    source: Callable[[Any], TorchExperts]
+    functions: Callable[[Any], Functions]
+    eager: Callable[..., torch.Tensor]
+    on_input: bool = False
+
+
+class _Packed:
+    """What stands packed for one module: a runner for each format."""
+
+    __slots__ = ("__weakref__", "lock", "runners", "watched")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.watched: list[Watched] = []
+        self.runners: dict[str | None, Runner] = {}
+
+    def current(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether these are the tensors that stand packed."""
+        return len(tensors) == len(self.watched) and all(
+            watched.same(tensor) for watched, tensor in zip(self.watched, tensors, strict=True)
+        )
+
+
+_modules: WeakKeyDictionary[torch.nn.Module, _Packed] = WeakKeyDictionary()
+_modules_lock = threading.Lock()
+
+
+def runner_of(
+    module: torch.nn.Module, kind: Experts, tensors: Sequence[torch.Tensor], format: str | None
+) -> Runner:
+    """The packed experts of ``module``; packs them where they are new or have changed."""
+    with _modules_lock:
+        packed = _modules.get(module)
+        if packed is None:
+            packed = _modules[module] = _Packed()
+    with packed.lock:
+        if not packed.current(tensors):
+            packed.runners.clear()
+            for index, tensor in enumerate(tensors):
+                check_tensor(tensor, f"weight {index} of {type(module).__name__}")
+            sampled = len(tensors) <= _MOST_SAMPLED
+            packed.watched = [Watched(tensor, sampled) for tensor in tensors]
+        runner = packed.runners.get(format)
+        if runner is None:
+            runner = packed.runners[format] = pack(
+                kind.source(module), kind.functions(module), format
+            )
+        return runner
+
+
+def forget(module: torch.nn.Module) -> int:
+    """Frees the packed copies of ``module`` and all modules in it; how many bytes they had."""
+    with _modules_lock:
+        dropped = [_modules.pop(inner, None) for inner in module.modules()]
+    return sum(runner.nbytes for packed in dropped if packed for runner in packed.runners.values())
+
+
+def _run(
+    module: torch.nn.Module,
+    kind: Experts,
+    format: str | None,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    """``hidden`` [..., H] through the experts that ``ids`` [T, K] name, times ``weights`` [T, K].
+
+    The result has the shape and dtype of ``hidden``. Raises NotRunnable for what lies on another
+    device or in a dtype that the core does not read, ValueError for an id that is no expert's.
+    """
+    if hidden.device.type == "meta":
+        return torch.empty_like(hidden)
+    if hidden.device.type != "cpu":
+        raise NotRunnable(f"[moekit] hidden_states are on device {hidden.device}; cpu is required")
+    if hidden.dtype not in _ACTIVATIONS:
+        raise NotRunnable(
+            f"[moekit] hidden_states are {hidden.dtype}; float32, bfloat16 or float16 is required"
+        )
+    tensors = kind.tensors(module)
+    if torch.is_grad_enabled():
+        known = set(map(id, tensors))
+        others = [p for p in module.parameters() if id(p) not in known]
+        if any(tensor.requires_grad for tensor in (hidden, weights, *tensors, *others)):
+            inputs = (module, kind, format, hidden, ids, weights, *tensors, *others)
+            return _WithGradient.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    return _forward(module, kind, format, hidden, ids, weights, tensors)
+
+
+def _forward(
+    module: torch.nn.Module,
+    kind: Experts,
+    format: str | None,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    tensors: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    runner = runner_of(module, kind, tensors, format)
+    # A view where activations are float32 and contiguous already.
+    x = hidden.detach().reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
+    assignment = assignment_of(ids, weights, runner.count, kind.on_input)
+    out = runner(x, assignment, lambda: kind.functions(module))
+    return torch.from_numpy(out).to(hidden.dtype).view(hidden.shape)
+
+
+#: `_run`, which torch.compile calls as it is.
+run: Callable[
+    [torch.nn.Module, Experts, str | None, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+] = torch.compiler.disable(_run)  # type: ignore[no-untyped-call]
+
+
+class _WithGradient(torch.autograd.Function):
+    """Our forward pass; the gradient is that of the module's own, computed anew when asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        module: torch.nn.Module,
+        kind: Experts,
+        format: str | None,
+        hidden: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        *tensors: torch.Tensor,
+    ) -> torch.Tensor:
+        ctx.module, ctx.kind, ctx.format = module, kind, format
+        ctx.save_for_backward(hidden, ids, weights, *tensors)
+        return _forward(module, kind, format, hidden, ids, weights, kind.tensors(module))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        if ctx.format is not None:
+            raise RuntimeError(
+                f"[moekit_{ctx.format}] quantised experts have no gradient; "
+                'set_experts_implementation("moekit") or "eager" is required for training'
+            )
+        hidden, ids, weights, *tensors = ctx.saved_tensors
+        hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[3])
+        weights = weights.detach().requires_grad_(ctx.needs_input_grad[5])
+        wanted = [t for t in (hidden, weights, *tensors) if t.requires_grad]
+        with torch.enable_grad():
+            out = ctx.kind.eager(ctx.module, hidden, ids, weights)
+            found = torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
+        given = dict(zip(map(id, wanted), found, strict=True))
+        by_tensor = [given.get(id(tensor)) for tensor in (hidden, weights, *tensors)]
+        return None, None, None, by_tensor[0], None, by_tensor[1], *by_tensor[2:]
