@@ -108,12 +108,16 @@ def mixer_types(
     layers: int,
     kinds: Sequence[str],
     default: Sequence[str] | None = None,
-    name: str = "layer_types",
+    *names: str,
 ) -> list[str]:
-    """What mixes tokens in each layer: field `name`, a list of `kinds`, else `default`.
+    """What mixes tokens in each layer: a list of `kinds`, else `default`.
+
+    The field is `layer_types`, or the first of `names` that is there.
 
     "attention", "mamba" and the like are older names of `full_attention` and `linear_attention`.
     """
+    names = names or ("layer_types",)
+    name = next((n for n in names if config.get(n) is not None), names[0])
     given = config.get(name)
     if given is None and default is not None:
         return list(default)

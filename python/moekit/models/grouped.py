@@ -25,8 +25,8 @@ class GroupedQuery:
 
     `bias`: q, k and v have one; `o_bias`: o has (as `bias` unless given). `norms`: the names of
     the norms of q and k, of each head or, with `whole`, of the whole projection. `rope`: False
-    for no position at all, else settings (those of config.json by default). Other options go to
-    `nn.Attention`.
+    for no position at all, else settings (those of config.json by default). `o_name` is what the
+    file calls `o_proj`. Other options go to `nn.Attention`.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class GroupedQuery:
         norms: tuple[str, str] | None = None,
         whole: bool = False,
         rope: RopeSettings | bool = True,
+        o_name: str = "o_proj",
         **options: Any,
     ) -> None:
         self.hidden = config.size("hidden_size")
@@ -49,6 +50,7 @@ class GroupedQuery:
         self.o_bias = bias if o_bias is None else o_bias
         self.norms = norms
         self.whole = whole
+        self.o_name = o_name
         self.options = options
         if rope:
             settings = read_rope(config) if isinstance(rope, bool) else rope
@@ -71,7 +73,7 @@ class GroupedQuery:
             layer.linear("q_proj", q_size, self.hidden, bias=self.bias),
             layer.linear("k_proj", kv_size, self.hidden, bias=self.bias),
             layer.linear("v_proj", kv_size, self.hidden, bias=self.bias),
-            layer.linear("o_proj", self.hidden, q_size, bias=self.o_bias),
+            layer.linear(self.o_name, self.hidden, q_size, bias=self.o_bias),
             heads=self.heads,
             kv_heads=self.kv_heads,
             **options,

@@ -1,0 +1,91 @@
+"""Jamba (arXiv 2403.19887): Mamba layers with an attention layer here and there, and no positions.
+
+Every `expert_layer_period`-th layer has experts. Router: softmax over all experts, the best k, not
+renormalised. Mamba's time step, B and C are normalised.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..config import Config
+from ..nn import MLP, Block, Mamba, Model, MoE, ShortConvolution
+from .base import Names, assemble, check_activation
+from .grouped import GroupedQuery
+from .mixture import Mixture
+from .reader import Reader
+
+MAX_TAPS = 64
+_NAMES = Names(norm="model.final_layernorm")
+
+
+def build(config: Config, reader: Reader) -> Model:
+    """The model of a Jamba checkpoint."""
+    hidden = config.size("hidden_size")
+    inner = config.size("intermediate_size")
+    eps = config.number("rms_norm_eps", default=1e-6, above=0)
+    attends = _schedule(config, "attn_layer", period=8, offset=4)
+    sparse = _schedule(config, "expert_layer", period=2, offset=1)
+    several = config.size("num_experts", "num_local_experts", default=16) > 1
+    check_activation(config)
+    attention = GroupedQuery(config, eps, rope=False)
+    mixture = Mixture.of(config, "intermediate_size", {"score": "softmax"}, gate="router")
+    mamba = _mamba(config, hidden, eps)
+
+    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
+        if several and sparse(n):
+            return mixture.read(layer.under("feed_forward"))
+        return layer.mlp("feed_forward", inner, hidden)
+
+    def block(n: int, layer: Reader) -> Block:
+        return Block(
+            layer.norm("input_layernorm", hidden, eps),
+            attention.read(layer.under("self_attn")) if attends(n) else mamba(layer.under("mamba")),
+            layer.norm("pre_ff_layernorm", hidden, eps),
+            feed_forward(n, layer),
+        )
+
+    return assemble(config, reader, hidden, eps, block, names=_NAMES)
+
+
+def _schedule(config: Config, name: str, period: int, offset: int) -> Callable[[int], bool]:
+    """Every `period`-th layer from `offset` on."""
+    period = config.size(f"{name}_period", default=period)
+    offset = config.size(f"{name}_offset", default=offset, least=0)
+    config.require(offset < period, f"{name}_offset", f"less than {name}_period, {period},")
+    return lambda n: n % period == offset
+
+
+def _mamba(config: Config, hidden: int, eps: float) -> Callable[[Reader], Mamba]:
+    channels = config.size("mamba_expand", default=2, most=1024) * hidden
+    states = config.size("mamba_d_state", default=16)
+    taps = config.size("mamba_d_conv", default=4, most=MAX_TAPS)
+    if config.get("mamba_dt_rank", "auto") == "auto":
+        rank = -(-hidden // 16)
+    else:
+        rank = config.size("mamba_dt_rank")
+    conv_bias = config.flag("mamba_conv_bias", default=True)
+    bias = config.flag("mamba_proj_bias", default=False)
+
+    def mamba(layer: Reader) -> Mamba:
+        return Mamba(
+            layer.linear("in_proj", 2 * channels, hidden, bias=bias),
+            short_convolution(layer, channels, taps, conv_bias),
+            layer.linear("x_proj", rank + 2 * states, channels),
+            layer.linear("dt_proj", channels, rank),
+            layer.linear("out_proj", hidden, channels, bias=bias),
+            step_bias=layer.tensor("dt_proj.bias", channels),
+            rate=np.exp(layer.tensor("A_log", channels, states)).T,
+            skip=layer.tensor("D", channels),
+            step_norm=layer.norm("dt_layernorm", rank, eps),
+            in_norm=layer.norm("b_layernorm", states, eps),
+            out_norm=layer.norm("c_layernorm", states, eps),
+        )
+
+    return mamba
+
+
+def short_convolution(layer: Reader, channels: int, taps: int, bias: bool) -> ShortConvolution:
+    """`conv1d.weight` [C, 1, W] and, with `bias`, `conv1d.bias` [C], followed by SiLU."""
+    values = layer.tensor("conv1d.bias", channels) if bias else None
+    return ShortConvolution(layer.tensor("conv1d.weight", channels, 1, taps)[:, 0], values)
