@@ -12,6 +12,7 @@ void bind_config(py::module_&);
 void bind_rowwise(py::module_&);
 void bind_attention(py::module_&);
 void bind_recurrence(py::module_&);
+void bind_sparse(py::module_&);
 void bind_router(py::module_&);
 void bind_plan(py::module_&);
 void bind_weights(py::module_&);
@@ -39,6 +40,7 @@ PYBIND11_MODULE(_core, m) {
   bind_rowwise(m);
   bind_attention(m);
   bind_recurrence(m);
+  bind_sparse(m);
   bind_router(m);
   bind_plan(m);
   bind_weights(m);

@@ -50,6 +50,20 @@ struct AttentionCall {
   float* lane_sums;          // scratch [rows][16]
 };
 
+/// An indexer's heads against keys [begin, end): out[j] = Σ_h weights[h] · max(0, queries[h] ·
+/// k[j]).
+struct IndexCall {
+  const void* keys;  // of position 0
+  int64_t key_stride, dim;
+  int64_t begin, end;    // begin is a multiple of kKeyBlock
+  const float* queries;  // [heads][query_stride], as `pack` wrote them
+  int64_t query_stride;  // dim rounded up to 16
+  const float* weights;  // [heads]
+  int64_t heads;
+  float* out;        // of position 0
+  float* key_block;  // scratch [kKeyBlock][query_stride]
+};
+
 /// A softmax under way: the largest score, Σ exp(score − max), Σ exp(score − max) · value.
 struct SoftmaxRow {
   float max, sum;
@@ -64,6 +78,7 @@ struct AttentionKernels {
   void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
   /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.
   void (*finish)(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept;
+  void (*index[3])(const IndexCall&) noexcept;  // by DType of the keys
 };
 
 }  // namespace moe

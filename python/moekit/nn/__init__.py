@@ -11,6 +11,7 @@ from .batch import Batch, Cache
 from .block import Block
 from .delta_net import DeltaNet, DeltaSizes, GroupedInputs, SeparateInputs
 from .experts import Experts
+from .indexer import Indexer
 from .kv_cache import KVCache
 from .linear import Linear
 from .mamba import Mamba, Mamba2
@@ -34,6 +35,7 @@ __all__ = [
     "GatedConvolution",
     "GroupedInputs",
     "HashRouter",
+    "Indexer",
     "KVCache",
     "LayerNorm",
     "Linear",

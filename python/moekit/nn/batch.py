@@ -66,7 +66,17 @@ class Batch:
     """Rows of one pass. `rows[i]` are those of sequence i, which `sequences[i]` remembers;
     `positions` int64 [T] are the places in the sequences, `ids` int32 [T] the tokens."""
 
-    __slots__ = ("_angles", "_states", "ids", "positions", "routing", "rows", "sequences", "starts")
+    __slots__ = (
+        "_angles",
+        "_states",
+        "ids",
+        "positions",
+        "routing",
+        "rows",
+        "selected",
+        "sequences",
+        "starts",
+    )
 
     def __init__(
         self, lengths: Sequence[int], sequences: Sequence[KVCache], ids: Ids | None = None
@@ -82,6 +92,8 @@ class Batch:
             self.rows.append(slice(end, end + length))
             end += length
         self._angles: dict[int, tuple[Floats, Floats]] = {}
+        # What the last layer with an indexer has selected, by the number of the sequence.
+        self.selected: dict[int, Ids] = {}
         self.ids = np.zeros(end, np.int32) if ids is None else ids
         # Decode, one token of each sequence, is the case worth a short way.
         self.positions: npt.NDArray[np.int64] = (

@@ -14,9 +14,11 @@ import numpy.typing as npt
 
 from .. import ops
 from ..ops import PackedWeight
+from .attention import QueryTemperature
 from .batch import Batch
+from .indexer import Indexer
 from .linear import Linear
-from .norm import RMSNorm
+from .norm import Norm
 from .types import Floats, Weights
 
 
@@ -26,12 +28,18 @@ class MLA:
     `q` (or `q_a`, `q_norm`, `q_b` where queries are compressed too) gives [h * (N + R)], `kv_a`
     gives [L + R]; `kv_norm` acts on the latent part. `key_up` is packed [h, L, N] (W_uk,h
     transposed), `value_up` [h, V, L], `o` is [H, h * V]. `scale` is (N + R) ** -0.5 unless given.
+    `frequencies` [R / 2] rotate the R part; None leaves it as it is (Kimi-Linear). `temperature`
+    scales queries by their position.
+
+    With an `indexer` a query reads the `top_k` tokens that this one selects, as soon as there are
+    more; with `shares_selection` those of the last indexer before this layer (GLM-5).
     """
 
     __slots__ = (
         "_one_row_each",
         "frequencies",
         "heads",
+        "indexer",
         "interleaved",
         "key_up",
         "kv_a",
@@ -45,6 +53,8 @@ class MLA:
         "rope",
         "rope_factor",
         "scale",
+        "selected",
+        "temperature",
         "value",
         "value_up",
     )
@@ -53,17 +63,20 @@ class MLA:
         self,
         q: Linear,
         kv_a: Linear,
-        kv_norm: RMSNorm,
+        kv_norm: Norm,
         key_up: PackedWeight,
         value_up: PackedWeight,
         o: Linear,
         *,
-        frequencies: npt.ArrayLike,
+        frequencies: npt.ArrayLike | None,
         rope_factor: float = 1.0,
         interleaved: bool = True,
         q_a: Linear | None = None,
-        q_norm: RMSNorm | None = None,
+        q_norm: Norm | None = None,
         scale: float | None = None,
+        temperature: QueryTemperature | None = None,
+        indexer: Indexer | None = None,
+        shares_selection: int | None = None,
     ) -> None:
         self.heads, self.latent, self.nope = key_up.shape
         self.value = value_up.shape[1]
@@ -81,16 +94,26 @@ class MLA:
         self.q, self.q_a, self.q_norm = q, q_a, q_norm
         self.kv_a, self.kv_norm, self.o = kv_a, kv_norm, o
         self.key_up, self.value_up = key_up, value_up
-        self.frequencies: Floats = np.ascontiguousarray(frequencies, np.float32)
+        self.frequencies: Floats | None = (
+            None if frequencies is None else np.ascontiguousarray(frequencies, np.float32)
+        )
         self.rope_factor = rope_factor
         self.interleaved = interleaved
         self._one_row_each = np.arange(self.heads + 1, dtype=np.int64)
         self.scale = (self.nope + self.rope) ** -0.5 if scale is None else scale
+        self.temperature = temperature
+        self.indexer = indexer
+        # How many tokens a query reads where they are selected.
+        self.selected = shares_selection if indexer is None else indexer.top_k
+        if indexer is not None and (q_a is None or frequencies is None):
+            raise ValueError("[MLA] an indexer was given; q_a and frequencies are required with it")
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of what a token leaves in a `KVCache`: latent and rotated key part, joined."""
-        return ((self.latent + self.rope,),)
+        """Shapes of what a token leaves in a `KVCache`: latent and rotated key part, joined, and
+        the indexer's key."""
+        latent = (self.latent + self.rope,)
+        return (latent,) if self.indexer is None else (latent, (self.indexer.dim,))
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
@@ -102,18 +125,39 @@ class MLA:
             if self.q_norm is not None:
                 hidden = self.q_norm(hidden)
         q = self.q(hidden).reshape(rows, self.heads, self.nope + self.rope)
-        angles = batch.angles(self.frequencies, self.rope_factor)
-        q_rope = ops.rope(q[:, :, self.nope :], angles=angles, interleaved=self.interleaved)
-        q_latent = self._per_head(q[:, :, : self.nope], self.key_up)
-
+        if self.temperature is not None:
+            q = q * self.temperature(batch.positions)[:, None, None]
         compressed = self.kv_a(x)
+        q_rope, k_rope = q[:, :, self.nope :], compressed[:, self.latent :]
         entries = np.empty((rows, self.latent + self.rope), np.float32)
         entries[:, : self.latent] = self.kv_norm(compressed[:, : self.latent])
-        k_rope = compressed[:, self.latent :]
-        entries[:, self.latent :] = ops.rope(k_rope, angles=angles, interleaved=self.interleaved)
+        index: list[Floats] = []
+        if self.frequencies is not None:
+            angles = batch.angles(self.frequencies, self.rope_factor)
+            q_rope = ops.rope(q_rope, angles=angles, interleaved=self.interleaved)
+            k_rope = ops.rope(k_rope, angles=angles, interleaved=self.interleaved)
+            if self.indexer is not None:
+                index = [
+                    self.indexer.keys(x, angles),
+                    self.indexer.queries(hidden, angles),
+                    self.indexer.weigh(x),
+                ]
+        entries[:, self.latent :] = k_rope
 
-        summed = self._attend(q_latent, q_rope, entries, batch, layer)
-        out = self._per_head(summed, self.value_up)
+        q_latent = self._per_head(q[:, :, : self.nope], self.key_up)
+        parts = [
+            self._attend(
+                q_latent[seen],
+                q_rope[seen],
+                entries[seen],
+                [a[seen] for a in index],
+                batch,
+                n,
+                layer,
+            )
+            for n, seen in enumerate(batch.rows)
+        ]
+        out = self._per_head(parts[0] if len(parts) == 1 else np.concatenate(parts), self.value_up)
         return self.o(out.reshape(rows, self.heads * self.value))
 
     def _per_head(self, x: Floats, weight: PackedWeight) -> Floats:
@@ -126,17 +170,44 @@ class MLA:
         return np.ascontiguousarray(y.reshape(self.heads, rows, -1).transpose(1, 0, 2))
 
     def _attend(
-        self, q_latent: Floats, q_rope: Floats, entries: Floats, batch: Batch, layer: int
+        self,
+        q_latent: Floats,
+        q_rope: Floats,
+        entries: Floats,
+        index: list[Floats],
+        batch: Batch,
+        sequence: int,
+        layer: int,
     ) -> Floats:
-        parts = []
-        for rows, cache in zip(batch.rows, batch.sequences, strict=True):
-            (kept,) = cache.append(layer, entries[rows])
-            parts.append(ops.mla_attention(q_latent[rows], q_rope[rows], kept, scale=self.scale))
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        """The summed latents [T, h, L] of one sequence's tokens."""
+        kept, *keys = batch.sequences[sequence].append(layer, entries, *index[:1])
+        if self.selected is None:
+            return ops.mla_attention(q_latent, q_rope, kept, scale=self.scale)
+        # A token that sees no more than are selected reads them all: by its position alone, so
+        # that it does not matter how a prompt is cut.
+        rows, start = len(entries), batch.starts[sequence]
+        few = min(max(self.selected - start, 0), rows)
+        out = np.empty((rows, self.heads, self.latent), np.float32)
+        if few:
+            out[:few] = ops.mla_attention(
+                q_latent[:few], q_rope[:few], kept[: start + few], scale=self.scale
+            )
+        if few < rows:
+            if self.indexer is not None:
+                queries, weights = index[1][few:], index[2][few:]
+                batch.selected[sequence] = self.indexer.select(queries, weights, keys[0])
+            out[few:] = ops.sparse_attention(
+                q_latent[few:],
+                kept,
+                batch.selected[sequence],
+                q_rope=q_rope[few:],
+                scale=self.scale,
+            )
+        return out
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
-        for part in ("q_a", "q_norm", "q", "kv_a", "kv_norm", "o"):
+        for part in ("q_a", "q_norm", "q", "kv_a", "kv_norm", "indexer", "o"):
             module = getattr(self, part)
             if module is not None:
                 for name, kind, weight in module.weights():

@@ -32,6 +32,7 @@ from moekit.ops.routing import (
 )
 from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
 from moekit.ops.sampling import sample
+from moekit.ops.sparse import hyper_connection, pool_windows, select_keys, sparse_attention
 from moekit.ops.weights import (
     PackedWeight,
     format_names,
@@ -63,6 +64,7 @@ __all__ = [
     "gptq_factor",
     "gptq_format_names",
     "grouped_matmul",
+    "hyper_connection",
     "layer_norm",
     "limit_capacity",
     "linear_attention",
@@ -75,6 +77,7 @@ __all__ = [
     "packed_bytes",
     "permute",
     "plan",
+    "pool_windows",
     "rms_norm",
     "rope",
     "rope_angles",
@@ -86,9 +89,11 @@ __all__ = [
     "route_noisy",
     "route_threshold",
     "sample",
+    "select_keys",
     "selective_scan",
     "set_num_threads",
     "show_config",
+    "sparse_attention",
     "time_step",
     "unit_length",
     "weigh",

@@ -55,7 +55,8 @@ def attention(
     Raises ValueError where shapes do not fit, TypeError for other dtypes.
     """
     op = "attention"
-    queries, keys, values = _heads(q, op, "q", np.float32), _heads(k, op, "k"), _heads(v, op, "v")
+    queries = heads_of(q, op, "q", np.float32)
+    keys, values = heads_of(k, op, "k"), heads_of(v, op, "v")
     return _run(
         op,
         queries,
@@ -106,8 +107,8 @@ def mla_attention(
     Returns float32 [T, Hq, L].
     """
     op = "mla_attention"
-    latent = _heads(q_latent, op, "q_latent", np.float32)
-    rope = _heads(q_rope, op, "q_rope", np.float32)
+    latent = heads_of(q_latent, op, "q_latent", np.float32)
+    rope = heads_of(q_rope, op, "q_rope", np.float32)
     rows = to_numpy(cache, op, "cache")
     check_ndim(rows, 2, op, "cache")
     width = latent.shape[2] + rope.shape[2]
@@ -115,7 +116,7 @@ def mla_attention(
         raise ValueError(
             f"[{op}] cache has {rows.shape[1]} columns; q_latent and q_rope have {width}"
         )
-    keys = _heads(rows[:, None, :], op, "cache")
+    keys = heads_of(rows[:, None, :], op, "cache")
     return _run(
         op,
         latent,
@@ -185,7 +186,7 @@ def _run(
     return result
 
 
-def _heads(x: Any, op: str, name: str, dtype: type[np.float32] | None = None) -> Array:
+def heads_of(x: Any, op: str, name: str, dtype: type[np.float32] | None = None) -> Array:
     """[tokens, heads, width] with contiguous, aligned rows: copied only where they are not."""
     array = to_numpy(x, op, name)
     check_ndim(array, 3, op, name)

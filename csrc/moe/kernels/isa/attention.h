@@ -488,7 +488,4 @@ static void finish(const SoftmaxRow& row, const float* sink, int64_t width, floa
   }
 }
 
-static constexpr AttentionKernels kAttentionKernels = {
-    &pack_queries, {&attend<float>, &attend<bf16>, &attend<f16>}, &merge, &finish};
-
 }  // namespace moe::MOE_ISA

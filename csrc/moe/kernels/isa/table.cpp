@@ -4,6 +4,7 @@
 #include "moe/kernels/isa/attention.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
+#include "moe/kernels/isa/index_scores.h"
 #include "moe/kernels/isa/norm.h"
 #include "moe/kernels/isa/probe.h"
 #include "moe/kernels/isa/recurrence.h"
