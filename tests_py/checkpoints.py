@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import grouped_families
+import latent_families
 import numpy as np
 import recurrent_families
 import torch
@@ -68,9 +69,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
+# Where AutoModelForCausalLM does not know a family.
+CLASSES = {"mistral4": "Mistral4ForCausalLM"}
+
+
 def tiny_config(family: str, **changes: Any) -> Any:
     """A small configuration of a family."""
-    own = {**FAMILIES, **grouped_families.FIELDS, **recurrent_families.FIELDS}[family]
+    tables = (FAMILIES, grouped_families.FIELDS, latent_families.FIELDS, recurrent_families.FIELDS)
+    own = next(table[family] for table in tables if family in table)
     fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **changes}
     return transformers.AutoConfig.for_model(family, **fields)
 
@@ -79,7 +85,10 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
     """A random float32 model; norms, biases and correction biases random as well."""
     config = tiny_config(family, **changes)
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    kind = CLASSES.get(family, "AutoModelForCausalLM")
+    maker = getattr(transformers, kind)
+    make = maker.from_config if kind.startswith("Auto") else maker._from_config
+    model = make(config, attn_implementation="eager")
     model.set_experts_implementation("eager")
     model.eval()
     with torch.no_grad():

@@ -5,8 +5,10 @@ Families differ in the score and in a few options; each one's file says which.
 
 from collections.abc import Callable
 
+import numpy as np
+
 from ..config import Config
-from ..nn import MLA, Block, Model, MoE
+from ..nn import MLA, Block, Indexer, Model, MoE, QueryTemperature, RMSNorm
 from ..ops import PackedWeight
 from .base import (
     MAX_HEAD_DIM,
@@ -20,7 +22,7 @@ from .base import (
 )
 from .mixture import Mixture, group_rule
 from .reader import Reader
-from .rope import read_rope, yarn_softmax_scale
+from .rope import RopeSettings, read_rope, yarn_softmax_scale
 
 # The norms inside of latent attention do not follow rms_norm_eps.
 LATENT_EPS = 1e-6
@@ -28,6 +30,8 @@ LATENT_EPS = 1e-6
 # Both make a part of a layer from its tensors; attention may depend on the layer's number.
 MakeAttention = Callable[[int, Reader], MLA]
 MakeMixture = Callable[[Reader], MoE]
+# A layer's own indexer, or how many tokens the one of an earlier layer selects for it.
+MakeSelection = Callable[[int, Reader], Indexer | int]
 
 
 def latent_decoder(
@@ -38,8 +42,12 @@ def latent_decoder(
     *,
     first_dense: int,
     eps: float = 1e-6,
+    post_norm: Callable[[bool, Reader], RMSNorm | None] | None = None,
 ) -> Model:
-    """Pre-norm blocks; the `first_k_dense_replace` first ones (`first_dense` by default) dense."""
+    """Pre-norm blocks; the `first_k_dense_replace` first ones (`first_dense` by default) dense.
+
+    `post_norm`, of a sparse or dense layer, acts on what its feed-forward half gives.
+    """
     hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=eps, above=0)
     layers = layer_count(config)
@@ -56,13 +64,27 @@ def latent_decoder(
             mixture(layer.under("mlp"))
             if sparse[n]
             else layer.mlp("mlp", config.size("intermediate_size"), hidden),
+            ffn_post_norm=None if post_norm is None else post_norm(sparse[n], layer),
         )
 
     return assemble(config, reader, hidden, eps, block)
 
 
-def latent_attention(config: Config) -> MakeAttention:
-    """DeepSeek-V2's and V3's attention (arXiv 2405.04434, section 2.1), q compressed or not."""
+def latent_attention(
+    config: Config,
+    *,
+    rope_settings: RopeSettings | None = None,
+    selection: MakeSelection | None = None,
+    temperature: QueryTemperature | None = None,
+    query_gain: float = 1.0,
+    latent_gain: float = 1.0,
+) -> MakeAttention:
+    """DeepSeek-V2's and V3's attention (arXiv 2405.04434, section 2.1), q compressed or not.
+
+    `rope_settings` are those of the configuration unless given. `selection` is what chooses the
+    tokens that a layer's queries read. Queries and latents are multiplied by their gains
+    (LongCat-Flash).
+    """
     hidden = config.size("hidden_size")
     heads, _ = attention_heads(config)
     nope = config.size("qk_nope_head_dim")
@@ -72,7 +94,7 @@ def latent_attention(config: Config) -> MakeAttention:
     q_latent = config.optional_size("q_lora_rank")
     bias = config.flag("attention_bias", default=False)
     config.require(rope % 2 == 0, "qk_rope_head_dim", "an even number")
-    settings = read_rope(config)
+    settings = read_rope(config) if rope_settings is None else rope_settings
     frequencies, factor = rope_table(settings, rope)
     interleaved = config.flag("rope_interleave", default=True)
 
@@ -86,6 +108,10 @@ def latent_attention(config: Config) -> MakeAttention:
             q = layer.linear("q_b_proj", heads * (nope + rope), q_latent)
         kv_a = layer.linear("kv_a_proj_with_mqa", latent + rope, hidden, bias=bias)
         kv_norm = layer.norm("kv_a_layernorm", latent, LATENT_EPS)
+        if latent_gain != 1.0:
+            gained = layer.tensor("kv_a_layernorm.weight", latent) * np.float32(latent_gain)
+            kv_norm = RMSNorm(gained, LATENT_EPS)
+        chosen = None if selection is None else selection(n, layer)
         key_up, value_up = latent_projections(layer, heads, nope, value, latent)
         return MLA(
             q,
@@ -99,10 +125,35 @@ def latent_attention(config: Config) -> MakeAttention:
             frequencies=frequencies,
             rope_factor=factor,
             interleaved=interleaved,
-            scale=(nope + rope) ** -0.5 * yarn_softmax_scale(settings),
+            scale=(nope + rope) ** -0.5 * yarn_softmax_scale(settings) * query_gain,
+            temperature=temperature,
+            indexer=chosen if isinstance(chosen, Indexer) else None,
+            shares_selection=chosen if isinstance(chosen, int) else None,
         )
 
     return attention
+
+
+def own_indexer(config: Config, interleaved: bool) -> Callable[[Reader], Indexer]:
+    """The lightning indexer of a layer (DeepSeek-V3.2-Exp, section 2), under `indexer`."""
+    hidden, q_latent = config.size("hidden_size"), config.size("q_lora_rank")
+    heads = config.size("index_n_heads")
+    dim = config.size("index_head_dim", most=MAX_HEAD_DIM)
+    rope = config.size("qk_rope_head_dim")
+    top_k = config.size("index_topk")
+    config.require(rope <= dim, "qk_rope_head_dim", f"at most index_head_dim, {dim},")
+
+    def indexer(layer: Reader) -> Indexer:
+        return Indexer(
+            layer.linear("indexer.wq_b", heads * dim, q_latent),
+            layer.linear("indexer.wk", dim, hidden),
+            layer.layer_norm("indexer.k_norm", dim, LATENT_EPS),
+            layer.linear("indexer.weights_proj", heads, hidden),
+            top_k=top_k,
+            interleaved=interleaved,
+        )
+
+    return indexer
 
 
 def latent_projections(

@@ -1,0 +1,15 @@
+"""GLM-4.7-Flash: DeepSeek-V3's architecture with one dense layer.
+
+The router is V3's (sigmoid, a bias for the selection, groups), attention is latent.
+"""
+
+from ..config import Config
+from ..nn import Model
+from .latent import grouped_mixture, latent_attention, latent_decoder
+from .reader import Reader
+
+
+def build(config: Config, reader: Reader) -> Model:
+    """The model of a GLM-4.7-Flash checkpoint."""
+    attention, mixture = latent_attention(config), grouped_mixture(config)
+    return latent_decoder(config, reader, attention, mixture, first_dense=1, eps=1e-5)

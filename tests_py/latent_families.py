@@ -1,0 +1,72 @@
+"""The families with latent attention: sizes of their tiny checkpoints, and the variants of each
+that the tests go through."""
+
+from typing import Any
+
+MLA: dict[str, Any] = {
+    "num_key_value_heads": 3,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 5,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "kv_lora_rank": 22,
+    "q_lora_rank": 26,
+    "qk_nope_head_dim": 14,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 18,
+}
+# Many heads, so that no two keys have the same score: a ReLU of all heads at 0 would.
+INDEXER: dict[str, Any] = {"index_topk": 6, "index_n_heads": 16, "index_head_dim": 10}
+GROUPS: dict[str, Any] = {
+    "n_routed_experts": 12,
+    "n_group": 4,
+    "topk_group": 2,
+    "num_experts_per_tok": 3,
+}
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "original_max_position_embeddings": 64,
+}
+FIELDS: dict[str, dict[str, Any]] = {
+    "deepseek_v32": {**MLA, **INDEXER, "first_k_dense_replace": 1},
+    "glm_moe_dsa": {**MLA, **INDEXER, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {**MLA},
+    "mistral4": {**MLA, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
+    "axk1": {**MLA},
+}
+SCALED: dict[str, Any] = {"norm_topk_prob": False, "routed_scaling_factor": 1.7}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("deepseek_v32", {}),
+    ("deepseek_v32", {**GROUPS, "index_topk": 1, "tie_word_embeddings": True}),
+    ("deepseek_v32", {"rope_parameters": YARN, "attention_bias": True, "rms_norm_eps": 3e-2}),
+    ("deepseek_v32", {**SCALED, "index_topk": 64, "index_head_dim": 6}),
+    ("glm_moe_dsa", {}),
+    ("glm_moe_dsa", {"indexer_types": ["full", "shared", "shared"], "index_topk": 4}),
+    ("glm_moe_dsa", {"index_topk_freq": 2, "num_hidden_layers": 5, "rope_parameters": YARN}),
+    ("glm4_moe_lite", {}),
+    ("glm4_moe_lite", {**GROUPS, **SCALED, "mlp_layer_types": ["sparse", "dense", "sparse"]}),
+    ("glm4_moe_lite", {"q_lora_rank": None, "rope_interleave": False, "attention_bias": True}),
+    ("mistral4", {}),
+    ("mistral4", {**GROUPS, **SCALED, "first_k_dense_replace": 1}),
+    (
+        "mistral4",
+        {
+            "rope_parameters": {
+                **YARN,
+                "llama_4_scaling_beta": 0.5,
+                "original_max_position_embeddings": 5,
+            },
+            "q_lora_rank": None,
+        },
+    ),
+    ("axk1", {}),
+    ("axk1", {**GROUPS, "rms_norm_eps": 3e-2, "mlp_layer_types": ["sparse", "dense", "sparse"]}),
+]
