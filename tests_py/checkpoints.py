@@ -105,6 +105,9 @@ def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
         for name, buffer in model.named_buffers():
             if name.endswith(("e_score_correction_bias", "expert_bias", "layer_scalar")):
                 buffer.add_(0.3 * torch.randn_like(buffer))
+            elif name.endswith("tid2eid"):
+                rows = [torch.randperm(config.n_routed_experts) for _ in range(len(buffer))]
+                buffer.copy_(torch.stack(rows)[:, : buffer.shape[1]])
     return model
 
 

@@ -35,12 +35,35 @@ YARN: dict[str, Any] = {
     "beta_slow": 1,
     "original_max_position_embeddings": 64,
 }
+COMPRESSED: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 5,
+    "head_dim": 22,
+    "partial_rotary_factor": 0.28,
+    "q_lora_rank": 26,
+    "o_groups": 2,
+    "o_lora_rank": 14,
+    "index_n_heads": 16,
+    "index_head_dim": 10,
+    "index_topk": 2,
+    "sliding_window": 5,
+    "swiglu_limit": 1.5,
+    "compress_rates": {"compressed_sparse_attention": 3, "heavily_compressed_attention": 7},
+    "layer_types": [
+        "sliding_attention",
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+    ],
+    "mlp_layer_types": ["hash_moe", "moe", "moe"],
+}
 FIELDS: dict[str, dict[str, Any]] = {
     "deepseek_v32": {**MLA, **INDEXER, "first_k_dense_replace": 1},
     "glm_moe_dsa": {**MLA, **INDEXER, "first_k_dense_replace": 1},
     "glm4_moe_lite": {**MLA},
     "mistral4": {**MLA, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
     "axk1": {**MLA},
+    "deepseek_v4": COMPRESSED,
 }
 SCALED: dict[str, Any] = {"norm_topk_prob": False, "routed_scaling_factor": 1.7}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -69,4 +92,25 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("axk1", {}),
     ("axk1", {**GROUPS, "rms_norm_eps": 3e-2, "mlp_layer_types": ["sparse", "dense", "sparse"]}),
+    ("deepseek_v4", {}),
+    ("deepseek_v4", {"hc_mult": 1, "scoring_func": "sigmoid", "rms_norm_eps": 3e-2, "o_groups": 1}),
+    (
+        "deepseek_v4",
+        {
+            "rope_parameters": {
+                k: v for k, v in YARN.items() if k not in ("mscale", "mscale_all_dim")
+            },
+            "layer_types": ["compressed_sparse_attention"] * 2 + ["heavily_compressed_attention"],
+            "compress_rates": {
+                "compressed_sparse_attention": 2,
+                "heavily_compressed_attention": 4,
+            },
+            "index_topk": 3,
+            "hc_mult": 3,
+            "hc_sinkhorn_iters": 2,
+            "mlp_layer_types": ["moe", "hash_moe", "hash_moe"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    ("deepseek_v4", {"index_topk": 64, "sliding_window": 64, "routed_scaling_factor": 2.5}),
 ]

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "array.h"
@@ -15,6 +16,8 @@
 namespace moe::bindings {
 
 namespace {
+
+using Triple = std::tuple<py::array_t<float>, py::array_t<float>, py::array_t<float>>;
 
 py::array_t<int32_t> bound_select_keys(const py::array& queries, const py::array& weights,
                                        const py::array& keys, const py::array& visible, int64_t k) {
@@ -97,9 +100,9 @@ py::array_t<float> bound_pool_windows(const py::array& values, const py::array& 
   return out;
 }
 
-py::tuple bound_hyper_connection(const py::array& mixes, const py::array& base,
-                                 const py::array& scales, int64_t streams, int64_t iterations,
-                                 float eps) {
+Triple bound_hyper_connection(const py::array& mixes, const py::array& base,
+                              const py::array& scales, int64_t streams, int64_t iterations,
+                              float eps) {
   const char* op = "hyper_connection";
   const auto rows = matrix_of<float>(mixes, op, "mixes");
   HyperConnectionInputs in;
@@ -125,7 +128,42 @@ py::tuple bound_hyper_connection(const py::array& mixes, const py::array& base,
     const py::gil_scoped_release release;
     hyper_connection(in, r, w, m);
   }
-  return py::make_tuple(std::move(read), std::move(write), std::move(mix));
+  return {std::move(read), std::move(write), std::move(mix)};
+}
+
+py::array_t<float> bound_mix_streams(const py::array& streams, const py::array& weights,
+                                     const std::optional<py::array>& added,
+                                     const std::optional<py::array>& factors) {
+  const char* op = "mix_streams";
+  MixStreamsInputs in;
+  in.streams = data_of<float>(streams, 3, op, "streams");
+  in.weights = data_of<float>(weights, 3, op, "weights");
+  in.tokens = streams.shape(0);
+  in.streams_in = streams.shape(1);
+  in.hidden = streams.shape(2);
+  in.streams_out = weights.shape(2);
+  MOE_CHECK(in.streams_in > 0 && weights.shape(0) == in.tokens && weights.shape(1) == in.streams_in,
+            "[", op, "] weights has shape ", shape_text(weights), "; [", in.tokens, ", ",
+            in.streams_in, ", m] is required");
+  MOE_CHECK(added.has_value() == factors.has_value(), "[", op,
+            "] one of added and factors was given; both or none are required");
+  if (added) {
+    const auto rows = matrix_of<float>(*added, op, "added");
+    const auto by = matrix_of<float>(*factors, op, "factors");
+    MOE_CHECK(rows.rows == in.tokens && rows.cols == in.hidden, "[", op, "] added has shape ",
+              shape_text(*added), "; [", in.tokens, ", ", in.hidden, "] is required");
+    MOE_CHECK(by.rows == in.tokens && by.cols == in.streams_out, "[", op, "] factors has shape ",
+              shape_text(*factors), "; [", in.tokens, ", ", in.streams_out, "] is required");
+    in.added = rows.data;
+    in.factors = by.data;
+  }
+  auto out = new_array<float>({in.tokens, in.streams_out, in.hidden});
+  float* data = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    mix_streams(in, data);
+  }
+  return out;
 }
 
 }  // namespace
@@ -142,6 +180,8 @@ void bind_sparse(py::module_& m) {
   m.def("hyper_connection", &bound_hyper_connection, py::arg("mixes"), py::arg("base"),
         py::arg("scales"), py::arg("streams"), py::arg("iterations"), py::arg("eps"),
         "How streams are read, written and mixed; see moekit.ops.hyper_connection.");
+  m.def("mix_streams", &bound_mix_streams, py::arg("streams"), py::arg("weights"), py::arg("added"),
+        py::arg("factors"), "Weighted sums of streams; see moekit.ops.mix_streams.");
 }
 
 }  // namespace moe::bindings

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'selective_scan', 'set_isa', 'set_num_threads', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -135,6 +135,10 @@ def gptq_format_names() -> list[str]:
     ...
 def grouped_matmul(x: numpy.ndarray, weight: PackedWeight, offsets: numpy.ndarray, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
+def hyper_connection(mixes: numpy.ndarray, base: numpy.ndarray, scales: numpy.ndarray, streams: typing.SupportsInt | typing.SupportsIndex, iterations: typing.SupportsInt | typing.SupportsIndex, eps: typing.SupportsFloat | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
+    """
+    How streams are read, written and mixed; see moekit.ops.hyper_connection.
+    """
 def isa() -> str:
     """
     The instruction set in use.
@@ -151,6 +155,10 @@ def matmul(x: numpy.ndarray, weight: PackedWeight, bias: numpy.ndarray | None, c
     ...
 def measure_limits(bytes: typing.SupportsInt | typing.SupportsIndex, passes: typing.SupportsInt | typing.SupportsIndex, clock: str) -> Limits:
     ...
+def mix_streams(streams: numpy.ndarray, weights: numpy.ndarray, added: numpy.ndarray | None, factors: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Weighted sums of streams; see moekit.ops.mix_streams.
+    """
 def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def num_threads() -> int:
@@ -166,6 +174,10 @@ def permute(x: numpy.ndarray, rows: numpy.ndarray) -> numpy.typing.NDArray[numpy
 def plan(experts: numpy.ndarray, expert_count: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.int32]]:
     """
     offsets, rows and slots of a Plan.
+    """
+def pool_windows(values: numpy.ndarray, gates: numpy.ndarray) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Gated sums of windows; see moekit.ops.pool_windows.
     """
 def rms_norm(x: numpy.ndarray, weight: numpy.ndarray | None, eps: typing.SupportsFloat | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex, residual: numpy.ndarray | None) -> typing.Any:
     """
@@ -183,12 +195,20 @@ def runnable_isas() -> list[str]:
     """
 def sample(logits: numpy.ndarray, temperature: typing.SupportsFloat | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, top_p: typing.SupportsFloat | typing.SupportsIndex, min_p: typing.SupportsFloat | typing.SupportsIndex, seeds: numpy.ndarray, steps: numpy.ndarray) -> numpy.typing.NDArray[numpy.int64]:
     ...
+def select_keys(queries: numpy.ndarray, weights: numpy.ndarray, keys: numpy.ndarray, visible: numpy.ndarray, k: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int32]:
+    """
+    The best keys of each query; see moekit.ops.select_keys.
+    """
 def selective_scan(x: numpy.ndarray, step: numpy.ndarray, rate: numpy.ndarray, b: numpy.ndarray, c: numpy.ndarray, skip: numpy.ndarray | None, state: numpy.ndarray | None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
     ...
 def set_isa(name: str) -> None:
     ...
 def set_num_threads(threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...
+def sparse_attention(op: str, q: numpy.ndarray, q_tail: numpy.ndarray | None, sources: collections.abc.Sequence[numpy.ndarray], value_dim: typing.SupportsInt | typing.SupportsIndex, selected: numpy.ndarray, scale: typing.SupportsFloat | typing.SupportsIndex, sinks: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
+    """
+    Attention over selected rows; see moekit.ops.sparse_attention.
+    """
 def time_step(x: numpy.ndarray, bias: numpy.ndarray | None, low: typing.SupportsFloat | typing.SupportsIndex, high: typing.SupportsFloat | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def weigh(logits: numpy.ndarray, rule: RouterRule, experts: numpy.ndarray, noise: numpy.ndarray | None, mask: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <vector>
 
@@ -75,6 +77,39 @@ TEST(HyperConnection, ATokenIsItsOwn) {
     EXPECT_TRUE(std::equal(one.read.begin(), one.read.end(), all.read.begin() + t * n));
     EXPECT_TRUE(std::equal(one.write.begin(), one.write.end(), all.write.begin() + t * n));
     EXPECT_TRUE(std::equal(one.mix.begin(), one.mix.end(), all.mix.begin() + t * n * n));
+  }
+}
+
+TEST(MixStreams, IsTheWeightedSumAndATokenIsItsOwn) {
+  for (const auto& [tokens, n, m, hidden] : std::vector<std::array<int64_t, 4>>{
+           {1, 1, 1, 1}, {5, 4, 1, 33}, {7, 4, 4, 130}, {3, 2, 5, 16}}) {
+    const auto x = normal(tokens * n * hidden, 5), w = normal(tokens * n * m, 6);
+    const auto added = normal(tokens * hidden, 7), factors = normal(tokens * m, 8);
+    for (const bool adds : {false, true}) {
+      MixStreamsInputs in{
+          x.data(), w.data(), adds ? added.data() : nullptr, factors.data(), tokens, n, m, hidden};
+      std::vector<float> out(tokens * m * hidden), one(m * hidden);
+      mix_streams(in, out.data());
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int64_t k = 0; k < m; ++k) {
+          for (int64_t i = 0; i < hidden; ++i) {
+            double sum =
+                adds ? static_cast<double>(factors[t * m + k]) * added[t * hidden + i] : 0.0;
+            for (int64_t j = 0; j < n; ++j) {
+              sum += static_cast<double>(w[(t * n + j) * m + k]) * x[(t * n + j) * hidden + i];
+            }
+            ASSERT_NEAR(out[(t * m + k) * hidden + i], sum, 1e-5);
+          }
+        }
+        in.tokens = 1;
+        in.streams = x.data() + t * n * hidden;
+        in.weights = w.data() + t * n * m;
+        in.added = adds ? added.data() + t * hidden : nullptr;
+        in.factors = factors.data() + t * m;
+        mix_streams(in, one.data());
+        EXPECT_TRUE(std::equal(one.begin(), one.end(), out.begin() + t * m * hidden));
+      }
+    }
   }
 }
 

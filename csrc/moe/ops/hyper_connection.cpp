@@ -53,4 +53,26 @@ void hyper_connection(const HyperConnectionInputs& in, float* read, float* write
   parallel_for(in.tokens, 64, piece);
 }
 
+void mix_streams(const MixStreamsInputs& in, float* out) {
+  const int64_t n = in.streams_in, m = in.streams_out, hidden = in.hidden;
+  const auto piece = [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const float *x = in.streams + t * n * hidden, *w = in.weights + t * n * m;
+      for (int64_t k = 0; k < m; ++k) {
+        float* y = out + (t * m + k) * hidden;
+        for (int64_t i = 0; i < hidden; ++i) y[i] = w[k] * x[i];
+        for (int64_t j = 1; j < n; ++j) {
+          const float weight = w[j * m + k];
+          for (int64_t i = 0; i < hidden; ++i) y[i] += weight * x[j * hidden + i];
+        }
+        if (in.added == nullptr) continue;
+        const float *added = in.added + t * hidden, factor = in.factors[t * m + k];
+        for (int64_t i = 0; i < hidden; ++i) y[i] += factor * added[i];
+      }
+    }
+  };
+  const int64_t work = std::max<int64_t>(1, n * m * hidden);
+  parallel_for(in.tokens, std::max<int64_t>(1, (1 << 16) / work), piece);
+}
+
 }  // namespace moe

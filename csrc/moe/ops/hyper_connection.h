@@ -22,4 +22,16 @@ struct HyperConnectionInputs {
 /// 2.2. Throws ValueError unless 1 <= n <= kMaxStreams and iterations >= 1. Parallel over tokens.
 void hyper_connection(const HyperConnectionInputs& inputs, float* read, float* write, float* mix);
 
+struct MixStreamsInputs {
+  const float* streams;            // [T, n, H]
+  const float* weights;            // [T, n, m]
+  const float* added = nullptr;    // [T, H], or none
+  const float* factors = nullptr;  // [T, m], of what is added
+  int64_t tokens = 0, streams_in = 0, streams_out = 0, hidden = 0;
+};
+
+/// out [T, m, H]: out[k] = Σ_j weights[j][k] · streams[j] + factors[k] · added, in the order of j.
+/// `out` must not overlap the inputs. Parallel over tokens.
+void mix_streams(const MixStreamsInputs& inputs, float* out);
+
 }  // namespace moe

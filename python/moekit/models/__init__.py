@@ -14,6 +14,7 @@ FAMILIES = {
     "deepseek_v2": "deepseek_v2",
     "deepseek_v3": "deepseek_v3",
     "deepseek_v32": "deepseek_v32",
+    "deepseek_v4": "deepseek_v4",
     "dots1": "dots1",
     "ernie4_5_moe": "ernie4_5_moe",
     "exaone_moe": "exaone_moe",

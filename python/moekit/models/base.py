@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from .. import ops
 from ..config import Config
-from ..nn import Block, Linear, Model, Norm
+from ..nn import Layer, Linear, Model, Norm
 from ..nn.types import Floats
 from .reader import Reader
 from .rope import RopeSettings
@@ -24,6 +24,7 @@ class Names:
     embedding: str = "model.embed_tokens"
     layers: str = "model.layers"
     norm: str = "model.norm"
+    head: str = "lm_head"
 
 
 STANDARD_NAMES = Names()
@@ -134,7 +135,7 @@ def assemble(
     reader: Reader,
     hidden: int,
     eps: float,
-    block: Callable[[int, Reader], Block],
+    block: Callable[[int, Reader], Layer],
     *,
     norm: Callable[[Reader, str], Norm] | None = None,
     tied: bool = False,
@@ -156,11 +157,11 @@ def assemble(
     last = reader.norm(names.norm, hidden, eps) if norm is None else norm(reader, names.norm)
     if config.flag("tie_word_embeddings", default=tied):
         # Transformers writes no head then, and ignores one that is there.
-        reader.ignore("lm_head.weight")
-        bias = reader.tensor("lm_head.bias", vocab) if head_bias else None
+        reader.ignore(f"{names.head}.weight")
+        bias = reader.tensor(f"{names.head}.bias", vocab) if head_bias else None
         head = Linear(reader.pack_table(embedding), bias, kind="head")
     else:
-        head = reader.linear("lm_head", vocab, hidden, kind="head", bias=head_bias)
+        head = reader.linear(names.head, vocab, hidden, kind="head", bias=head_bias)
     reader.require_all_used(
         lambda name: name.startswith(ignored) or _is_later_layer(name, names.layers, layers)
     )

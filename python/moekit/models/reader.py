@@ -6,7 +6,7 @@ few.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ Array = npt.NDArray[Any]
 
 # Tensors that hold nothing a model would need: tables derived from the configuration.
 _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
+_INTEGERS = ("I64", "I32")
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
 
@@ -122,7 +123,7 @@ class Reader:
 
     # -- tensors ---------------------------------------------------------------------------
 
-    def _claim(self, name: str, shape: Sequence[int]) -> str:
+    def _claim(self, name: str, shape: Sequence[int], dtypes: Collection[str] = KEPT_DTYPES) -> str:
         """The full name of a tensor that must exist in this shape; counted as used."""
         full = self._prefix + name
         info = self._weights.info(full)
@@ -132,10 +133,10 @@ class Reader:
                 f"{list(shape)} is required by config.json"
             )
         first = self._weights.checkpoint.info(next(iter(info.parts.values())))
-        if info.scheme == "plain" and first.dtype not in KEPT_DTYPES:
+        if info.scheme == "plain" and first.dtype not in dtypes:
             raise FileError(
                 f"[load] {self._path}: tensor {full} has dtype {first.dtype}; "
-                f"one of {', '.join(KEPT_DTYPES)} is required"
+                f"one of {', '.join(dtypes)} is required"
             )
         self._used.add(full)
         return full
@@ -152,6 +153,14 @@ class Reader:
         """A small tensor in float32, such as the weight of a norm."""
         full = self._claim(name, shape)
         value = np.asarray(self._weights[full], np.float32)
+        self.placed.append(Placed(Piece(full), value))
+        self._done()
+        return value
+
+    def integers(self, name: str, *shape: int) -> Array:
+        """A table of integers, such as a hash layer's."""
+        full = self._claim(name, shape, _INTEGERS)
+        value: Array = self._weights[full]
         self.placed.append(Placed(Piece(full), value))
         self._done()
         return value

@@ -8,9 +8,12 @@ A `Model` is blocks of these; every part takes rows of tokens, float32 [T, H].
 
 from .attention import Attention, LongContext, QueryTemperature
 from .batch import Batch, Cache
-from .block import Block
+from .block import Block, Layer
+from .compressed_attention import CompressedAttention, EntrySelector
+from .compressor import Compressor
 from .delta_net import DeltaNet, DeltaSizes, GroupedInputs, SeparateInputs
 from .experts import Experts
+from .hyper import HyperBlock, HyperConnection, HyperHead
 from .indexer import Indexer
 from .kv_cache import KVCache
 from .linear import Linear
@@ -29,14 +32,21 @@ __all__ = [
     "Batch",
     "Block",
     "Cache",
+    "CompressedAttention",
+    "Compressor",
     "DeltaNet",
     "DeltaSizes",
+    "EntrySelector",
     "Experts",
     "GatedConvolution",
     "GroupedInputs",
     "HashRouter",
+    "HyperBlock",
+    "HyperConnection",
+    "HyperHead",
     "Indexer",
     "KVCache",
+    "Layer",
     "LayerNorm",
     "Linear",
     "LongContext",

@@ -19,6 +19,19 @@ class Mixer(Protocol):
     def weights(self) -> Weights: ...
 
 
+class Layer(Protocol):
+    """What a model asks of its blocks, however they join attention and feed-forward layer."""
+
+    def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats: ...
+    @property
+    def attention(self) -> Mixer: ...
+    @property
+    def ffn(self) -> MoE | MLP: ...
+    @property
+    def moe(self) -> MoE | None: ...
+    def weights(self) -> Weights: ...
+
+
 class Block:
     """x += attention(norm(x)); x += ffn(norm(x)): the residual layer.
 

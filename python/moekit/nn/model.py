@@ -18,7 +18,7 @@ from ..routing import Recorder, open_intervention, pushed, routing_pass
 from ..token_ids import TokenIds, sequences_of
 from ..wishes import check_feasible, intervention
 from .batch import Batch, Cache
-from .block import Block
+from .block import Layer
 from .kv_cache import KVCache
 from .linear import Linear
 from .moe import MoE
@@ -42,7 +42,7 @@ class Model:
     def __init__(
         self,
         embedding: npt.NDArray[Any],
-        layers: Sequence[Block],
+        layers: Sequence[Layer],
         norm: Norm,
         head: Linear,
         *,

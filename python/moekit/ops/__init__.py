@@ -32,7 +32,13 @@ from moekit.ops.routing import (
 )
 from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
 from moekit.ops.sampling import sample
-from moekit.ops.sparse import hyper_connection, pool_windows, select_keys, sparse_attention
+from moekit.ops.sparse import (
+    hyper_connection,
+    mix_streams,
+    pool_windows,
+    select_keys,
+    sparse_attention,
+)
 from moekit.ops.weights import (
     PackedWeight,
     format_names,
@@ -70,6 +76,7 @@ __all__ = [
     "linear_attention",
     "machine_limits",
     "matmul",
+    "mix_streams",
     "mla_attention",
     "moe_ffn",
     "pack",

@@ -128,3 +128,24 @@ def hyper_connection(
         operator.index(iterations),
         eps,
     )
+
+
+def mix_streams(streams: Any, weights: Any, added: Any = None, factors: Any = None) -> Float32:
+    """Σ_j weights[t, j, k] · streams[t, j] + factors[t, k] · added[t]: float32 [T, m, H].
+
+    How hyper-connections read their n streams (m = 1) and write them anew. Added in the order of j.
+
+    Args:
+        streams: float32 [T, n, H].
+        weights: float32 [T, n, m].
+        added: float32 [T, H], with factors [T, m]; or neither.
+
+    Raises ValueError where shapes do not fit.
+    """
+    op = "mix_streams"
+    return _core.mix_streams(
+        as_float32(streams, op, "streams", 3),
+        as_float32(weights, op, "weights", 3),
+        None if added is None else as_float32(added, op, "added", 2),
+        None if factors is None else as_float32(factors, op, "factors", 2),
+    )
