@@ -3,6 +3,8 @@ each that the tests go through."""
 
 from typing import Any
 
+SLIDING, FULL = "sliding_attention", "full_attention"
+
 FIELDS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {
         "intermediate_size": 56,
@@ -110,6 +112,56 @@ FIELDS: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.9, "rope_theta": 9000.0},
         "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 5, "moe_top_k": 2},
     },
+    "mellum": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "num_experts": 5,
+        "head_dim": 20,
+        "sliding_window": 5,
+        "layer_types": [SLIDING, FULL, SLIDING],
+    },
+    "laguna": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 28,
+        "num_experts": 5,
+        "head_dim": 20,
+        "sliding_window": 5,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "moe_routed_scaling_factor": 1.7,
+    },
+    "mimo_v2_flash": {
+        "intermediate_size": 56,
+        "moe_intermediate_size": 40,
+        "n_routed_experts": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 20,
+        "v_head_dim": 14,
+        "sliding_window": 5,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "granitemoe_swa": {
+        "intermediate_size": 40,
+        "num_local_experts": 5,
+        "shared_intermediate_size": 28,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.6,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 1.7,
+        "sliding_window": 5,
+    },
+    "cohere2_moe": {
+        "intermediate_size": 40,
+        "num_experts": 5,
+        "num_shared_experts": 2,
+        "head_dim": 20,
+        "sliding_window": 5,
+        "sliding_window_pattern": 2,
+        "logit_scale": 0.7,
+        "pad_token_id": None,
+    },
 }
 
 LLAMA3 = {
@@ -141,8 +193,6 @@ LONGROPE = {
 }
 NTK_ALPHA = {"rope_type": "dynamic", "alpha": 7.0, "factor": 1.0, "rope_theta": 9000.0}
 GROUPS = {"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_routed_experts": 12}
-
-SLIDING, FULL = "sliding_attention", "full_attention"
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("qwen2_moe", {}),
@@ -212,6 +262,51 @@ CASES: list[tuple[str, dict[str, Any]]] = [
                 "moe_top_k": 4,
                 "moe_normalize_expert_weights": None,
             },
+        },
+    ),
+    ("mellum", {}),
+    ("mellum", {"mlp_layer_types": ["dense", "sparse", "sparse"], "attention_bias": True}),
+    ("laguna", {}),
+    (
+        "laguna",
+        {
+            "gating": "per-element",
+            "num_attention_heads_per_layer": [2, 4, 6],
+            "num_key_value_heads": 2,
+            "moe_router_logit_softcapping": 0.8,
+        },
+    ),
+    ("mimo_v2_flash", {}),
+    (
+        "mimo_v2_flash",
+        {
+            "layer_types": [FULL, FULL, SLIDING],
+            "mlp_layer_types": ["sparse", "dense", "sparse"],
+            "attention_bias": True,
+            "attention_value_scale": None,
+            **GROUPS,
+        },
+    ),
+    ("granitemoe_swa", {}),
+    ("granitemoe_swa", {"shared_intermediate_size": 0, "layer_rope_theta": [0, 5e3, 2e4]}),
+    ("cohere2_moe", {}),
+    (
+        "cohere2_moe",
+        {
+            "expert_selection_fn": "sigmoid",
+            "shared_expert_combination_strategy": "sum",
+            "rms_norm_eps": 1e-4,
+            "attention_bias": True,
+        },
+    ),
+    (
+        "cohere2_moe",
+        {
+            "expert_selection_fn": "sigmoid",
+            "norm_topk_prob": False,
+            "first_k_dense_replace": 1,
+            "prefix_dense_intermediate_size": 56,
+            "num_shared_experts": 0,
         },
     ),
 ]

@@ -33,6 +33,11 @@ class Config(Mapping[str, object]):
     def __repr__(self) -> str:
         return f"Config({self.fields!r})"
 
+    def with_defaults(self, **fields: object) -> "Config":
+        """This one, with `fields` where they are absent or null."""
+        given = {name: value for name, value in self.fields.items() if value is not None}
+        return Config({**self.fields, **fields, **given}, self.path)
+
     def error(self, name: str, wanted: str) -> FileError:
         """The exception that says what was found in field `name` and what is required."""
         value = self.fields.get(name)

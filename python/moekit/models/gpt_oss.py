@@ -22,8 +22,8 @@ _ALPHA = 1.702
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a gpt-oss checkpoint."""
-    if config.get("rope_scaling") is None and config.get("rope_parameters") is None:
-        config = Config({**config, "rope_parameters": {**_YARN, **_YARN_CONTEXT}}, config.path)
+    if config.get("rope_scaling") is None:
+        config = config.with_defaults(rope_parameters={**_YARN, **_YARN_CONTEXT})
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     windows = layer_windows(config, layer_count(config), lambda n: n % 2 == 0)
     alpha = config.number("swiglu_alpha", default=_ALPHA)

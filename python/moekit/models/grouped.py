@@ -24,9 +24,10 @@ class GroupedQuery:
     """Reads `q_proj`, `k_proj`, `v_proj`, `o_proj` and what a family adds to them.
 
     `bias`: q, k and v have one; `o_bias`: o has (as `bias` unless given). `norms`: the names of
-    the norms of q and k, of each head or, with `whole`, of the whole projection. `rope`: False
-    for no position at all, else settings (those of config.json by default). `o_name` is what the
-    file calls `o_proj`. Other options go to `nn.Attention`.
+    the norms of q and k, of each head or, with `whole`, of the whole projection. `value_dim` is
+    the width of a head's values where it is not that of its keys. `rope`: False for no position at
+    all, else settings (those of config.json by default). `o_name` is what the file calls `o_proj`.
+    Other options go to `nn.Attention`.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class GroupedQuery:
         o_bias: bool | None = None,
         norms: tuple[str, str] | None = None,
         whole: bool = False,
+        value_dim: int | None = None,
         rope: RopeSettings | bool = True,
         o_name: str = "o_proj",
         **options: Any,
@@ -50,6 +52,7 @@ class GroupedQuery:
         self.o_bias = bias if o_bias is None else o_bias
         self.norms = norms
         self.whole = whole
+        self.value_dim = value_dim or self.head_dim
         self.o_name = o_name
         self.options = options
         if rope:
@@ -61,21 +64,30 @@ class GroupedQuery:
         frequencies, factor = rope_table(settings, self.head_dim)
         return {"frequencies": frequencies, "rope_factor": factor}
 
-    def read(self, layer: Reader, **changes: Any) -> Attention:
+    def read(
+        self,
+        layer: Reader,
+        *,
+        heads: int | None = None,
+        kv_heads: int | None = None,
+        **changes: Any,
+    ) -> Attention:
         """The attention of one layer; `changes` replace options for it."""
-        q_size, kv_size = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        heads, kv_heads = heads or self.heads, kv_heads or self.kv_heads
+        q_size, k_size = heads * self.head_dim, kv_heads * self.head_dim
         options = {**self.options, **changes}
-        for role, name, size in zip(
-            ("q_norm", "k_norm"), self.norms or (), (q_size, kv_size), strict=False
-        ):
-            options[role] = layer.norm(name, size if self.whole else self.head_dim, self.eps)
+        if self.norms:
+            for role, name, size in zip(
+                ("q_norm", "k_norm"), self.norms, (q_size, k_size), strict=True
+            ):
+                options[role] = layer.norm(name, size if self.whole else self.head_dim, self.eps)
         return Attention(
             layer.linear("q_proj", q_size, self.hidden, bias=self.bias),
-            layer.linear("k_proj", kv_size, self.hidden, bias=self.bias),
-            layer.linear("v_proj", kv_size, self.hidden, bias=self.bias),
-            layer.linear(self.o_name, self.hidden, q_size, bias=self.o_bias),
-            heads=self.heads,
-            kv_heads=self.kv_heads,
+            layer.linear("k_proj", k_size, self.hidden, bias=self.bias),
+            layer.linear("v_proj", kv_heads * self.value_dim, self.hidden, bias=self.bias),
+            layer.linear(self.o_name, self.hidden, heads * self.value_dim, bias=self.o_bias),
+            heads=heads,
+            kv_heads=kv_heads,
             **options,
         )
 

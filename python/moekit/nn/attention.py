@@ -72,7 +72,7 @@ class Attention:
 
     - `q_norm` and `k_norm`, of each head (size D, or without weight) or of the whole projection
       (size heads * D), before the rotation or, with `norm_after_rope`, after it; `v_norm` as well;
-    - `clip`: q, k and v are clamped to ±clip (DBRX, OLMoE);
+    - `clip`: q, k and v are clamped to ±clip (DBRX, OLMoE); v times `value_scale` (MiMo);
     - rotation of the first 2 n dimensions by `frequencies` [n] (those of `ops.rope_frequencies`;
       None: no position), in halves or `interleaved` pairs; `long`: others for long sequences;
     - `temperature`: queries are scaled by their position;
@@ -110,6 +110,7 @@ class Attention:
         "v",
         "v_head_dim",
         "v_norm",
+        "value_scale",
         "window",
     )
 
@@ -131,6 +132,7 @@ class Attention:
         v_norm: Norm | None = None,
         norm_after_rope: bool = False,
         clip: float | None = None,
+        value_scale: float = 1.0,
         temperature: QueryTemperature | None = None,
         window: int | None = None,
         chunk: int | None = None,
@@ -178,6 +180,7 @@ class Attention:
         self.q_norm, self.k_norm, self.v_norm = q_norm, k_norm, v_norm
         self.norm_after_rope = norm_after_rope
         self.clip = clip
+        self.value_scale = value_scale
         self.frequencies: Floats | None = (
             None if frequencies is None else np.ascontiguousarray(frequencies, np.float32)
         )
@@ -216,6 +219,8 @@ class Attention:
         q = self._heads_of(q, self.heads, self.head_dim, early[0])
         k = self._heads_of(self.k(x), self.kv_heads, self.head_dim, early[1])
         v = self._heads_of(self.v(x), self.kv_heads, self.v_head_dim, self.v_norm)
+        if self.value_scale != 1.0:
+            v = v * np.float32(self.value_scale)
         q, k = self._rotate(q, k, batch)
         if self.norm_after_rope:
             q = q if self.q_norm is None else self.q_norm(q)

@@ -17,11 +17,12 @@ class Router:
     """Scores `x` [T, H] against `weight` [E, H] and chooses `k` experts by `ops.route`'s rules.
 
     Every keyword is one of `ops.route` (score, select_bias, groups, top_groups, group_score,
-    normalize, scale). `bias` [E] is added to the logits. The weight stays in float32 unless
-    `format` says otherwise: a router that rounds differently chooses differently.
+    normalize, scale). `bias` [E] is added to the logits, which with a `softcap` c become
+    c * tanh(logit / c) (Laguna). The weight stays in float32 unless `format` says otherwise: a
+    router that rounds differently chooses differently.
     """
 
-    __slots__ = ("_core_rule", "_rule", "_select_bias", "k", "linear")
+    __slots__ = ("_core_rule", "_rule", "_select_bias", "k", "linear", "softcap")
 
     #: Does the choice depend on token ids, so that `route` needs them?
     needs_ids: ClassVar[bool] = False
@@ -32,10 +33,12 @@ class Router:
         k: int,
         *,
         bias: npt.ArrayLike | None = None,
+        softcap: float | None = None,
         format: str = "f32",
         **rule: Any,
     ) -> None:
         self.linear = Linear(weight, bias, format, kind="router")
+        self.softcap = None if softcap is None else np.float32(softcap)
         self.k = k
         if not 1 <= k <= self.linear.rows:
             raise ValueError(f"[Router] k is {k}; 1 to {self.linear.rows} experts are there")
@@ -68,7 +71,10 @@ class Router:
 
     def logits(self, x: Floats) -> Floats:
         """Float32 [T, E]: the router's scores before any activation."""
-        return self.linear(x)
+        scores = self.linear(x)
+        if self.softcap is not None:
+            scores = np.tanh(scores / self.softcap) * self.softcap
+        return scores
 
     def route(self, logits: Floats, ids: Ids | None = None, **changes: Any) -> Assignment:
         """The choice for given logits; `changes` override keywords of `ops.route`, k included.
@@ -85,7 +91,7 @@ class Router:
         return weigh_by(self._core_rule, logits, experts)
 
     def __call__(self, x: Floats, ids: Ids | None = None) -> Assignment:
-        return self.route(self.linear(x), ids)
+        return self.route(self.logits(x), ids)
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
