@@ -39,6 +39,7 @@ FAMILIES = {
     "minimax_m2": "minimax_m2",
     "mistral4": "mistral4",
     "mixtral": "mixtral",
+    "nemotron_h": "nemotron_h",
     "olmoe": "olmoe",
     "phimoe": "phimoe",
     "qwen2_moe": "qwen2_moe",

@@ -24,6 +24,7 @@ from .moe import MLP, MoE
 from .norm import LayerNorm, Norm, RMSNorm
 from .router import HashRouter, Router
 from .short_conv import GatedConvolution, ShortConvolution
+from .single_block import LatentMoE, SingleBlock
 
 __all__ = [
     "MLA",
@@ -46,6 +47,7 @@ __all__ = [
     "HyperHead",
     "Indexer",
     "KVCache",
+    "LatentMoE",
     "Layer",
     "LayerNorm",
     "Linear",
@@ -60,4 +62,5 @@ __all__ = [
     "Router",
     "SeparateInputs",
     "ShortConvolution",
+    "SingleBlock",
 ]

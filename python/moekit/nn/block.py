@@ -24,9 +24,9 @@ class Layer(Protocol):
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats: ...
     @property
-    def attention(self) -> Mixer: ...
+    def cache_rows(self) -> tuple[tuple[int, ...], ...]: ...
     @property
-    def ffn(self) -> MoE | MLP: ...
+    def row_work(self) -> int: ...
     @property
     def moe(self) -> MoE | None: ...
     def weights(self) -> Weights: ...
@@ -76,6 +76,16 @@ class Block:
         self.ffn_post_norm = ffn_post_norm
         self.parallel = parallel
         self.residual = residual
+
+    @property
+    def cache_rows(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what a token leaves in a `KVCache`."""
+        return self.attention.cache_rows
+
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds for one token of the feed-forward half."""
+        return self.ffn.row_work
 
     @property
     def moe(self) -> MoE | None:

@@ -98,6 +98,16 @@ class HyperBlock:
         self.ffn_norm, self.ffn = ffn_norm, ffn
 
     @property
+    def cache_rows(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of what a token leaves in a `KVCache`."""
+        return self.attention.cache_rows
+
+    @property
+    def row_work(self) -> int:
+        """Multiply-adds for one token of the feed-forward half."""
+        return self.ffn.row_work
+
+    @property
     def moe(self) -> MoE | None:
         """The mixture of experts, or None where the feed-forward layer is dense."""
         return self.ffn if isinstance(self.ffn, MoE) else None

@@ -89,7 +89,7 @@ class Model:
     @property
     def row_work(self) -> int:
         """Multiply-adds for one token of the largest single operation."""
-        return max((block.ffn.row_work for block in self.layers), default=0)
+        return max((block.row_work for block in self.layers), default=0)
 
     def new_cache(self) -> Cache:
         """An empty cache; it takes as many sequences as its first forward pass has."""
@@ -162,7 +162,7 @@ class Model:
         return sequences
 
     def _new_sequence(self) -> KVCache:
-        return KVCache([block.attention.cache_rows for block in self.layers])
+        return KVCache([block.cache_rows for block in self.layers])
 
     def _hidden(self, batch: Batch) -> Floats:
         try:
