@@ -139,7 +139,9 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
     found: list[np.ndarray] = []
 
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        if isinstance(output, tuple):
+        if isinstance(output, tuple) and len(output) == 2:  # Llama 4: scores, 0 for the others
+            chosen = output[0].topk(model.config.num_experts_per_tok)[1]
+        elif isinstance(output, tuple):
             chosen = output[2]
         else:  # DBRX, whose router gives logits
             chosen = output.topk(model.config.ffn_config.moe_top_k)[1]

@@ -1,5 +1,5 @@
-"""The families with latent attention: sizes of their tiny checkpoints, and the variants of each
-that the tests go through."""
+"""DeepSeek's line and other families with an attention or a router of their own: sizes of their
+tiny checkpoints, and the variants of each that the tests go through."""
 
 from typing import Any
 
@@ -64,6 +64,29 @@ FIELDS: dict[str, dict[str, Any]] = {
     "mistral4": {**MLA, "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.3}},
     "axk1": {**MLA},
     "deepseek_v4": COMPRESSED,
+    "longcat_flash": {
+        **MLA,
+        "num_layers": 2,
+        "head_dim": 6,
+        "num_hidden_layers": 4,
+        "ffn_hidden_size": 56,
+        "expert_ffn_hidden_size": 40,
+        "zero_expert_num": 3,
+        "moe_topk": 3,
+        "routed_scaling_factor": 2.0,
+    },
+    "llama4_text": {
+        "num_hidden_layers": 4,
+        "intermediate_size": 40,
+        "intermediate_size_mlp": 56,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 1,
+        "head_dim": 20,
+        "attention_chunk_size": 7,
+        "floor_scale": 5,
+        "attn_scale": 0.4,
+        "pad_token_id": None,
+    },
 }
 SCALED: dict[str, Any] = {"norm_topk_prob": False, "routed_scaling_factor": 1.7}
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -113,4 +136,34 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("deepseek_v4", {"index_topk": 64, "sliding_window": 64, "routed_scaling_factor": 2.5}),
+    ("longcat_flash", {}),
+    ("longcat_flash", {"zero_expert_num": 0, "rms_norm_eps": 3e-2, "moe_topk": 2}),
+    ("longcat_flash", {"rope_parameters": YARN, "attention_bias": True}),
+    ("llama4_text", {}),
+    (
+        "llama4_text",
+        {
+            "num_experts_per_tok": 2,
+            "interleave_moe_layer_step": 2,
+            "use_qk_norm": False,
+            "attention_bias": True,
+            "rms_norm_eps": 3e-2,
+        },
+    ),
+    (
+        "llama4_text",
+        {
+            "attn_temperature_tuning": False,
+            "no_rope_layers": [1, 0, 0, 1],
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
 ]

@@ -142,15 +142,17 @@ def assemble(
     head_bias: bool = False,
     names: Names = STANDARD_NAMES,
     ignored: tuple[str, ...] = (),
+    layers: int | None = None,
     **options: Any,
 ) -> Model:
     """The decoder around `block(n, reader of layer n)`, and the check that no tensor is left.
 
     `norm` makes the last norm, RMSNorm with `eps` by default; `tied` is what tie_word_embeddings
     is where config.json does not say; tensors whose names begin as one of `ignored` are not
-    needed; `options` are those of `nn.Model` (embedding_scale, ...).
+    needed; `layers` is their number, num_hidden_layers by default; `options` are those of
+    `nn.Model` (embedding_scale, ...).
     """
-    layers = layer_count(config)
+    layers = layer_count(config) if layers is None else layers
     vocab = config.size("vocab_size")
     embedding = reader.embedding(names.embedding, vocab, hidden)
     blocks = [block(n, reader.under(f"{names.layers}.{n}")) for n in range(layers)]

@@ -24,6 +24,7 @@ from .moe import MLP, MoE
 from .norm import LayerNorm, Norm, RMSNorm
 from .router import HashRouter, Router
 from .short_conv import GatedConvolution, ShortConvolution
+from .shortcut import ShortcutBlock
 from .single_block import LatentMoE, SingleBlock
 
 __all__ = [
@@ -62,5 +63,6 @@ __all__ = [
     "Router",
     "SeparateInputs",
     "ShortConvolution",
+    "ShortcutBlock",
     "SingleBlock",
 ]

@@ -58,14 +58,17 @@ class KVCache:
         self.request = 0
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
 
-    def append(self, layer: int, *rows: Array) -> tuple[Array, ...]:
+    def append(self, layer: int, *rows: Array, first: int | None = None) -> tuple[Array, ...]:
         """Keeps the rows of T more tokens and returns all of the layer's rows.
 
-        One ``[T, *shape]`` array for each of the layer's shapes; returned are
+        One ``[T, *shape]`` array for each of the layer's shapes, or for some of them from number
+        ``first`` on, where a layer has several parts that keep rows; returned are
         ``[length + T, *shape]`` views, valid until the next call that changes this layer.
         ValueError if a shape differs.
         """
         streams = self._streams(layer)
+        if first is not None:
+            streams = streams[first : first + len(rows)]
         if len(rows) != len(streams):
             raise ValueError(
                 f"[KVCache.append] {len(rows)} arrays were given for layer {layer}; "

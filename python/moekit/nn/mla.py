@@ -37,6 +37,7 @@ class MLA:
 
     __slots__ = (
         "_one_row_each",
+        "first_stream",
         "frequencies",
         "heads",
         "indexer",
@@ -99,6 +100,8 @@ class MLA:
         )
         self.rope_factor = rope_factor
         self.interleaved = interleaved
+        #: Its place among the rows that a token leaves in this layer of the cache.
+        self.first_stream = 0
         self._one_row_each = np.arange(self.heads + 1, dtype=np.int64)
         self.scale = (self.nope + self.rope) ** -0.5 if scale is None else scale
         self.temperature = temperature
@@ -180,7 +183,8 @@ class MLA:
         layer: int,
     ) -> Floats:
         """The summed latents [T, h, L] of one sequence's tokens."""
-        kept, *keys = batch.sequences[sequence].append(layer, entries, *index[:1])
+        cache = batch.sequences[sequence]
+        kept, *keys = cache.append(layer, entries, *index[:1], first=self.first_stream)
         if self.selected is None:
             return ops.mla_attention(q_latent, q_rope, kept, scale=self.scale)
         # A token that sees no more than are selected reads them all: by its position alone, so

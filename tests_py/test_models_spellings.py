@@ -1,0 +1,242 @@
+"""Checkpoints as they are published where transformers writes others; a family that it lacks."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import family_checks
+import numpy as np
+import pytest
+import torch
+import transformers
+from family_checks import TOLERANCE, prompt_of
+from safetensors.numpy import load_file, save_file
+
+import moekit as mk
+
+# Applied in order to the names that transformers writes.
+_V4_HUB = (
+    (r"^model\.embed_tokens\.", "embed."),
+    (r"^model\.hc_head\.hc_", "hc_head_"),
+    (r"^model\.", ""),
+    (r"\.attn\.norm\.", ".attn.kv_norm."),
+)
+_V4_HUB_CONFIG: dict[str, Any] = {
+    "layer_types": None,
+    "mlp_layer_types": None,
+    "rope_parameters": None,
+    "partial_rotary_factor": None,
+    "compress_rates": None,
+    "compress_ratios": [0, 4, 128],
+    "num_hash_layers": 1,
+    "qk_rope_head_dim": 6,
+    "compress_rope_theta": 40000.0,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "type": "yarn",
+        "factor": 16,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+    },
+}
+
+
+def test_deepseek_v4_under_its_published_names(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", **_V4_HUB_CONFIG["rope_scaling"]}
+    theirs = checkpoints.tiny_model(
+        "deepseek_v4",
+        3,
+        rope_parameters={k: v for k, v in yarn.items() if k != "type"},
+        compress_rope_theta=40000.0,
+        compress_rates=None,
+        num_hash_layers=1,
+        mlp_layer_types=None,
+    )
+    path = checkpoints.save(theirs, tmp_path / "hub")
+    file = path / "model.safetensors"
+    renamed = {}
+    for name, tensor in load_file(file).items():
+        for pattern, replacement in _V4_HUB:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    assert "embed.weight" in renamed
+    assert "layers.1.attn.kv_norm.weight" in renamed
+    assert not any(name.startswith("model.") for name in renamed)
+    renamed["mtp.0.attn_norm.weight"] = np.ones(72, np.float32)  # not run, not refused
+    save_file(renamed, file)
+    checkpoints.rewrite_config(path, **_V4_HUB_CONFIG)
+    family_checks.logits_and_experts(theirs, path, 3)
+    family_checks.greedy_tokens(theirs, path)
+
+
+def test_llama4_inside_of_its_wrapper(tmp_path: Path) -> None:
+    theirs = checkpoints.tiny_model("llama4_text", 2, num_experts_per_tok=1)
+    path = checkpoints.save(theirs, tmp_path / "wrapped")
+    file = path / "model.safetensors"
+    tensors = {f"language_model.{name}": value for name, value in load_file(file).items()}
+    tensors["vision_model.class_embedding"] = np.zeros(8, np.float32)
+    tensors["multi_modal_projector.linear_1.weight"] = np.zeros((8, 8), np.float32)
+    save_file(tensors, file)
+    text = json.loads((path / "config.json").read_text())
+    wrapped = {"model_type": "llama4", "text_config": text, "vision_config": {}}
+    (path / "config.json").write_text(json.dumps(wrapped))
+    family_checks.logits_and_experts(theirs, path, 2)
+    (path / "config.json").write_text(json.dumps({"model_type": "llama4"}))
+    with pytest.raises(mk.FileError, match="text_config is missing"):
+        mk.load(path)
+
+
+def test_a_negative_bias_never_brings_back_a_lost_group(tmp_path: Path) -> None:
+    theirs = checkpoints.tiny_model(
+        "deepseek_v3", 4, n_routed_experts=12, n_group=4, topk_group=2, num_experts_per_tok=5
+    )
+    with torch.no_grad():
+        for name, buffer in theirs.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.sub_(3.0)  # every biased score is below 0
+    path = checkpoints.save(theirs, tmp_path / "negative")
+    family_checks.logits_and_experts(theirs, path, 4)
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path) -> None:
+    theirs = checkpoints.tiny_model("deepseek_v3", 6)
+    path = checkpoints.save(theirs, tmp_path / "kimi")
+    checkpoints.rewrite_config(path, model_type="kimi_k2", scoring_func="sigmoid")
+    family_checks.logits_and_experts(theirs, path, 6)
+
+
+# -- DeepSeekMoE ---------------------------------------------------------------------------
+
+_SIZES = {"hidden": 24, "heads": 3, "layers": 3, "experts": 6, "inner": 10, "dense": 14}
+
+
+def _deepseek_moe(path: Path, seed: int, **changes: Any) -> dict[str, np.ndarray]:
+    """A checkpoint of DeepSeekMoE-16B's architecture, as its own code names it."""
+    rng = np.random.default_rng(seed)
+    h, inner = _SIZES["hidden"], _SIZES["inner"]
+    config = {
+        "model_type": "deepseek",
+        "vocab_size": 97,
+        "hidden_size": h,
+        "intermediate_size": _SIZES["dense"],
+        "moe_intermediate_size": inner,
+        "num_hidden_layers": _SIZES["layers"],
+        "num_attention_heads": _SIZES["heads"],
+        "num_key_value_heads": _SIZES["heads"],
+        "n_routed_experts": _SIZES["experts"],
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+        "first_k_dense_replace": 1,
+        "moe_layer_freq": 1,
+        "norm_topk_prob": False,
+        "scoring_func": "softmax",
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        **changes,
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (97, h),
+        "model.norm.weight": (h,),
+        "lm_head.weight": (97, h),
+    }
+
+    def mlp(prefix: str, width: int) -> None:
+        shapes[f"{prefix}.gate_proj.weight"] = shapes[f"{prefix}.up_proj.weight"] = (width, h)
+        shapes[f"{prefix}.down_proj.weight"] = (h, width)
+
+    for n in range(_SIZES["layers"]):
+        layer = f"model.layers.{n}"
+        for part in "qkvo":
+            shapes[f"{layer}.self_attn.{part}_proj.weight"] = (h, h)
+        shapes[f"{layer}.input_layernorm.weight"] = (h,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (h,)
+        if n < 1:
+            mlp(f"{layer}.mlp", _SIZES["dense"])
+            continue
+        shapes[f"{layer}.mlp.gate.weight"] = (_SIZES["experts"], h)
+        mlp(f"{layer}.mlp.shared_experts", 2 * inner)
+        for expert in range(_SIZES["experts"]):
+            mlp(f"{layer}.mlp.experts.{expert}", inner)
+    tensors = {
+        name: (rng.normal(0, 0.25, shape) + (len(shape) == 1)).astype(np.float32)
+        for name, shape in shapes.items()
+    }
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    save_file(tensors, path / "model.safetensors")
+    return {name: value.astype(np.float64) for name, value in tensors.items()}
+
+
+def _expected(w: dict[str, np.ndarray], ids: list[int], normalize: bool) -> np.ndarray:
+    """Logits [T, V] in float64, loop by loop from the paper (arXiv 2401.06066, section 3)."""
+    heads, dim = _SIZES["heads"], _SIZES["hidden"] // _SIZES["heads"]
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * w[f"{name}.weight"]
+
+    def mlp(x: np.ndarray, prefix: str) -> np.ndarray:
+        gate = x @ w[f"{prefix}.gate_proj.weight"].T
+        up = x @ w[f"{prefix}.up_proj.weight"].T
+        return (gate / (1 + np.exp(-gate)) * up) @ w[f"{prefix}.down_proj.weight"].T
+
+    def rotate(x: np.ndarray) -> np.ndarray:
+        angles = np.arange(len(ids))[:, None] * 10000.0 ** (-np.arange(0, dim, 2) / dim)
+        cos, sin = np.cos(angles), np.sin(angles)
+        first, second = x[:, : dim // 2], x[:, dim // 2 :]
+        return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=1)
+
+    x = w["model.embed_tokens.weight"][ids]
+    for n in range(_SIZES["layers"]):
+        layer = f"model.layers.{n}"
+        y = norm(x, f"{layer}.input_layernorm")
+        q, k, v = (y @ w[f"{layer}.self_attn.{part}_proj.weight"].T for part in "qkv")
+        mixed = np.zeros_like(q)
+        for head in range(heads):
+            at = slice(head * dim, (head + 1) * dim)
+            scores = rotate(q[:, at]) @ rotate(k[:, at]).T / np.sqrt(dim)
+            scores[np.triu_indices(len(ids), 1)] = -np.inf
+            weights = np.exp(scores - scores.max(1, keepdims=True))
+            mixed[:, at] = weights / weights.sum(1, keepdims=True) @ v[:, at]
+        x = x + mixed @ w[f"{layer}.self_attn.o_proj.weight"].T
+        y = norm(x, f"{layer}.post_attention_layernorm")
+        if n < 1:
+            x = x + mlp(y, f"{layer}.mlp")
+            continue
+        out = mlp(y, f"{layer}.mlp.shared_experts")
+        logits = y @ w[f"{layer}.mlp.gate.weight"].T
+        scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        for t in range(len(ids)):
+            best = np.argsort(-scores[t])[:3]
+            total = scores[t, best].sum() if normalize else 1.0
+            for expert in best:
+                part = mlp(y[t : t + 1], f"{layer}.mlp.experts.{expert}")[0]
+                out[t] += scores[t, expert] / total * part
+        x = x + out
+    return norm(x, "model.norm") @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_deepseek_moe_is_what_its_paper_says(tmp_path: Path, normalize: bool) -> None:
+    path = tmp_path / "deepseek"
+    weights = _deepseek_moe(path, 5 + normalize, norm_topk_prob=normalize)
+    ids = prompt_of(8, 21)
+    model = mk.load(path)
+    assert model.moe_layers == [1, 2]
+    expected = _expected(weights, ids, normalize)
+    np.testing.assert_allclose(model.forward(ids), expected, rtol=0, atol=TOLERANCE)
+    family_checks.same_bytes(path)
+    with model.record() as record, model.intervene(mask={(1, 2)}, force={(2, 1)}):
+        model.forward(ids)
+    assert not (record.experts[:, 0] == 2).any()
+    assert (record.experts[:, 1] == 1).any(axis=1).all()
+
+
+def test_the_family_is_not_in_transformers() -> None:
+    # As soon as it is, the loops above should give way to it.
+    with pytest.raises(ValueError, match="deepseek"):
+        transformers.AutoConfig.for_model("deepseek")
