@@ -151,6 +151,7 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
         module.register_forward_hook(keep)
         for module in model.modules()
         if type(module).__name__.endswith(("Router", "Gate"))
+        and not type(module).__name__.endswith("ForgetGate")
     ]
     their_logits(model, ids)
     for hook in hooks:

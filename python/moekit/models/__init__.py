@@ -8,6 +8,7 @@ from .reader import Reader
 
 # model_type -> the module that builds it. A family is added by a row here and its file.
 FAMILIES = {
+    "bailing_hybrid": "bailing_hybrid",
     "afmoe": "afmoe",
     "axk1": "axk1",
     "cohere2_moe": "cohere2_moe",
@@ -33,6 +34,7 @@ FAMILIES = {
     "hy_v3": "hy_v3",
     "jamba": "jamba",
     "kimi_k2": "deepseek_v3",
+    "kimi_linear": "kimi_linear",
     "laguna": "laguna",
     "lfm2_moe": "lfm2_moe",
     "llama4": "llama4",

@@ -25,7 +25,7 @@ def build(config: Config, reader: Reader) -> Model:
         layer.ignore(f"{name}.weight")
         return None
 
-    biased, plain = grouped_mixture(config), grouped_mixture(config, select_bias=False)
+    biased, plain = grouped_mixture(config), grouped_mixture(config, select_bias="")
 
     def mixture(layer: Reader) -> MoE:
         return (biased if "gate.e_score_correction_bias" in layer else plain)(layer)

@@ -25,7 +25,7 @@ def build(config: Config, reader: Reader) -> Model:
     mixture = grouped_mixture(
         config,
         score="softmax",
-        select_bias=False,
+        select_bias="",
         normalize=config.flag("norm_topk_prob", default=False),
         groups=(1, 1),
     )

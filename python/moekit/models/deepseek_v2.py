@@ -20,7 +20,7 @@ def build(config: Config, reader: Reader) -> Model:
     mixture = grouped_mixture(
         config,
         score="softmax",
-        select_bias=False,
+        select_bias="",
         group_score="max",
         group_fill="0",
         normalize=False,

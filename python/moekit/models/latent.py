@@ -4,6 +4,7 @@ Families differ in the score and in a few options; each one's file says which.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +79,16 @@ def latent_attention(
     temperature: QueryTemperature | None = None,
     query_gain: float = 1.0,
     latent_gain: float = 1.0,
+    rotates: bool = True,
+    gate: str = "",
+    o_name: str = "o_proj",
 ) -> MakeAttention:
     """DeepSeek-V2's and V3's attention (arXiv 2405.04434, section 2.1), q compressed or not.
 
     `rope_settings` are those of the configuration unless given. `selection` is what chooses the
     tokens that a layer's queries read. Queries and latents are multiplied by their gains
-    (LongCat-Flash).
+    (LongCat-Flash). Without `rotates` there is no position (Kimi-Linear). `gate` is the name of a
+    layer that gives each head's output a gate, `o_name` what the file calls `o_proj` (Ling 3).
     """
     hidden = config.size("hidden_size")
     heads, _ = attention_heads(config)
@@ -93,9 +98,11 @@ def latent_attention(
     latent = config.size("kv_lora_rank")
     q_latent = config.optional_size("q_lora_rank")
     bias = config.flag("attention_bias", default=False)
-    config.require(rope % 2 == 0, "qk_rope_head_dim", "an even number")
     settings = read_rope(config) if rope_settings is None else rope_settings
-    frequencies, factor = rope_table(settings, rope)
+    frequencies, factor = None, 1.0
+    if rotates:
+        config.require(rope % 2 == 0, "qk_rope_head_dim", "an even number")
+        frequencies, factor = rope_table(settings, rope)
     interleaved = config.flag("rope_interleave", default=True)
 
     def attention(n: int, layer: Reader) -> MLA:
@@ -119,7 +126,8 @@ def latent_attention(
             kv_norm,
             key_up,
             value_up,
-            layer.linear("o_proj", hidden, heads * value, bias=bias),
+            layer.linear(o_name, hidden, heads * value, bias=bias),
+            gate=layer.linear(gate, heads, hidden) if gate else None,
             q_a=q_a,
             q_norm=q_norm,
             frequencies=frequencies,
@@ -190,16 +198,18 @@ def grouped_mixture(
     config: Config,
     *,
     score: str = "sigmoid",
-    select_bias: bool = True,
+    select_bias: str = "gate.e_score_correction_bias",
     group_score: str = "top2",
     group_fill: str = "-inf",
     normalize: bool | None = None,
     groups: tuple[int, int] | None = None,
+    **fields: Any,
 ) -> MakeMixture:
     """Routed experts chosen by groups, and `n_shared_experts` that every token goes to.
 
-    `groups` are n_group and topk_group unless given; `normalize` is norm_topk_prob. With
-    `select_bias` the router has DeepSeek-V3's bias, which enters the selection alone.
+    `groups` are n_group and topk_group unless given; `normalize` is norm_topk_prob. `select_bias`
+    is the name of DeepSeek-V3's bias, which enters the selection alone; "" where there is none.
+    `fields` replace those of `Mixture`.
     """
     experts = config.size("n_routed_experts", "num_local_experts", "num_experts")
     k = top_k(config, experts)
@@ -214,12 +224,9 @@ def grouped_mixture(
         "scale": config.number("routed_scaling_factor", default=1.0),
         **group_rule(config, experts, k, groups),
     }
-    return Mixture(
-        config.size("hidden_size"),
-        experts,
-        k,
-        inner,
-        rule,
-        select_bias="gate.e_score_correction_bias" if select_bias else "",
-        shared=inner * config.size("n_shared_experts", default=1, least=0),
-    ).read
+    defaults = {
+        "select_bias": select_bias,
+        "shared": inner * config.size("n_shared_experts", default=1, least=0),
+    }
+    hidden = config.size("hidden_size")
+    return Mixture(hidden, experts, k, inner, rule, **{**defaults, **fields}).read

@@ -24,5 +24,5 @@ def build(config: Config, reader: Reader) -> Model:
             rope.source.size("original_max_position_embeddings"),
         )
     attention = latent_attention(config, rope_settings=rope, temperature=temperature)
-    mixture = grouped_mixture(config, score="softmax", select_bias=False, group_fill="0")
+    mixture = grouped_mixture(config, score="softmax", select_bias="", group_fill="0")
     return latent_decoder(config, reader, attention, mixture, first_dense=0)

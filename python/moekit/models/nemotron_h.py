@@ -26,8 +26,9 @@ _ACTIVATIONS = {"relu2": "relu2", "relu": "relu", "silu": "silu"}
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Nemotron-H checkpoint."""
     kinds = _kinds(config)
-    # The list is what counts; transformers does not write the number.
-    config = Config({**config.fields, "num_hidden_layers": len(kinds)}, config.path)
+    # The list is what counts; transformers does not write the number, and never ties the head.
+    fixed = {"num_hidden_layers": len(kinds), "tie_word_embeddings": False}
+    config = Config({**config.fields, **fixed}, config.path)
     hidden = config.size("hidden_size")
     eps = config.number("layer_norm_epsilon", default=1e-5, above=0)
     activation = config.choice("mlp_hidden_act", sorted(_ACTIVATIONS), default="relu2")

@@ -104,6 +104,10 @@ class Reader:
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._weights
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that the file has a tensor in. FileError if it is missing."""
+        return self._weights.info(self._prefix + name).shape
+
     def first_of(self, *names: str) -> str:
         """The first of several spellings that the file has, else the first one."""
         return next((name for name in names if name in self), names[0])

@@ -16,6 +16,7 @@ from .. import ops
 from ..ops import PackedWeight
 from .attention import QueryTemperature
 from .batch import Batch
+from .gates import sigmoid
 from .indexer import Indexer
 from .linear import Linear
 from .norm import Norm
@@ -29,7 +30,7 @@ class MLA:
     gives [L + R]; `kv_norm` acts on the latent part. `key_up` is packed [h, L, N] (W_uk,h
     transposed), `value_up` [h, V, L], `o` is [H, h * V]. `scale` is (N + R) ** -0.5 unless given.
     `frequencies` [R / 2] rotate the R part; None leaves it as it is (Kimi-Linear). `temperature`
-    scales queries by their position.
+    scales queries by their position. `gate` [h, H]: what a head gives, times a sigmoid (Ling 3).
 
     With an `indexer` a query reads the `top_k` tokens that this one selects, as soon as there are
     more; with `shares_selection` those of the last indexer before this layer (GLM-5).
@@ -39,6 +40,7 @@ class MLA:
         "_one_row_each",
         "first_stream",
         "frequencies",
+        "gate",
         "heads",
         "indexer",
         "interleaved",
@@ -78,6 +80,7 @@ class MLA:
         temperature: QueryTemperature | None = None,
         indexer: Indexer | None = None,
         shares_selection: int | None = None,
+        gate: Linear | None = None,
     ) -> None:
         self.heads, self.latent, self.nope = key_up.shape
         self.value = value_up.shape[1]
@@ -105,6 +108,9 @@ class MLA:
         self._one_row_each = np.arange(self.heads + 1, dtype=np.int64)
         self.scale = (self.nope + self.rope) ** -0.5 if scale is None else scale
         self.temperature = temperature
+        self.gate = gate
+        if gate is not None and gate.rows != self.heads:
+            raise ValueError(f"[MLA] gate has {gate.rows} rows; {self.heads} are required")
         self.indexer = indexer
         # How many tokens a query reads where they are selected.
         self.selected = shares_selection if indexer is None else indexer.top_k
@@ -161,6 +167,8 @@ class MLA:
             for n, seen in enumerate(batch.rows)
         ]
         out = self._per_head(parts[0] if len(parts) == 1 else np.concatenate(parts), self.value_up)
+        if self.gate is not None:
+            out = out * sigmoid(self.gate(x))[:, :, None]
         return self.o(out.reshape(rows, self.heads * self.value))
 
     def _per_head(self, x: Floats, weight: PackedWeight) -> Floats:
@@ -211,7 +219,7 @@ class MLA:
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
-        for part in ("q_a", "q_norm", "q", "kv_a", "kv_norm", "indexer", "o"):
+        for part in ("q_a", "q_norm", "q", "kv_a", "kv_norm", "indexer", "gate", "o"):
             module = getattr(self, part)
             if module is not None:
                 for name, kind, weight in module.weights():
