@@ -134,6 +134,10 @@ class Model:
         x = self._hidden(batch)
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
+        return self.read_out(x)
+
+    def read_out(self, x: Floats) -> Floats:
+        """Logits [rows, V] of what the last block gives."""
         logits = self.head(self.norm(x))
         if self.logit_scale != 1.0:
             logits *= np.float32(self.logit_scale)
@@ -146,16 +150,17 @@ class Model:
         # Without a cache the keys still go through one: it may store them in fewer bits, and a
         # token's bytes must not depend on how its prompt was cut.
         if cache is None:
-            return self._new_sequences(count, 0)
+            return self.new_sequences(count)
         if not any(cache.lengths) and len(cache) != count:
-            cache.sequences = self._new_sequences(count, cache.first_request)
+            cache.sequences = self.new_sequences(count, cache.first_request)
         if len(cache.sequences) != count:
             raise ValueError(
                 f"[forward] {count} sequences; the cache continues {len(cache.sequences)}"
             )
         return cache.sequences
 
-    def _new_sequences(self, count: int, first: int) -> list[KVCache]:
+    def new_sequences(self, count: int, first: int = 0) -> list[KVCache]:
+        """Empty caches for the sequences number `first` and on of a call."""
         sequences = [self._new_sequence() for _ in range(count)]
         for i, sequence in enumerate(sequences):
             sequence.request = first + i
@@ -164,11 +169,16 @@ class Model:
     def _new_sequence(self) -> KVCache:
         return KVCache([block.cache_rows for block in self.layers])
 
+    def embed(self, ids: npt.NDArray[np.int32]) -> Floats:
+        """What the first block reads: float32 [T, H] of ids [T]."""
+        x = ops.embed(self.embedding, ids)
+        if self.embedding_scale != 1.0:
+            x *= np.float32(self.embedding_scale)
+        return x
+
     def _hidden(self, batch: Batch) -> Floats:
         try:
-            x = ops.embed(self.embedding, batch.ids)
-            if self.embedding_scale != 1.0:
-                x *= np.float32(self.embedding_scale)
+            x = self.embed(batch.ids)
             for n, block in enumerate(self.layers):
                 x = block(x, batch, n)
         except BaseException:
