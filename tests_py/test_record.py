@@ -250,13 +250,13 @@ def test_a_heatmap_shows_the_load_of_each_layer() -> None:
     pytest.importorskip("matplotlib")
     figure = small().plot()
     axis = figure.axes[0]
-    unused, load = axis.images
+    load, unused = axis.images
     # Layer 3: experts 0, 1, 2 serve 2, 2, 2 tokens; layer 5: 2, 2, 2.
     np.testing.assert_allclose(load.get_array(), np.ones((2, 3)))
     assert unused.get_array().mask.all()
     assert [label.get_text() for label in axis.get_yticklabels()] == ["3", "5"]
     axis = small().edit(layer=3, drop=[1]).plot().axes[0]
-    np.testing.assert_allclose(axis.images[1].get_array()[0].compressed(), [1.5, 1.5])
+    np.testing.assert_allclose(axis.images[0].get_array()[0].compressed(), [1.5, 1.5])
 
 
 def test_a_dataframe_has_a_row_for_each_choice() -> None:

@@ -1,8 +1,8 @@
 """What each expert is worth: the loss without it.
 
 Without expert e of layer l, nothing changes below layer l, nor for tokens before the first one
-whose choice or weights change. So layers below are never run again, and the keys and values of earlier
-tokens come from one pass of the whole model, forked.
+whose choice or weights change. So layers below are never run again, and the keys and values of
+earlier tokens come from one pass of the whole model, forked.
 """
 
 from collections.abc import Iterable, Sequence

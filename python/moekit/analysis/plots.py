@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ..counters import Counters
     from ..planner import Machine, ModelPlan
     from ..record import Record
+    from .ablation import Ablation
+    from .intent import Intent
+    from .specialisation import Specialisation
+    from .stream import BalancedStream
 
 # Okabe and Ito's colours: told apart by every kind of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -208,7 +213,27 @@ def draw_cost(
 # -- routing ----------------------------------------------------------------------------------
 
 
-def load_heatmap(record: Record) -> Figure:
+def _expert_axis(axis: Any, width: int) -> None:
+    """Marks at whole numbers, few enough to read."""
+    step = max(1, -(-width // 16))
+    axis.set_xticks(range(0, width, step))
+
+
+def _grid(values: Any, layers: Any, title: str, scale: str, **colours: Any) -> Any:
+    """A heatmap of layers by experts; masked cells show the grey or white behind them."""
+    rows, width = values.shape
+    figure = _figure(min(16.0, max(5.5, 3.2 + width * 0.14)), min(14.0, 1.6 + rows * 0.32))
+    axis = figure.subplots()
+    image = axis.imshow(values, aspect="auto", interpolation="none", **colours)
+    axis.set_yticks(range(rows), [str(n) for n in layers])
+    _expert_axis(axis, width)
+    _plain(axis, title, "expert", "layer")
+    axis.grid(False)
+    figure.colorbar(image, ax=axis, label=scale)
+    return figure
+
+
+def load_heatmap(record: Record | Counters) -> Figure:
     """Share of the tokens that each expert served, layer by layer; an even load is 1 in the scale.
 
     The scale is the load relative to an even one, so layers with other numbers of experts compare.
@@ -223,24 +248,211 @@ def load_heatmap(record: Record) -> Figure:
     load = counts / np.maximum(even, 1e-12)
     beyond = np.arange(counts.shape[1]) >= experts[:, None]
     shown = np.ma.masked_array(load, beyond | (counts == 0))
-    layers, width = counts.shape
-    figure = _figure(min(16, 4 + width * 0.12), min(12, 2 + layers * 0.28))
-    axis = figure.subplots()
-    axis.set_facecolor("white")
-    axis.imshow(
-        np.ma.masked_array(np.ones_like(load), beyond | (counts > 0)),
-        aspect="auto",
-        cmap="Greys",
-        norm=Normalize(0, 4),
-        interpolation="none",
-    )
     top = max(2.0, float(load.max(initial=0)))
-    image = axis.imshow(
-        shown, aspect="auto", cmap="viridis", norm=Normalize(0, top), interpolation="none"
+    figure = _grid(
+        shown,
+        record.layers,
+        f"Experts used by {len(record)} tokens",
+        "load (even = 1)",
+        cmap="viridis",
+        norm=Normalize(0, top),
     )
-    axis.set_yticks(range(layers), [str(n) for n in record.layers])
-    _plain(axis, f"Experts used by {len(record)} tokens", "expert", "layer")
+    unused = np.ma.masked_array(np.ones_like(load), beyond | (counts > 0))
+    figure.axes[0].imshow(
+        unused, aspect="auto", cmap="Greys", norm=Normalize(0, 4), interpolation="none", zorder=0
+    )
+    if (~unused.mask).any():
+        figure.axes[0].set_xlabel("expert (grey: unused)")
+    result: Figure = figure
+    return result
+
+
+def coactivation_map(record: Record, layer: int | None = None) -> Figure:
+    """How often experts of one layer are chosen together: P(column | row).
+
+    The scale ends at the largest value off the diagonal. `layer`: the model's number; the middle of
+    those recorded by default. Experts that were never chosen are grey.
+    """
+    import numpy as np
+
+    from .load import coactivation
+
+    place = len(record.layers) // 2 if layer is None else record.layer_index(layer)
+    count = int(record.num_experts[place])
+    shares = coactivation(record)[place, :count, :count]
+    np.fill_diagonal(shares, np.nan)
+    figure = _figure(6.4, 5.4)
+    axis = figure.subplots()
+    axis.set_facecolor("0.85")
+    image = axis.imshow(
+        np.ma.masked_invalid(shares), cmap="magma", interpolation="none", vmin=0, aspect="equal"
+    )
+    _expert_axis(axis, count)
+    step = max(1, -(-count // 16))
+    axis.set_yticks(range(0, count, step))
+    _plain(
+        axis,
+        f"Experts of layer {record.layers[place]} chosen together",
+        "also chosen",
+        "where this expert is chosen",
+    )
     axis.grid(False)
-    figure.colorbar(image, ax=axis, label="load (even = 1); grey: unused")
+    figure.colorbar(image, ax=axis, label="share of the row's tokens")
+    result: Figure = figure
+    return result
+
+
+def load_over_time(record: Record, layer: int | None = None, window: int | None = None) -> Figure:
+    """The load of one layer's experts from token to token, in windows; below it, how uneven it is.
+
+    `layer`: the model's number; the middle of those recorded by default. `window`: tokens of a
+    column; by default about 80 columns are drawn.
+    """
+    import numpy as np
+
+    from .load import load
+
+    place = len(record.layers) // 2 if layer is None else record.layer_index(layer)
+    count, tokens = int(record.num_experts[place]), len(record)
+    if not tokens:
+        raise ValueError("[plot] the record has no tokens")
+    if window is not None and window < 1:
+        raise ValueError(f"[plot] window is {window}; 1 or more is required")
+    width = max(1, tokens // 80) if window is None else window
+    columns = -(-tokens // width)
+    chosen = record.experts[:, place]
+    column = np.arange(tokens)[:, None] // width
+    used = chosen >= 0
+    flat = (column * count + chosen)[used]
+    counts = np.bincount(flat, minlength=columns * count).reshape(columns, count)
+    even = np.maximum(counts.sum(axis=1, keepdims=True) / count, 1e-12)
+    figure = _figure(9, 5.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    edges = (-0.5, columns * width - 0.5, count - 0.5, -0.5)
+    image = top.imshow(
+        (counts / even).T, aspect="auto", cmap="viridis", interpolation="none", extent=edges, vmin=0
+    )
+    _plain(top, f"Load of layer {record.layers[place]} along the text", "", "expert")
+    top.grid(False)
+    figure.colorbar(image, ax=top, label="load (even = 1)")
+    at = np.arange(columns) * width + (width - 1) / 2
+    bottom.plot(at, load(counts).max_violation, color=COLOURS[1], linewidth=1.2)
+    _plain(bottom, "", f"token (windows of {width})", "max violation")
+    bottom.set_ylim(bottom=0)
+    for boundary in np.flatnonzero(np.diff(record.sequences)) + 0.5:
+        if len(np.unique(record.sequences)) <= 12:
+            top.axvline(boundary, color="white", linewidth=1)
+    result: Figure = figure
+    return result
+
+
+def specialisation_figure(found: Specialisation) -> Figure:
+    """What domain and word explain of the routing, with interval and null; a panel per domain."""
+    import numpy as np
+
+    layers = [str(n) for n in found.layers]
+    domains = len(found.domains)
+    columns = min(domains, 2)
+    rows = -(-domains // columns)
+    figure = _figure(11, 3.2 + 0.9 * rows + 0.3 * rows * len(layers))
+    whole = figure.add_gridspec(1 + rows, 2, height_ratios=[2.6, *[0.9 + 0.3 * len(layers)] * rows])
+    for place, (title, strength) in enumerate(
+        (
+            (f"{domains} domains", found.domain_strength),
+            (f"{len(found.ids)} words", found.vocabulary_strength),
+        )
+    ):
+        axis = figure.add_subplot(whole[0, place])
+        at = np.arange(len(layers))
+        low, high = strength.explained - strength.low, strength.high - strength.explained
+        axis.bar(at, 100 * strength.explained, 0.6, color=COLOURS[0], label="beyond chance")
+        axis.errorbar(
+            at, 100 * strength.explained, 100 * np.array([low, high]), fmt="none", color="black",
+            capsize=3,
+        )  # fmt: skip
+        axis.plot(at, 100 * strength.null, "_", color=COLOURS[1], markersize=16, label="chance")
+        axis.set_xticks(at, layers)
+        axis.legend(fontsize=8, frameon=False)
+        _plain(axis, f"Routing explained by {title}", "layer", "% of its entropy")
+    top = float(np.nanmax(found.domain, initial=0))
+    image: Any = None
+    for d, name in enumerate(found.domains):
+        axis = figure.add_subplot(whole[1 + d // columns, d % columns])
+        image = axis.imshow(
+            100 * found.domain[:, :, d], aspect="auto", cmap="viridis", vmin=0, vmax=100 * top,
+            interpolation="none",
+        )  # fmt: skip
+        axis.set_yticks(range(len(layers)), layers)
+        _expert_axis(axis, found.domain.shape[1])
+        _plain(axis, name, "expert", "layer")
+        axis.grid(False)
+    figure.colorbar(image, ax=figure.axes[2:], label="% of the domain's tokens")
+    result: Figure = figure
+    return result
+
+
+def ablation_map(found: Ablation) -> Figure:
+    """Change in loss without each expert: red where it is missed, blue where it is not."""
+    import numpy as np
+
+    known = np.ma.masked_invalid(found.change)
+    # One expert far beyond the others would wash their colours out.
+    largest = float(np.quantile(np.abs(known.compressed()), 0.98)) if known.count() else 0.0
+    largest = largest or 1.0
+    figure = _grid(
+        known,
+        found.layers,
+        f"Loss without one expert (whole model: {found.loss:.3f} nats)",
+        "change in nats a token (98 % are inside)",
+        cmap="RdBu_r",
+        vmin=-largest,
+        vmax=largest,
+    )
+    result: Figure = figure
+    return result
+
+
+def intent_figure(*found: Intent) -> Figure:
+    """Share of the profile's experts over the strength, and what it costs in KL."""
+    figure = _figure(9, 3.6)
+    left, right = figure.subplots(1, 2)
+    for colour, one in zip(COLOURS, found, strict=False):
+        left.plot(one.strengths, 100 * one.share, "o-", color=colour, label=one.name)
+        right.plot(one.kl, 100 * one.share, "o-", color=colour, label=one.name)
+        for strength, kl, share in zip(one.strengths, one.kl, one.share, strict=True):
+            right.annotate(
+                f"{strength:g}", (kl, 100 * share), textcoords="offset points", xytext=(4, -10),
+                fontsize=8, color="0.35", zorder=5,
+            )  # fmt: skip
+    title = "Routing weight on the profile's experts"
+    _plain(left, title, "strength", "% of the routing weight")
+    _plain(right, "What it costs (numbers: strength)", "KL, nats a token", "")
+    for axis in (left, right):
+        axis.set_ylim(bottom=0)
+    if len(found) > 1:
+        left.legend(fontsize=8, frameon=False)
+    result: Figure = figure
+    return result
+
+
+def stream_figure(found: BalancedStream) -> Figure:
+    """Max violation along a stream without and with the bias controller, and the cost in KL."""
+    import numpy as np
+
+    figure = _figure(9, 3.8)
+    left, right = figure.subplots(1, 2)
+    steps = np.arange(1, len(found.kl) + 1)
+    for name, table, colour in (
+        ("plain", found.plain, COLOURS[1]),
+        ("controlled", found.balanced, COLOURS[0]),
+    ):
+        left.plot(steps, table, color=colour, linewidth=0.7, alpha=0.35)
+        left.plot(steps, np.nanmean(table, axis=1), color=colour, linewidth=2, label=name)
+    left.legend(fontsize=8, frameon=False)
+    left.set_ylim(bottom=0)
+    _plain(left, "Load of each layer (thin) and their mean", "step", "max violation (0 = even)")
+    right.plot(steps, found.kl, color=COLOURS[2], linewidth=1.5)
+    right.set_ylim(bottom=0)
+    _plain(right, "What the balance costs", "step", "KL, nats a token")
     result: Figure = figure
     return result

@@ -52,13 +52,17 @@ def balance_stream(
 
     Args:
         gamma: the step of the bias, in units of the selection score (Wang et al. 2024).
-        window: tokens of a step, after each of which the biases move.
+        window: tokens of a step, after each of which the biases move; rests of a text shorter than
+            half of it are left out.
         repeat: how often the texts run through the stream.
         controllers: by layer; go on from these instead of from zero.
     """
     if repeat < 1:
         raise ValueError(f"[balance_stream] repeat is {repeat}; 1 or more is required")
-    steps = windows_of(model, texts, window) * repeat
+    windows = windows_of(model, texts, window)
+    # The rest of a text is a short window, whose load is uneven by its shortness alone.
+    steps = [w for w in windows if 2 * len(w) > window] or windows
+    steps *= repeat
     plain, balanced, kl = [], [], []
     start: dict[int | str, Any] = {"*": gamma} if controllers is None else dict(controllers.items())
     with model.intervene(balance=start) as wanted:

@@ -99,7 +99,7 @@ class ColouredText:
             f'<div style="font-size:85%;color:#444">{html.escape(self.title)}: ',
         ]
         for label, colour in self._legend():
-            out.append(f'<span style="{_style(colour)};margin-right:0.5em">{label}</span>')
+            out.append(f'<span style="{_style(colour)}">&nbsp;{label}&nbsp;</span> ')
         out.append('</div><div style="white-space:pre-wrap;font-family:monospace">')
         sequence = 0
         for row, (word, colour) in enumerate(zip(self._words, self.colours, strict=True)):
@@ -205,7 +205,7 @@ def _ramp(share: float) -> str:
 def _ink(colour: str) -> str:
     """Black or white, whichever reads better on it."""
     red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+    return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 110 else "#ffffff"
 
 
 def _style(colour: str) -> str:

@@ -1,0 +1,90 @@
+"""The pictures of the routing laboratory: what they draw, on odd sizes too."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import moekit as mk
+from moekit import analysis
+
+plots = pytest.importorskip("moekit.analysis.plots")
+pytest.importorskip("matplotlib")
+
+
+def record(tokens: int, sizes: tuple[int, ...] = (5, 9), k: int = 2) -> mk.Record:
+    rng = np.random.default_rng(0)
+    experts = np.stack(
+        [np.stack([rng.permutation(n)[:k] for n in sizes]) for _ in range(tokens)]
+    ).reshape(tokens, len(sizes), k)
+    return mk.Record(experts, np.ones(experts.shape), [2, 7], num_experts=sizes, ids=[1] * tokens)
+
+
+def drawn(figure: Any, tmp_path: Any) -> None:
+    plots.save(figure, tmp_path / "p.png")
+    assert (tmp_path / "p.png").stat().st_size > 3000
+
+
+def test_coactivation_draws_what_is_measured(tmp_path: Any) -> None:
+    r = record(60)
+    figure = r.plot("coactivation", layer=2)
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (5, 5)
+    expected = analysis.coactivation(r)[0, :5, :5]
+    np.testing.assert_allclose(shown[0, 1:], expected[0, 1:])
+    assert shown.mask.diagonal().all()
+    drawn(figure, tmp_path)
+    drawn(record(1).plot("coactivation"), tmp_path)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(1, None), (7, 3), (500, None), (90, 500)])
+def test_load_over_time_counts_windows(tmp_path: Any, tokens: int, window: int | None) -> None:
+    r = record(tokens)
+    figure = r.plot("time", layer=7, window=window)
+    width = window or max(1, tokens // 80)
+    shown = figure.axes[0].images[0].get_array()
+    assert shown.shape == (9, -(-tokens // width))
+    first = np.bincount(r.experts[:width, 1].ravel(), minlength=9)
+    np.testing.assert_allclose(shown[:, 0], first / (first.sum() / 9))
+    drawn(figure, tmp_path)
+
+
+def test_heatmaps_of_counters_and_of_large_models(tmp_path: Any) -> None:
+    model = mk.demo_model()
+    with model.record(counters=True) as counters:
+        model.forward([5, 6, 7])
+    drawn(counters.plot(), tmp_path)
+    rng = np.random.default_rng(1)
+    wide = mk.Record(
+        rng.integers(0, 384, (40, 61, 8)), np.ones((40, 61, 8)), num_experts=[384] * 61
+    )
+    drawn(wide.plot(), tmp_path)
+
+
+def test_pictures_of_the_measures(tmp_path: Any) -> None:
+    model = mk.demo_model()
+    text = "The old man looked at the sea and said nothing at all."
+    records = {name: record(90) for name in ("one", "two", "three")}
+    found = analysis.specialisation(records, resamples=20, permutations=20)
+    figure = plots.specialisation_figure(found)
+    assert [axis.get_title(loc="left") for axis in figure.axes[2:5]] == ["one", "two", "three"]
+    drawn(figure, tmp_path)
+    ablation = analysis.ablate(model, text, layers=[4], experts=range(3), progress=False)
+    drawn(plots.ablation_map(ablation), tmp_path)
+    profiles = analysis.profile({"a": text, "b": text[::-1]}, model)
+    intents = [analysis.intent(model, p, text, (0, 1)) for p in profiles.values()]
+    drawn(plots.intent_figure(*intents), tmp_path)
+    stream = analysis.balance_stream(model, text, 0.01, window=6)
+    figure = plots.stream_figure(stream)
+    np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), stream.kl)
+    drawn(figure, tmp_path)
+
+
+def test_mistakes_are_named() -> None:
+    for options, text in [
+        ({"kind": "time", "window": 0}, "window is 0"),
+        ({"kind": "time", "layer": 3}, "layer 3; recorded are"),
+        ({"kind": "coactivation", "layer": 3}, "layer 3; recorded are"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            record(4).plot(**options)
