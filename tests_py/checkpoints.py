@@ -82,10 +82,14 @@ def tiny_config(family: str, **changes: Any) -> Any:
 
 
 def tiny_model(family: str, seed: int = 0, **changes: Any) -> Any:
-    """A random float32 model; norms, biases and correction biases random as well."""
-    config = tiny_config(family, **changes)
-    torch.manual_seed(seed)
+    """A random float32 model of a family."""
     kind = CLASSES.get(family, "AutoModelForCausalLM")
+    return random_model(tiny_config(family, **changes), seed, kind)
+
+
+def random_model(config: Any, seed: int, kind: str) -> Any:
+    """A random float32 model; norms, biases and correction biases random as well."""
+    torch.manual_seed(seed)
     maker = getattr(transformers, kind)
     make = maker.from_config if kind.startswith("Auto") else maker._from_config
     model = make(config, attn_implementation="eager")

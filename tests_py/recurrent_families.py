@@ -34,6 +34,18 @@ _KDA: dict[str, Any] = {
 FIELDS: dict[str, dict[str, Any]] = {
     "kimi_linear": {**_KDA, "linear_head_dim": 10, "linear_num_heads": 4},
     "bailing_hybrid": {**_KDA, "head_dim": 10, "first_k_dense_replace": 1},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 5,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 40,
+        "intermediate_size": 56,
+        "head_dim": 20,
+        "global_head_dim": 24,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "sliding_window": 5,
+    },
     "qwen3_next": _DELTA,
     "jamba": {
         "attn_layer_period": 3,
@@ -227,5 +239,28 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     (
         "bailing_hybrid",
         {"kda_lower_bound": -2.5, "num_attention_heads": 2, "num_key_value_heads": 2},
+    ),
+    ("gemma4_text", {}),
+    (
+        "gemma4_text",
+        {
+            "attention_k_eq_v": True,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 3.0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-2,
+            "sliding_window": 3,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "partial_rotary_factor": 0.5,
+                    "rope_theta": 30000.0,
+                },
+            },
+        },
     ),
 ]

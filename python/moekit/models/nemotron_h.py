@@ -26,9 +26,8 @@ _ACTIVATIONS = {"relu2": "relu2", "relu": "relu", "silu": "silu"}
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Nemotron-H checkpoint."""
     kinds = _kinds(config)
-    # The list is what counts; transformers does not write the number, and never ties the head.
-    fixed = {"num_hidden_layers": len(kinds), "tie_word_embeddings": False}
-    config = Config({**config.fields, **fixed}, config.path)
+    # Transformers never ties the head.
+    config = Config({**config.fields, "tie_word_embeddings": False}, config.path)
     hidden = config.size("hidden_size")
     eps = config.number("layer_norm_epsilon", default=1e-5, above=0)
     activation = config.choice("mlp_hidden_act", sorted(_ACTIVATIONS), default="relu2")
@@ -50,10 +49,12 @@ def build(config: Config, reader: Reader) -> Model:
         dense = layer.mlp("mixer", inner, hidden, parts=_PARTS, bias=bias, activation=activation)
         return SingleBlock(norm, dense)
 
-    reader.ignore_under("mtp")  # multi-token prediction, which is not run
     root = "backbone" if reader.has_any("backbone.") else "model"
     names = Names(f"{root}.embeddings", f"{root}.layers", f"{root}.norm_f")
-    return assemble(config, reader, hidden, eps, block, names=names)
+    # Layers for multi-token prediction are not run.
+    return assemble(
+        config, reader, hidden, eps, block, names=names, ignored=("mtp.",), layers=len(kinds)
+    )
 
 
 def _kinds(config: Config) -> list[str]:

@@ -7,7 +7,7 @@ experts, the best k, renormalised; beside them a shared expert with a sigmoid ga
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -60,8 +60,13 @@ def _grouped_inputs(layer: Reader, hidden: int, sizes: DeltaSizes) -> DeltaInput
     )
 
 
-def hybrid(config: Config, reader: Reader, inputs: ReadInputs, normalize: bool) -> Model:
-    """What Qwen3-Next and Qwen3.5 share; `inputs` reads DeltaNet's projections."""
+def hybrid(
+    config: Config, reader: Reader, inputs: ReadInputs, normalize: bool, **options: Any
+) -> Model:
+    """What Qwen3-Next and Qwen3.5 share; `inputs` reads DeltaNet's projections.
+
+    Options are those of `assemble`.
+    """
     hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     layers = layer_count(config)
@@ -101,8 +106,9 @@ def hybrid(config: Config, reader: Reader, inputs: ReadInputs, normalize: bool) 
             feed_forward(n, layer),
         )
 
-    reader.ignore_under("mtp")  # multi-token prediction, which is not run
-    return assemble(config, reader, hidden, eps, block, norm=norm)
+    # Layers for multi-token prediction are not run.
+    ignored = ("mtp.", *options.pop("ignored", ()))
+    return assemble(config, reader, hidden, eps, block, norm=norm, ignored=ignored, **options)
 
 
 def _gated_attention(config: Config, hidden: int, eps: float) -> Callable[[Reader], Attention]:

@@ -120,11 +120,6 @@ class Reader:
         """Accept a tensor that is not needed."""
         self._used.add(self._prefix + name)
 
-    def ignore_under(self, prefix: str) -> None:
-        """Accept all tensors whose names begin with `prefix` and a dot."""
-        full = f"{self._prefix}{prefix}."
-        self._used.update(name for name in self._weights if name.startswith(full))
-
     # -- tensors ---------------------------------------------------------------------------
 
     def _claim(self, name: str, shape: Sequence[int], dtypes: Collection[str] = KEPT_DTYPES) -> str:

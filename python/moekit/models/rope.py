@@ -10,7 +10,7 @@ from math import isfinite
 
 from ..config import Config
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 # Longer lists of factors than any head could use are a fault of the file.
 _MAX_FACTORS = 4096
 
@@ -36,6 +36,7 @@ def read_rope(
     *,
     layer_type: str = "",
     default_partial: float = 1.0,
+    default_kind: str = "default",
 ) -> RopeSettings:
     """The settings for all layers; FileError naming what is absurd or unknown.
 
@@ -54,10 +55,13 @@ def read_rope(
     )
     section.require(partial <= 1, "partial_rotary_factor", "a number above 0 and at most 1")
     name = "rope_type" if section.get("rope_type") is not None else "type"
-    kind = section.choice(name, KINDS, default="default")
+    kind = section.choice(name, KINDS, default=default_kind)
     values: dict[str, object] = {"rope_type": kind}
     if kind == "default":
         return RopeSettings(theta, values, partial, section)
+    if kind == "proportional":  # the whole head is paired, a part of the pairs rotates
+        values["partial_rotary_factor"] = partial
+        return RopeSettings(theta, values, 1.0, section)
     longest = config.optional_size("max_position_embeddings")
     original = section.optional_size("original_max_position_embeddings")
     if original is None:

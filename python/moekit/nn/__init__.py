@@ -22,6 +22,7 @@ from .mla import MLA
 from .model import Model
 from .moe import MLP, MoE
 from .norm import LayerNorm, Norm, RMSNorm
+from .parallel_moe import NormedRouter, ParallelMoE, ScaledBlock
 from .router import HashRouter, Router
 from .short_conv import GatedConvolution, ShortConvolution
 from .shortcut import ShortcutBlock
@@ -58,9 +59,12 @@ __all__ = [
     "MoE",
     "Model",
     "Norm",
+    "NormedRouter",
+    "ParallelMoE",
     "QueryTemperature",
     "RMSNorm",
     "Router",
+    "ScaledBlock",
     "SeparateInputs",
     "ShortConvolution",
     "ShortcutBlock",

@@ -67,7 +67,9 @@ class LongContext:
 class Attention:
     """`heads` queries share `kv_heads` keys and values; position by rotation of q and k.
 
-    Linear layers: q [heads * D, H], k [kv_heads * D, H], v [kv_heads * V, H], o [H, heads * V].
+    Linear layers: q [heads * D, H], k [kv_heads * D, H], v [kv_heads * V, H], o [H, heads * V]; v
+    may be k itself (Gemma 4).
+
     The token's way, each step where it is asked for:
 
     - `q_norm` and `k_norm`, of each head (size D, or without weight) or of the whole projection
@@ -217,8 +219,10 @@ class Attention:
             q, gates = np.split(q.reshape(len(x), self.heads, -1), 2, axis=2)
             q = q.reshape(len(x), -1)
         q = self._heads_of(q, self.heads, self.head_dim, early[0])
-        k = self._heads_of(self.k(x), self.kv_heads, self.head_dim, early[1])
-        v = self._heads_of(self.v(x), self.kv_heads, self.v_head_dim, self.v_norm)
+        keys = self.k(x)
+        values = keys if self.v is self.k else self.v(x)
+        k = self._heads_of(keys, self.kv_heads, self.head_dim, early[1])
+        v = self._heads_of(values, self.kv_heads, self.v_head_dim, self.v_norm)
         if self.value_scale != 1.0:
             v = v * np.float32(self.value_scale)
         q, k = self._rotate(q, k, batch)
@@ -279,7 +283,7 @@ class Attention:
         """(name, class, weight) of what this part holds."""
         for part in ("q", "k", "v", "gate", "o", "q_norm", "k_norm", "v_norm"):
             module = getattr(self, part)
-            if module is not None:
+            if module is not None and (part != "v" or module is not self.k):
                 for name, kind, weight in module.weights():
                     yield f"{part}.{name}", kind, weight
         if self.sinks is not None:
