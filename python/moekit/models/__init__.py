@@ -44,6 +44,7 @@ FAMILIES = {
     "longcat_flash": "longcat_flash",
     "mellum": "mellum",
     "mimo_v2_flash": "mimo_v2_flash",
+    "minimax": "minimax",
     "minimax_m2": "minimax_m2",
     "mistral4": "mistral4",
     "mixtral": "mixtral",

@@ -16,6 +16,7 @@ from .experts import Experts
 from .hyper import HyperBlock, HyperConnection, HyperHead
 from .indexer import Indexer
 from .kv_cache import KVCache
+from .lightning import LightningAttention, NormedStreamBlock
 from .linear import Linear
 from .mamba import Mamba, Mamba2
 from .mla import MLA
@@ -52,6 +53,7 @@ __all__ = [
     "LatentMoE",
     "Layer",
     "LayerNorm",
+    "LightningAttention",
     "Linear",
     "LongContext",
     "Mamba",
@@ -60,6 +62,7 @@ __all__ = [
     "Model",
     "Norm",
     "NormedRouter",
+    "NormedStreamBlock",
     "ParallelMoE",
     "QueryTemperature",
     "RMSNorm",
