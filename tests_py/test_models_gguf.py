@@ -28,7 +28,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_key_value_heads": 3},
     "deepseek_v3": {"n_group": 1, "rope_parameters": YARN, "rms_norm_eps": 1e-6},
     "glm4_moe": {"use_qk_norm": True, "attention_bias": True, "n_shared_experts": 1},
-    "gpt_oss": {"swiglu_limit": 7.0},
+    # llama.cpp rounds the bounds of yarn, gpt-oss does not.
+    "gpt_oss": {"swiglu_limit": 7.0, "rope_parameters": {"rope_type": "default"}},
     "dots1": {"num_key_value_heads": 3},
     "olmoe": {"num_key_value_heads": 3},
 }
