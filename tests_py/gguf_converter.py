@@ -226,7 +226,7 @@ def add_metadata(writer: Any, config: dict[str, Any]) -> None:
     family = config["model_type"]
     get = config.get
     attention, ffn = get("attn_config") or {}, get("ffn_config") or {}
-    heads = get("num_attention_heads") or config["n_heads"]
+    heads = get("n_heads") or config["num_attention_heads"]
     hidden = get("hidden_size") if "hidden_size" in config else config["d_model"]
     if family == "dbrx":
         hidden = config["d_model"]
@@ -236,7 +236,7 @@ def add_metadata(writer: Any, config: dict[str, Any]) -> None:
     writer.add_block_count(get("num_hidden_layers") or config["n_layers"])
     writer.add_head_count(heads)
     latent = family in ("deepseek_v2", "deepseek_v3")
-    kv = get("num_key_value_heads") or attention.get("kv_n_heads") or heads
+    kv = attention.get("kv_n_heads") or get("num_key_value_heads") or heads
     writer.add_head_count_kv(1 if latent else kv)
     dense = get("intermediate_size_mlp") or get("intermediate_size") or ffn.get("ffn_hidden_size")
     writer.add_feed_forward_length(dense)

@@ -32,6 +32,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gpt_oss": {"swiglu_limit": 7.0, "rope_parameters": {"rope_type": "default"}},
     "dots1": {"num_key_value_heads": 3},
     "olmoe": {"num_key_value_heads": 3},
+    "phimoe": {"router_jitter_noise": 0.01},
 }
 FAMILIES = [
     family

@@ -1,20 +1,16 @@
 """From a path to a model that runs."""
 
 import os
-import sys
-import time
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from . import checkpoint, models, ops
 from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
 from .models.reader import Formats, Reader
 from .nn import Model
+from .saving import save
+from .saving.bar import Bar
 from .tokenizer import load_tokenizer
-
-# Shorter loads show no bar.
-_PATIENCE_S = 2.0
 
 
 def load(
@@ -53,7 +49,7 @@ def load(
             config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
         weights = checkpoint.open_weights(file, config)
         total = sum(file.info(name).nbytes for name in file)
-        with _Progress(total, progress) as bar:
+        with Bar("loading", total, progress, "B") as bar:
             header = sum(source.bytes_read for source in file.sources)
 
             def advance() -> None:
@@ -68,7 +64,22 @@ def load(
             model.tokenizer = load_tokenizer(folder)
             model.end_ids = _end_ids(folder, config, model.vocab_size)
     model.placed = reader.placed
+    model.outline = outline_of(weights)
+    model.grouping = "gguf" if file.format == "gguf" else "hf"
+    model._saver = save
     return model
+
+
+def outline_of(weights: checkpoint.Weights) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype and shape of every tensor; one that is stored quantised counts as bfloat16."""
+    outline = {}
+    for name in weights:
+        info = weights.info(name)
+        dtype = "BF16"
+        if info.scheme == "plain":
+            dtype = weights.checkpoint.info(info.parts["weight"]).dtype
+        outline[name] = (dtype if dtype in checkpoint.KEPT_DTYPES else "BF16", info.shape)
+    return outline
 
 
 def demo_model(format: str | None = None, **options: Any) -> Model:
@@ -95,45 +106,3 @@ def _end_ids(folder: str | None, config: Config, vocab_size: int) -> tuple[int, 
         # Ids beyond the vocabulary cannot come; some configurations carry them.
         return tuple(token for token in ids if 0 <= token < vocab_size)
     return ()
-
-
-class _Progress:
-    """A bar over bytes that appears only when the work turns out to be long."""
-
-    def __init__(self, total: int, wanted: bool | None) -> None:
-        self._total = total
-        self._wanted = sys.stderr.isatty() if wanted is None else wanted
-        self._patience = _PATIENCE_S if wanted is None else 0.0
-        self._begin = time.monotonic()
-        self._done = 0
-        self._bar: Any = None
-
-    def reach(self, nbytes: int) -> None:
-        """The bytes that have been read so far."""
-        grown, self._done = nbytes - self._done, nbytes
-        if self._bar is not None:
-            self._bar.update(grown)
-        elif self._wanted and time.monotonic() - self._begin >= self._patience:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self._total,
-                initial=self._done,
-                unit="B",
-                unit_scale=True,
-                unit_divisor=1024,
-                desc="loading",
-                file=sys.stderr,
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()

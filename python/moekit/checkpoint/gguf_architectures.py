@@ -82,6 +82,26 @@ SOFTMAX, SIGMOID = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
+class Banks:
+    """How Hugging Face's checkpoint lays out experts, or a feed-forward layer under one name.
+
+    Either tensors of their own under `parts` (gate, up, down), or with `both` the fused banks that
+    `models.expert_layouts.Layout` describes.
+    """
+
+    parts: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    both: str = ""
+    down: str = "down_proj"
+    transposed: bool = False
+    interleaved: bool = False
+    stacked: bool = False
+
+
+_W = Banks(("w1", "w3", "w2"))
+_INPUT_OUTPUT = Banks(both="input_linear.weight", down="output_linear.weight")
+
+
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """A row: GGUF's name, Hugging Face's `model_type`, and where the two differ from others."""
 
@@ -90,11 +110,16 @@ class Architecture:
     names: Names = field(default_factory=dict)
     fields: Fields = ()
     experts: str = "mlp.experts"
+    banks: Banks = field(default_factory=Banks)
+    # The layout of a shared expert that is not three matrices, and its name.
+    shared: tuple[str, Banks] | None = None
     expert_count: str = "num_experts"
     prefix: str = "model.layers."
     frame: Names = field(default_factory=lambda: _FRAME)
     # Fields that GGUF leaves to the architecture; a config that differs cannot be written.
     fixed: Mapping[str, object] = field(default_factory=dict)
+    # Keys that are written with every file of the architecture.
+    written: Mapping[str, object] = field(default_factory=dict)
     # The rows of q and k are in the order of pairs (x0 x1 x2 ...) instead of halves.
     paired: bool = False
     # What a file has to say for this row to be its own, where rows share a name.
@@ -137,6 +162,7 @@ ARCHITECTURES = (
         "mixtral",
         _SPARSE,
         experts="block_sparse_moe.experts",
+        banks=_W,
         expert_count="num_local_experts",
         fields=_HEAD_DIM,
         paired=True,
@@ -221,6 +247,7 @@ ARCHITECTURES = (
             ("attention_chunk_size", "attention.chunk_size"),
         ),
         experts="feed_forward.experts",
+        banks=Banks(both="gate_up_proj", transposed=True),
         expert_count="num_local_experts",
         differs="llama.cpp's temperature and query norms are those of the released sizes",
     ),
@@ -237,6 +264,7 @@ ARCHITECTURES = (
             ("intermediate_size", "expert_feed_forward_length"),
             ("sliding_window", "attention.sliding_window"),
         ),
+        banks=Banks(both="gate_up_proj", transposed=True, interleaved=True),
         expert_count="num_local_experts",
         truncate=False,
     ),
@@ -266,6 +294,8 @@ ARCHITECTURES = (
             ("shared_intermediate_size", "expert_shared_feed_forward_length"),
         ),
         experts="block_sparse_moe",
+        banks=_INPUT_OUTPUT,
+        shared=("shared_mlp", _INPUT_OUTPUT),
         expert_count="num_local_experts",
         paired=True,
         requires={"expert_shared_feed_forward_length": int},
@@ -281,6 +311,7 @@ ARCHITECTURES = (
             ("logits_scaling", "logit_scale"),
         ),
         experts="block_sparse_moe",
+        banks=_INPUT_OUTPUT,
         expert_count="num_local_experts",
         paired=True,
     ),
@@ -290,6 +321,7 @@ ARCHITECTURES = (
         _SPARSE,
         fields=(("sliding_window", "attention.sliding_window"),),
         experts="block_sparse_moe.experts",
+        banks=_W,
         expert_count="num_local_experts",
         fixed={"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.01},
         differs="llama.cpp routes by a plain softmax of the two best",
@@ -311,12 +343,15 @@ ARCHITECTURES = (
             ("max_seq_len", "context_length"),
             ("attn_config.kv_n_heads", "attention.head_count_kv"),
             ("attn_config.clip_qkv", "attention.clamp_kqv"),
+            ("attn_config.rope_theta", "rope.freq_base"),
             ("ffn_config.ffn_hidden_size", "feed_forward_length"),
             ("ffn_config.moe_top_k", "expert_used_count"),
         ),
         experts="ffn.experts.mlp",
+        banks=Banks(("w1", "v1", "w2"), stacked=True),
         expert_count="ffn_config.moe_num_experts",
         prefix="transformer.blocks.",
+        written={"attention.layer_norm_epsilon": 1e-5},
         frame={
             "token_embd": "transformer.wte",
             "output_norm": "transformer.norm_f",
@@ -368,6 +403,7 @@ ARCHITECTURES = (
         {**_SPARSE, "exp_probs_b.bias": "block_sparse_moe.e_score_correction_bias"},
         fields=(*_HEAD_DIM, ("intermediate_size", "expert_feed_forward_length")),
         experts="block_sparse_moe.experts",
+        banks=_W,
         expert_count="num_local_experts",
         partial=True,
         gating=SIGMOID,

@@ -111,7 +111,8 @@ def _put(config: dict[str, object], name: str, value: object) -> None:
     inner[last] = value
 
 
-def _take(config: Mapping[str, object], name: str) -> Any:
+def take(config: Mapping[str, object], name: str) -> Any:
+    """A field of a config.json, or of a section of it: "attn_config.clip_qkv"."""
     section, _, last = name.rpartition(".")
     if section:
         inner = config.get(section)
@@ -222,5 +223,7 @@ def _factors(keys: _Keys, original: object) -> dict[str, object]:
         "rope_type": "longrope",
         "factor": 1.0,
         "attention_factor": factor,
+        "short_mscale": factor,
+        "long_mscale": factor,
         "original_max_position_embeddings": context,
     }

@@ -1,7 +1,7 @@
 """The tensors of a GGUF file under the names of a Hugging Face checkpoint."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,24 @@ def hf_name(row: Architecture, name: str) -> str:
     if dot and stem in names:
         return f"{prefix}{names[stem]}.{kind}"
     return prefix + inner
+
+
+def gguf_names(row: Architecture, names: Iterable[str]) -> dict[str, str]:
+    """GGUF's name of each of Hugging Face's, in GGUF's grouping; ValueError for one without."""
+    frame = {value: key for key, value in row.frame.items()}
+    layer = {value: key for key, value in row.layer_names.items()}
+    found = {}
+    for name in names:
+        inner, table, start = name, frame, ""
+        if name.startswith(row.prefix):
+            block, _, inner = name.removeprefix(row.prefix).partition(".")
+            table, start = layer, f"blk.{block}."
+        stem, _, kind = inner.rpartition(".")
+        short = table.get(inner) or (f"{table[stem]}.{kind}" if stem in table else "")
+        if not short:
+            raise ValueError(f"[save] GGUF's {row.name} has no tensor for {name}")
+        found[name] = start + short
+    return found
 
 
 def halves_from_pairs(rows: int, heads: int) -> Order:

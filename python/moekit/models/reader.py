@@ -345,7 +345,7 @@ class Reader:
         banks: dict[str, PackedWeight] = {}
         for role, piece in pieces.items():
             banks[role] = PackedWeight.empty(formats[role], (1, *shapes[role]))
-            self.fill(banks[role], 0, piece)
+            self.fill(banks[role], 0, piece, self._prefix + name, role)
         return Experts(banks.get("gate"), banks["up"], banks["down"], **options)
 
     def mlp(self, name: str, inner: int, hidden: int, **options: Any) -> MLP:

@@ -1,7 +1,7 @@
 """A decoder: embed → blocks → norm → head, and what one does with a whole model."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, overload
 from zlib import crc32
@@ -70,6 +70,10 @@ class Model:
         self.end_ids = tuple(end_ids)
         # Which piece of which stored tensor went where, for `save`; set by the loader.
         self.placed: Sequence[Any] = ()
+        # Dtype and shape of the tensors that it was read from, and whose grouping they have.
+        self.outline: Mapping[str, tuple[str, tuple[int, ...]]] = {}
+        self.grouping = "hf"
+        self._saver: Callable[[Model, Any], None] | None = None
 
     def __repr__(self) -> str:
         kind = self.config.get("model_type", "model")
@@ -363,6 +367,19 @@ class Model:
             f"{kind} of {len(moes)} x {'/'.join(map(str, counts))} experts in "
             f"{'/'.join(formats)}, routers #{mark:08x}{functions}"
         )
+
+    def save(self, path: Any) -> None:
+        """Write the model: a GGUF file where `path` ends in `.gguf`, else a directory that
+        transformers loads.
+
+        Nothing is left behind by an error or an interrupt. ValueError for a model put together by
+        hand, and for what GGUF cannot say.
+        """
+        if self._saver is None:
+            raise ValueError(
+                "[save] the model was put together by hand; one that mk.load has read is required"
+            )
+        self._saver(self, path)
 
     # -- size ------------------------------------------------------------------------------
 

@@ -1,0 +1,297 @@
+"""The metadata of a GGUF file for a model: hyperparameters and vocabulary."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..checkpoint.gguf_architectures import ARCHITECTURES, Architecture
+from ..checkpoint.gguf_config import take, yarn_attention_factor
+from ..gguf_splitting import name_of
+from ..tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ..nn import Model
+
+_FILE_TYPE = 0  # general.file_type: what is said of a file whose types are as they come
+_SPACE = "\u2581"
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_SPECIAL_IDS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",  # the format's own spelling
+    "pad_token": "padding_token_id",
+}
+# Other families that are a row under another name: what they compute is the same.
+_ALIKE = {"kimi_k2": "deepseek_v3", "glm4_moe_lite": "deepseek_v3"}
+
+
+def architecture_of(config: Mapping[str, object]) -> Architecture:
+    """The row that a model is written as; ValueError where GGUF has none."""
+    family = str(config.get("model_type"))
+    family = _ALIKE.get(family, family)
+    for row in ARCHITECTURES:
+        if row.family == family:
+            return row
+    known = ", ".join(sorted({row.family for row in ARCHITECTURES}))
+    raise ValueError(f"[save] {family} has no architecture in GGUF; one of {known} is required")
+
+
+def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, Any]:
+    """The keys `<architecture>.*`; ValueError for a setting that GGUF cannot say."""
+    config = model.config
+    for name, wanted in row.fixed.items():
+        found = take(config, name)
+        if found is not None and found != wanted and not (wanted == [] and not found):
+            raise ValueError(
+                f"[save] {name} is {found!r}; GGUF's {row.name} means {wanted!r}, which is required"
+            )
+    values: dict[str, Any] = {}
+    for name, key in row.all_fields:
+        value = take(config, name)
+        if value is None and name == row.expert_count:
+            value = next((config[other] for other in _EXPERTS if config.get(other)), None)
+        if value is None:
+            value = _DEFAULTS.get(name)
+        if value is None:
+            continue
+        values[key] = _scalar(name, value, key)
+    layers = len(model.layers)
+    values["block_count"] = layers
+    values.setdefault("attention.head_count_kv", values["attention.head_count"])
+    values["vocab_size"] = model.vocab_size
+    if row.gating is not None:
+        values["expert_gating_func"] = row.gating
+    # Some of llama.cpp's architectures read the experts' size under the general key.
+    if "expert_feed_forward_length" in values:
+        values.setdefault("feed_forward_length", values["expert_feed_forward_length"])
+    values.update(row.written)
+    values.update(_heads(row, config, values))
+    values.update(_rope(row, config))
+    return {f"{row.name}.{key}": value for key, value in sorted(values.items())}
+
+
+# Spellings of the number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# What transformers takes where a config.json says nothing.
+_DEFAULTS: dict[str, object] = {
+    "rms_norm_eps": 1e-6,
+    "first_k_dense_replace": 0,
+    "n_shared_experts": None,
+    "routed_scaling_factor": 1.0,
+}
+
+
+def _scalar(name: str, value: object, key: str) -> Any:
+    if isinstance(value, (list, tuple)):
+        if len(set(map(str, value))) != 1:
+            raise ValueError(f"[save] {name} differs by layer; one value is required by {key}")
+        value = value[0]
+    return value
+
+
+def _heads(
+    row: Architecture, config: Mapping[str, object], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    if row.latent:
+        nope, rope = int(_number(config, "qk_nope_head_dim")), int(values["rope.dimension_count"])
+        rank = int(values["attention.kv_lora_rank"])
+        return {
+            "attention.head_count_kv": 1,
+            "attention.key_length_mla": nope + rope,
+            "attention.key_length": rank + rope,
+            "attention.value_length": rank,
+            "expert_shared_count": values.get("expert_shared_count", 0),
+        }
+    width: Any = (
+        take(config, "head_dim") or values["embedding_length"] // values["attention.head_count"]
+    )
+    rope_section: Any = config.get("rope_parameters") or {}
+    partial: Any = rope_section.get("partial_rotary_factor") or config.get("partial_rotary_factor")
+    rotary = int(width * float(partial)) if partial else width
+    if row.partial and not partial:
+        given: Any = config.get("rotary_dim")
+        rotary = int(given or width)
+    found = {
+        "attention.key_length": int(width),
+        "attention.value_length": int(width),
+        "rope.dimension_count": int(rotary),
+    }
+    # How wide the shared expert is where the architecture does not take its count for it.
+    inner = values.get("expert_feed_forward_length", 0)
+    if row.name == "ernie4_5-moe":
+        inner *= values.get("expert_shared_count", 0)
+    if row.name in ("ernie4_5-moe", "hunyuan-moe"):
+        found["expert_shared_feed_forward_length"] = inner
+    return found
+
+
+def _number(config: Mapping[str, object], name: str) -> float:
+    value = take(config, name)
+    if type(value) not in (int, float):
+        raise ValueError(f"[save] {name} is {value!r}; a number is required")
+    return float(value)
+
+
+def _rope(row: Architecture, config: Mapping[str, object]) -> dict[str, Any]:
+    section: Any = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    above: Any = config.get("rope_theta") or take(config, "attn_config.rope_theta")
+    theta = section.get("rope_theta") or above or _THETA.get(row.family, 1e4)
+    found: dict[str, Any] = {"rope.freq_base": float(theta)}
+    kind = str(section.get("rope_type") or section.get("type") or "default")
+    if kind == "default":
+        return found
+    if kind == "linear":
+        return found | {"rope.scaling.type": "linear", "rope.scaling.factor": section["factor"]}
+    if kind in ("llama3", "longrope"):
+        return found  # tensors of factors say it
+    if kind != "yarn":
+        raise ValueError(f"[save] rope_type is {kind}; default, linear, llama3, longrope or yarn")
+    original = section.get("original_max_position_embeddings") or config.get(
+        "max_position_embeddings"
+    )
+    longest = config.get("max_position_embeddings")
+    factor = section.get("factor")
+    if factor is None and isinstance(longest, int) and isinstance(original, int):
+        factor = longest / original
+    found |= {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": float(factor or 1.0),
+        "rope.scaling.original_context_length": original,
+    }
+    for name in ("beta_fast", "beta_slow"):
+        if section.get(name) is not None:
+            found[f"rope.scaling.yarn_{name}"] = float(section[name])
+    scale, all_dim = section.get("mscale"), section.get("mscale_all_dim")
+    if row.latent:
+        if (scale or 0) != (all_dim or 0):
+            raise ValueError(
+                f"[save] mscale {scale} and mscale_all_dim {all_dim}; GGUF keeps one number, equal "
+                "ones are required"
+            )
+        if all_dim:
+            found["rope.scaling.yarn_log_multiplier"] = 0.1 * float(all_dim)
+    elif section.get("attention_factor") is not None:
+        share = float(section["attention_factor"]) / yarn_attention_factor(float(factor or 1.0))
+        found["rope.scaling.yarn_attn_factor"] = share
+    return found
+
+
+_THETA = {"mixtral": 1e6, "gpt_oss": 1.5e5, "minimax_m2": 5e6, "ernie4_5_moe": 5e5}
+
+
+def vocabulary(tokenizer: Tokenizer | None, size: int, end_ids: Sequence[int]) -> dict[str, Any]:
+    """The keys `tokenizer.*`; ValueError for a tokenizer that llama.cpp has no kind for."""
+    if tokenizer is None:
+        return {"tokenizer.ggml.model": "none"}
+    document = json.loads(tokenizer.backend.to_str())
+    model = document["model"]
+    kind = model.get("type") or ("BPE" if "merges" in model else "?")
+    if kind != "BPE":
+        raise ValueError(f"[save] the tokenizer is a {kind} model; BPE is required")
+    tokens, kinds = _tokens(document, size)
+    found: dict[str, Any] = {}
+    if model.get("byte_fallback"):
+        found = _sentencepiece(document, tokens, kinds)
+    else:
+        found = _byte_level(document)
+    found["tokenizer.ggml.tokens"] = tokens
+    found["tokenizer.ggml.token_type"] = np.array(kinds, np.int32)
+    for name, key in _SPECIAL_IDS.items():
+        token = tokenizer.id_of(tokenizer.special[name]) if name in tokenizer.special else None
+        if token is not None and token < size:
+            found[f"tokenizer.ggml.{key}"] = token
+    if end_ids:
+        found["tokenizer.ggml.eos_token_id"] = int(end_ids[0])
+    if len(end_ids) > 1:
+        found["tokenizer.ggml.eot_token_id"] = int(end_ids[1])
+    begins = tokenizer.encode("a")
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    bos = found.get("tokenizer.ggml.bos_token_id")
+    found["tokenizer.ggml.add_bos_token"] = begins[:1] == [bos] and begins != plain
+    if begins != plain and begins[-1:] == [found.get("tokenizer.ggml.eos_token_id")]:
+        found["tokenizer.ggml.add_eos_token"] = True
+    for name, text in tokenizer.chat_templates.items():
+        end = "" if name == "default" else f".{name}"
+        found[f"tokenizer.chat_template{end}"] = text
+    return found
+
+
+def _tokens(document: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
+    tokens = [f"[PAD{n}]" for n in range(size)]
+    kinds = [_UNUSED] * size
+    for text, n in document["model"]["vocab"].items():
+        if n < size:
+            tokens[n], kinds[n] = text, _NORMAL
+    for added in document.get("added_tokens", ()):
+        if added["id"] < size:
+            tokens[added["id"]] = added["content"]
+            kinds[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+    return tokens, kinds
+
+
+def _byte_level(document: Mapping[str, Any]) -> dict[str, Any]:
+    rules = _rules(document.get("pre_tokenizer"))
+    whole = bool(document["model"].get("ignore_merges"))
+    name = name_of(rules, whole)
+    if name is None or (document.get("normalizer") or {}).get("type") not in (None, "NFC"):
+        raise ValueError(
+            f"[save] the tokenizer cuts text by {list(rules)!r:.200}; expressions that llama.cpp "
+            "knows are required"
+        )
+    merges = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]
+    ]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": name,
+        "tokenizer.ggml.merges": merges,
+    }
+
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def _rules(pre: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The expressions of a pre-tokenizer, () for what cannot be said by any."""
+    if pre is None:
+        return ()
+    if pre["type"] == "Sequence":
+        steps = [_rules(step) for step in pre["pretokenizers"]]
+        return tuple(rule for step in steps for rule in step)
+    if pre["type"] == "Split" and pre["behavior"] == "Isolated" and not pre.get("invert"):
+        pattern = pre["pattern"]
+        return (pattern.get("Regex") or "",)
+    if pre["type"] == "Digits" and pre.get("individual_digits"):
+        return (r"\p{N}",)
+    if pre["type"] == "ByteLevel" and not pre.get("add_prefix_space"):
+        return (_GPT2,) if pre.get("use_regex", True) else ()
+    return (str(pre["type"]),)
+
+
+def _sentencepiece(
+    document: Mapping[str, Any], tokens: Sequence[str], kinds: list[int]
+) -> dict[str, Any]:
+    """Merges as scores: a token scores less the later its merge comes."""
+    ranks: dict[str, int] = {}
+    for rank, pair in enumerate(document["model"]["merges"]):
+        left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
+        ranks.setdefault(left + right, rank)
+    scores = np.zeros(len(tokens), np.float32)
+    last = len(ranks)
+    for n, token in enumerate(tokens):
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            kinds[n] = _BYTE
+        elif kinds[n] == _NORMAL:
+            scores[n] = -float(ranks.get(token, last + n))
+    unknown = document["model"].get("unk_token")
+    if unknown in tokens:
+        kinds[list(tokens).index(unknown)] = _UNKNOWN
+    prefix = "Prepend" in json.dumps(document.get("normalizer"))
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }

@@ -1,0 +1,242 @@
+"""What `model.save` writes: loaded again, by transformers and by llama.cpp it is the same model."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import gguf_converter
+import llama_cpp_oracle
+import numpy as np
+import pytest
+import test_models_gguf
+import torch
+import transformers
+
+import moekit as mk
+from moekit import models
+from moekit.checkpoint import target
+
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
+EVERY = sorted(
+    {*checkpoints.FAMILIES, *checkpoints.grouped_families.FIELDS} & models.FAMILIES.keys()
+)
+BOTH = test_models_gguf.FAMILIES
+CHANGES = test_models_gguf.CHANGES
+
+
+def their_model(path: Path) -> Any:
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        path, attn_implementation="eager", dtype="float32"
+    )
+    theirs.set_experts_implementation("eager")
+    return theirs
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_directory_is_the_same_model_for_transformers(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    _, source = checkpoint_maker(family, 4)
+    model = mk.load(source)
+    model.save(tmp_path / "out")
+    wanted = model.forward(IDS)
+    assert mk.load(tmp_path / "out").forward(IDS).tobytes() == wanted.tobytes()
+    found = checkpoints.their_logits(their_model(tmp_path / "out"), IDS)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_a_gguf_file_becomes_a_directory(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    _, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}))
+    gguf_converter.convert(source, tmp_path / "x.gguf")
+    model = mk.load(tmp_path / "x.gguf")
+    model.save(tmp_path / "out")
+    wanted = model.forward(IDS)
+    assert mk.load(tmp_path / "out").forward(IDS).tobytes() == wanted.tobytes()
+    found = checkpoints.their_logits(their_model(tmp_path / "out"), IDS)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_a_gguf_file_is_the_same_model(checkpoint_maker: Any, tmp_path: Path, family: str) -> None:
+    _, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}))
+    model = mk.load(source)
+    model.save(tmp_path / "x.gguf")
+    again = mk.load(tmp_path / "x.gguf")
+    assert again.forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    # And from there once more: names and metadata have settled.
+    again.save(tmp_path / "y.gguf")
+    with mk.checkpoint.open(tmp_path / "x.gguf") as x, mk.checkpoint.open(tmp_path / "y.gguf") as y:
+        assert list(x) == list(y)
+        assert dict(x.metadata) == dict(y.metadata)
+    assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
+
+
+@pytest.mark.skipif(llama_cpp_oracle.find() is None, reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8_0"])
+@pytest.mark.parametrize("family", [f for f in BOTH if f not in test_models_gguf.LLAMA_CPP_DIFFERS])
+def test_llama_cpp_writes_the_same_tokens(
+    checkpoint_maker: Any, tmp_path: Path, family: str, dtype: str
+) -> None:
+    _, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}), vocab_size=320)
+    checkpoints.save_tokenizer(tmp_path / "tokenizer")
+    model = mk.load(source, format=dtype)
+    model.tokenizer = mk.tokenizer.load_tokenizer(tmp_path / "tokenizer")
+    model.save(tmp_path / "x.gguf")
+    answer = llama_cpp_oracle.ask(
+        tmp_path / "x.gguf", ids=IDS, count=8, texts=["the cat sat on a log, äöü 12 🙂"]
+    )
+    exact = mk.load(source, format=dtype)
+    found = exact.forward(IDS)
+    wanted = np.array(answer["logits"])
+    assert np.vdot(found, wanted) > 0.8 * np.linalg.norm(found) * np.linalg.norm(wanted)
+    if dtype == "f32":
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=0.1)
+        assert exact.generate(IDS, max_new_tokens=8) == answer["greedy"]
+    text = "the cat sat on a log, äöü 12 🙂"
+    assert model.tokenizer.encode(text) == answer["texts"][0]
+
+
+@pytest.mark.parametrize("name", sorted({"q8_0", "q4_0", "q4_1", "q5_0", "q6_k", "mxfp4"}))
+def test_blocks_are_written_as_they_are(checkpoint_maker: Any, tmp_path: Path, name: str) -> None:
+    if name not in mk.ops.format_names():
+        pytest.skip(f"the core has no {name}")
+    _, source = checkpoint_maker(
+        "mixtral",
+        4,
+        hidden_size=256,
+        intermediate_size=256,
+        head_dim=32,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    model = mk.load(source, format=name)
+    model.save(tmp_path / "x.gguf")
+    with mk.checkpoint.open(tmp_path / "x.gguf") as file:
+        assert file.info("blk.1.ffn_down_exps.weight").dtype == name.upper()
+    again = mk.load(tmp_path / "x.gguf")
+    for mine, theirs in zip(model.placed, again.placed, strict=False):
+        if mine.slot >= 0 and mine.weight.format == name:
+            assert theirs.weight.format == name
+            np.testing.assert_array_equal(
+                mine.weight.unpack_expert(mine.slot), theirs.weight.unpack_expert(theirs.slot)
+            )
+
+
+def test_other_formats_become_floats(checkpoint_maker: Any, tmp_path: Path) -> None:
+    _, source = checkpoint_maker("qwen3_moe", 4)
+    model = mk.load(source, format="int8")
+    model.save(tmp_path / "out")
+    with mk.checkpoint.open_model(tmp_path / "out") as file:
+        kinds = {file.info(name).dtype for name in file if name.endswith("gate_proj.weight")}
+    assert kinds == {"BF16"}
+    model.save(tmp_path / "x.gguf")
+    with mk.checkpoint.open(tmp_path / "x.gguf") as file:
+        assert file.info("blk.0.ffn_gate_exps.weight").dtype == "F16"
+        wanted = model.layers[0].moe.experts.gate.unpack()
+        np.testing.assert_allclose(file["blk.0.ffn_gate_exps.weight"], wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_half_precision_stays(checkpoint_maker: Any, tmp_path: Path) -> None:
+    theirs = checkpoints.tiny_model("deepseek_v3", 4)
+    source = checkpoints.save(theirs, tmp_path / "bf16", dtype=torch.bfloat16)
+    model = mk.load(source)
+    model.save(tmp_path / "out")
+    with mk.checkpoint.open_model(tmp_path / "out") as new, mk.checkpoint.open_model(source) as old:
+        assert {n: new.info(n).dtype for n in new} == {n: old.info(n).dtype for n in old}
+        for name in old:
+            np.testing.assert_array_equal(new.blocks(name), old.blocks(name))
+
+
+def test_tokenizer_and_ends_go_along(talker_path: Path, tmp_path: Path) -> None:
+    talker = mk.load(talker_path)
+    talker.end_ids = (0, 7)
+    talker.save(tmp_path / "out")
+    talker.save(tmp_path / "x.gguf")
+    text = "Sort the items, näive 🙂"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    messages = [{"role": "user", "content": "hello"}]
+    for path in ("out", "x.gguf"):
+        again = mk.load(tmp_path / path)
+        assert again.tokenizer.encode(text) == talker.tokenizer.encode(text)
+        assert again.tokenizer.special == talker.tokenizer.special
+        assert again.end_ids == talker.end_ids
+        assert again.chat(messages, max_new_tokens=5) == talker.chat(messages, max_new_tokens=5)
+        assert again.generate(text, max_new_tokens=9) == talker.generate(text, max_new_tokens=9)
+    assert theirs(text).input_ids == talker.tokenizer.encode(text)
+    assert theirs.apply_chat_template(messages, tokenize=False)
+
+
+def test_a_checkpoint_takes_the_place_of_another(checkpoint_maker: Any, tmp_path: Path) -> None:
+    _, source = checkpoint_maker("mixtral", 4)
+    _, other = checkpoint_maker("qwen3_moe", 4)
+    (tmp_path / "empty").mkdir()
+    for path in ("out", "empty"):
+        mk.load(source).save(tmp_path / path)
+        mk.load(other).save(tmp_path / path)
+        assert mk.load(tmp_path / path).config["model_type"] == "qwen3_moe"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").write_text("mine")
+    with pytest.raises(ValueError, match="empty directory"):
+        mk.load(source).save(tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["diary.txt"]
+
+
+@pytest.mark.parametrize("name", ["out", "x.gguf"])
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_nothing_half_written_is_left(
+    checkpoint_maker: Any,
+    tmp_path: Path,
+    monkeypatch: Any,
+    name: str,
+    before: bool,
+    error: BaseException,
+) -> None:
+    model = mk.load(checkpoint_maker("mixtral", 4)[1])
+    path = tmp_path / name
+    wanted = None
+    if before:
+        model.save(path)
+        wanted = mk.load(path).forward(IDS)
+    found = sorted(tmp_path.rglob("*"))
+    written = 0
+    real = os.pwrite
+
+    def failing(fd: int, data: Any, offset: int) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 100_000:
+            raise error
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(target.os, "pwrite", failing)
+    with pytest.raises(type(error)):
+        model.save(path)
+    monkeypatch.undo()
+    assert sorted(tmp_path.rglob("*")) == found
+    if wanted is not None:
+        assert mk.load(path).forward(IDS).tobytes() == wanted.tobytes()
+
+
+def test_what_gguf_cannot_say_is_refused(checkpoint_maker: Any, tmp_path: Path) -> None:
+    for family, changes, named in (
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob"),
+        ("qwen3_moe", {"mlp_only_layers": [1]}, "mlp_only_layers"),
+        ("flex_olmo", {}, "flex_olmo"),
+    ):
+        model = mk.load(checkpoint_maker(family, 0, **changes)[1])
+        with pytest.raises(ValueError, match=named):
+            model.save(tmp_path / "x.gguf")
+        assert not os.listdir(tmp_path)
+
+
+def test_a_model_made_by_hand_has_no_names(checkpoint_maker: Any, tmp_path: Path) -> None:
+    loaded = mk.load(checkpoint_maker("mixtral", 4)[1])
+    made = mk.nn.Model(loaded.embedding, loaded.layers, loaded.norm, loaded.head)
+    with pytest.raises(ValueError, match="by hand"):
+        made.save(tmp_path / "out")
