@@ -110,6 +110,31 @@ def test_plot_draws_a_recorded_routing(
     status, _, err = run(capsys, "plot", str(tmp_path / "t.npz"), "--out", str(tmp_path / "p.xyz"))
     assert status == 2
     assert "p.xyz" in err
+    for kind in ("coactivation", "time"):
+        options = ["--kind", kind, "--layer", "2", "--out", str(picture)]
+        assert run(capsys, "plot", str(tmp_path / "t.npz"), *options)[0] == 0
+    status, _, err = run(capsys, "plot", str(tmp_path / "t.npz"), *options[:3], "9", *options[4:])
+    assert status == 2 and "layer 9; recorded are [1, 2]" in err
+    status, _, err = run(capsys, "plot", str(tmp_path / "t.npz"))
+    assert status == 2 and "--out" in err
+
+
+def test_plot_shows_the_text_in_colours(
+    capsys: pytest.CaptureFixture[str], talker_path: Path, tmp_path: Path
+) -> None:
+    file, page = str(tmp_path / "t.npz"), tmp_path / "t.html"
+    options = ["--model", str(talker_path), "--margins", "--out", file]
+    assert run(capsys, "record", "the cat sat", *options)[0] == 0
+    status, out, _ = run(capsys, "plot", file, "--kind", "text")
+    assert status == 0 and "the cat sat" in out
+    options = ["--kind", "text", "--by", "margin", "--out"]
+    assert run(capsys, "plot", file, *options, str(page))[0] == 0
+    assert "margin" in page.read_text(encoding="utf-8")
+    status, _, err = run(capsys, "plot", file, *options, str(tmp_path / "t.png"))
+    assert status == 2 and ".html" in err
+    assert run(capsys, "record", "the cat sat", "--out", file, "--model", str(talker_path))[0] == 0
+    status, _, err = run(capsys, "plot", file, *options, str(page))
+    assert status == 2 and "no margins" in err
 
 
 def test_inspect_counts_what_the_file_holds(

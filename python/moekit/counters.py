@@ -1,5 +1,6 @@
 """How often every expert of every layer was used: counted while a model runs, at no cost."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,23 +35,23 @@ class Counters:
         self._waiting_tokens = 0
         self._waiting_passes = 0
 
-    def add(self, layer: int, experts: Ints) -> None:
-        """The choice of one layer in the running pass."""
-        self._running.append((layer, experts))
+    def add(self, choice: tuple[int, Ints]) -> None:
+        """(layer, experts) of one layer in the running pass."""
+        self._running.append(choice)
 
     def end_pass(self, tokens: int) -> None:
         """The pass is complete; one that was interrupted is not counted."""
         self._finished += self._running
-        self._running = []
         self._tokens += tokens
         self._waiting_tokens += tokens
         self._waiting_passes += 1
         if self._waiting_tokens > _FOLD_TOKENS or self._waiting_passes > _FOLD_PASSES:
             self._fold()
 
-    def begin_pass(self) -> None:
-        """Forget what an interrupted pass has left."""
+    def begin_pass(self) -> Callable[[tuple[int, Ints]], None]:
+        """Forget what an interrupted pass has left; gives what takes (layer, experts)."""
         self._running = []
+        return self._running.append
 
     def _fold(self) -> None:
         finished, self._finished = self._finished, []

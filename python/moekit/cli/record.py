@@ -10,6 +10,7 @@ from . import options
 _EXAMPLES = """\
   moekit record "The cat sat on the mat." --out cat.npz
   moekit record - --out prose.npz --model ./my-model --logits < prose.txt
+  moekit record "Once upon a time" --max-new-tokens 64 --margins --out story.npz
   python -c "import numpy as np; print(np.load('cat.npz')['experts'].shape)"
 """
 
@@ -27,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("text", metavar="TEXT", help='the text; "-" reads standard input')
     parser.add_argument("--out", required=True, metavar="T.npz", help="the file to write")
     parser.add_argument("--logits", action="store_true", help="the routers' logits as well")
+    parser.add_argument(
+        "--margins", action="store_true", help="how far the last chosen score lies above the next"
+    )
     options.add_model_options(parser)
     options.add_sampling_options(parser, max_new_tokens=0)
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
@@ -39,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     model = options.load_model(args)
     text = options.text_of(args.text)
-    with model.record(logits=args.logits) as record:
+    with model.record(logits=args.logits, margins=args.margins) as record:
         if args.max_new_tokens > 0:
             model.generate(text, **options.sampling_of(args))
         else:
@@ -51,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             "tokens": len(record),
             "layers": record.layers.tolist(),
             "k": record.experts.shape[2],
+            "policy": record.policy,
         }
         print(json.dumps({**figures, "counts": record.counts.tolist()}))
         return 0
