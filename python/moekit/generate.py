@@ -57,6 +57,7 @@ class Reply:
         end_ids: frozenset[int],
         stops: Sequence[str],
         max_new_tokens: int,
+        context: Ids | None = None,
     ) -> None:
         self.prompt = prompt
         self.ids: list[int] = []
@@ -64,7 +65,9 @@ class Reply:
         self._end_ids = end_ids
         self._stops = stops
         self._max = max_new_tokens
-        self._stream = TextStream(tokenizer, prompt[-16:].tolist()) if tokenizer else None
+        # What the new text continues, the prompt unless told otherwise.
+        before = prompt if context is None else context
+        self._stream = TextStream(tokenizer, before[-16:].tolist()) if tokenizer else None
         # Text that may be the beginning of a stop string is held back here.
         self._held = ""
 
@@ -126,18 +129,27 @@ def _read_prompts(
     """Run all prompts into the cache, in passes of bounded size; logits of their last tokens."""
     whole = sum(len(prompt) for prompt in prompts)
     most = int(min(PREFILL_ROWS, max(PREFILL_WORK / max(model.row_work, 1), 16)))
+    encoded = _encodes_prompt(model)
+    if encoded and len(prompts) == 1:
+        most = whole
     if whole <= most:
         return model.logits(prompts, cache, last=True)
     rows = []
     for i, prompt in enumerate(prompts):
         own = model.new_cache()
         own.first_request = i
-        for start in range(0, len(prompt), most):
-            part = prompt[start : start + most]
+        step = len(prompt) if encoded else most
+        for start in range(0, len(prompt), step):
+            part = prompt[start : start + step]
             logits = model.logits([part], own, last=True)
         rows.append(logits)
         cache.sequences.extend(own.sequences)
     return np.concatenate(rows)
+
+
+def _encodes_prompt(model: LanguageModel) -> bool:
+    """Does an encoder read the prompt, at once, so that nothing continues it?"""
+    return bool(getattr(model, "encodes_prompt", False))
 
 
 def generate(model: LanguageModel, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Any:
@@ -217,7 +229,10 @@ def start(
         raise ValueError(f"[generate] max_new_tokens {max_new_tokens}; 0 or more is required")
     from_text, prompts, single = _read_prompt(model, prompt)
     stops, ends = _read_stop(model, stop)
-    replies = [Reply(ids, model.tokenizer, ends, stops, int(max_new_tokens)) for ids in prompts]
+    context = np.zeros(0, np.int32) if _encodes_prompt(model) else None
+    replies = [
+        Reply(ids, model.tokenizer, ends, stops, int(max_new_tokens), context) for ids in prompts
+    ]
     steps = _grow(model, replies, Sampler(settings, len(prompts), seed))
     return Run(replies, steps, from_text, single)
 

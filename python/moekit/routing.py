@@ -147,6 +147,8 @@ class RoutingPass:
             chosen = moe.route(x, logits, self._batch.ids)
         else:
             chosen = moe.assign(x, self._batch.ids)
+        if self._replay is None:
+            chosen = moe.limited(chosen, self._batch.rows)
         for recorder, part in zip(self._recorders, self._passes, strict=True):
             recorder.add(part, moe, layer, chosen, logits)
         for counters in self._counters:
@@ -166,16 +168,17 @@ class RoutingPass:
 class CountingPass:
     """A `RoutingPass` that counts and does nothing else: one reference kept a layer."""
 
-    __slots__ = ("_add", "_counters", "_ids")
+    __slots__ = ("_add", "_counters", "_ids", "_rows")
 
     def __init__(self, counters: Counters, batch: "Batch") -> None:
         self._counters = counters
         self._add = counters.begin_pass()
         self._ids = batch.ids
+        self._rows = batch.rows
 
     def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
         """The router's own choice."""
-        chosen = moe.assign(x, self._ids)
+        chosen = moe.limited(moe.assign(x, self._ids), self._rows)
         self._add((layer, chosen.experts))
         return chosen
 
@@ -221,7 +224,8 @@ class Replay:
         self._experts, self._weights = record.experts, record.weights_or_none
         self._record = record
         lengths = [rows.stop - rows.start for rows in batch.rows]
-        sequences = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        numbers = np.arange(len(lengths), dtype=np.int32) + batch.first_number
+        sequences = np.repeat(numbers, lengths)
         positions = batch.positions.astype(np.int32)
         if np.array_equal(sequences, record.sequences) and np.array_equal(
             positions, record.positions

@@ -57,6 +57,7 @@ FAMILIES = {
     "qwen3_moe": "qwen3_moe",
     "qwen3_next": "qwen3_next",
     "solar_open": "solar_open",
+    "switch_transformers": "switch_transformers",
 }
 
 

@@ -28,7 +28,8 @@ class Layout:
     `transposed`: [E, H, 2F] and [E, F, H] instead (Llama 4, gpt-oss). `interleaved`: gate and up
     alternate (gpt-oss). `bias`: `name.<both>_bias` [E, 2F] and `name.<down>_bias` [E, H] exist.
     `stacked`: three tensors `name.<part>` [E * F, H] instead, an expert's rows behind those of the
-    one before, down transposed (DBRX).
+    one before, down transposed (DBRX). `each` is what an expert with tensors of its own is called
+    by its number.
     """
 
     both: str = "gate_up_proj"
@@ -37,6 +38,7 @@ class Layout:
     interleaved: bool = False
     bias: bool = False
     stacked: bool = False
+    each: str = "{}"
 
     def halves(self, inner: int) -> tuple[slice, slice]:
         """Where gate and up lie along the fused axis."""
@@ -84,7 +86,10 @@ def expert_pieces(
             for role, part in zip(shapes, parts, strict=True)
         }
     return {
-        role: [reader.piece(f"{name}.{e}.{part}.weight", shapes[role]) for e in range(count)]
+        role: [
+            reader.piece(f"{name}.{layout.each.format(e)}.{part}.weight", shapes[role])
+            for e in range(count)
+        ]
         for role, part in zip(shapes, parts, strict=True)
     }
 

@@ -12,6 +12,7 @@ from .block import Block, Layer
 from .compressed_attention import CompressedAttention, EntrySelector
 from .compressor import Compressor
 from .delta_net import DeltaNet, DeltaSizes, GroupedInputs, SeparateInputs
+from .encoder_decoder import CrossBlock, EncoderDecoder
 from .experts import Experts
 from .hyper import HyperBlock, HyperConnection, HyperHead
 from .indexer import Indexer
@@ -24,6 +25,7 @@ from .model import Model
 from .moe import MLP, MoE
 from .norm import LayerNorm, Norm, RMSNorm
 from .parallel_moe import NormedRouter, ParallelMoE, ScaledBlock
+from .relative_attention import CrossAttention, RelativeAttention, RelativeBias
 from .router import HashRouter, Router
 from .short_conv import GatedConvolution, ShortConvolution
 from .shortcut import ShortcutBlock
@@ -38,8 +40,11 @@ __all__ = [
     "Cache",
     "CompressedAttention",
     "Compressor",
+    "CrossAttention",
+    "CrossBlock",
     "DeltaNet",
     "DeltaSizes",
+    "EncoderDecoder",
     "EntrySelector",
     "Experts",
     "GatedConvolution",
@@ -66,6 +71,8 @@ __all__ = [
     "ParallelMoE",
     "QueryTemperature",
     "RMSNorm",
+    "RelativeAttention",
+    "RelativeBias",
     "Router",
     "ScaledBlock",
     "SeparateInputs",

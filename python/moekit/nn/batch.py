@@ -69,6 +69,7 @@ class Batch:
     __slots__ = (
         "_angles",
         "_states",
+        "first_number",
         "ids",
         "positions",
         "routing",
@@ -94,6 +95,8 @@ class Batch:
         self._angles: dict[int, tuple[Floats, Floats]] = {}
         # What the last layer with an indexer has selected, by the number of the sequence.
         self.selected: dict[int, Ids] = {}
+        #: The number of its first sequence in a record that is replayed.
+        self.first_number = 0
         self.ids = np.zeros(end, np.int32) if ids is None else ids
         # Decode, one token of each sequence, is the case worth a short way.
         self.positions: npt.NDArray[np.int64] = (

@@ -54,6 +54,8 @@ class KVCache:
             raise TypeError(f"[KVCache] dtype is {name}; {', '.join(_DTYPES)} are possible")
         self.dtype = _DTYPES[name]
         self.state: dict[Any, State] = {}
+        #: What does not grow: an encoder's keys and values, by layer. Forks share them.
+        self.memory: dict[Any, tuple[Array, ...]] = {}
         #: Which sequence of the caller's list this is: settings of its own go by it.
         self.request = 0
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
@@ -147,6 +149,7 @@ class KVCache:
         """
         twin = KVCache([[stream.shape for stream in layer] for layer in self._layers], self.dtype)
         twin.state, twin.request = dict(self.state), self.request
+        twin.memory = dict(self.memory)
         twin._layers = [[stream.fork() for stream in layer] for layer in self._layers]
         return twin
 
@@ -154,6 +157,7 @@ class KVCache:
     def nbytes(self) -> int:
         """Bytes held, room for growth included; what forks share counts in each."""
         rows = sum(stream.buffer.nbytes for layer in self._layers for stream in layer)
+        rows += sum(a.nbytes for arrays in self.memory.values() for a in arrays)
         return rows + sum(a.nbytes for state in self.state.values() for a in state.arrays)
 
     def _streams(self, layer: int) -> list[_Rows]:

@@ -39,6 +39,9 @@ class Model:
     Several threads may call one model; a `Cache` belongs to one thread at a time.
     """
 
+    #: Is a prompt read by an encoder, whole, instead of being continued?
+    encodes_prompt = False
+
     def __init__(
         self,
         embedding: npt.NDArray[Any],

@@ -1,6 +1,6 @@
 """Feed-forward layers: a mixture of experts, and the dense kind as a mixture of one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -36,12 +36,15 @@ class MoE:
     which stays as `moe.gate`; without one logits are None. `shared` is an `Experts` of one, run for
     every token, its part times the sigmoid of the layer `shared_gate` [1, H] of x (Qwen2-MoE);
     `average`: half of the sum of both parts (Cohere). Of the router's ids, the last `zero_experts`
-    give the token back as it is.
+    give the token back as it is. With a `capacity` an expert serves so many tokens of a sequence in
+    one pass, the first ones, and later ones lose it (Switch): a token's bytes then depend on the
+    tokens before it in the pass, as in the model's own code.
     """
 
     __slots__ = (
         "_router",
         "average",
+        "capacity",
         "compute",
         "experts",
         "gate",
@@ -61,6 +64,7 @@ class MoE:
         gate: Router | None = None,
         shared_gate: Linear | None = None,
         average: bool = False,
+        capacity: int | None = None,
     ) -> None:
         if shared_gate is not None and (shared is None or shared_gate.rows != 1):
             raise ValueError(
@@ -73,6 +77,7 @@ class MoE:
         self.average = average
         self.compute = compute
         self.zero_experts = zero_experts
+        self.capacity = capacity
         #: The router whose logits a function of the caller's own gets to see; may be None.
         self.gate: Router | None = None
         if gate is not None:
@@ -156,12 +161,23 @@ class MoE:
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
-            assignment = self.assign(x)
+            assignment = self.limited(self.assign(x), [slice(0, len(x))])
         elif batch.routing is None:
-            assignment = self.assign(x, batch.ids)
+            assignment = self.limited(self.assign(x, batch.ids), batch.rows)
         else:
             assignment = batch.routing.assign(self, x, layer)
         return self.apply(x, assignment)
+
+    def limited(self, chosen: Assignment, rows: Sequence[slice]) -> Assignment:
+        """The assignment that an expert's capacity leaves, in each of the sequences `rows`."""
+        if self.capacity is None:
+            return chosen
+        experts, weights = chosen.experts.copy(), chosen.weights.copy()
+        for seen in rows:
+            part = Assignment(experts[seen], weights[seen], expert_count=self.count)
+            part = ops.limit_capacity(part, self.count, capacity=self.capacity)
+            experts[seen], weights[seen] = part.experts, part.weights
+        return Assignment(experts, weights, expert_count=self.count, on_input=chosen.on_input)
 
     def apply(self, x: Floats, assignment: Assignment) -> Floats:
         """Run the experts of a given assignment."""

@@ -206,9 +206,10 @@ def _length(value: int | None, op: str, name: str) -> int:
 
 
 def _broadcast_bias(bias: Any, op: str, shape: tuple[int, int, int]) -> Array:
-    array = as_float32(bias, op, "bias", (2, 3))
-    if array.ndim == 2:
-        array = array[None]
+    array = to_numpy(bias, op, "bias")
+    check_ndim(array, (2, 3), op, "bias")
+    # Rows any distance apart are read in place: biases by distance are views of one line.
+    array = heads_of(array[None] if array.ndim == 2 else array, op, "bias", np.float32)
     fits = zip(array.shape[:2], shape[:2], strict=True)
     if array.shape[2] != shape[2] or not all(have in (1, want) for have, want in fits):
         raise ValueError(
