@@ -71,12 +71,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 # Where AutoModelForCausalLM does not know a family.
 CLASSES = {"mistral4": "Mistral4ForCausalLM"}
+# Every family that transformers can make, by kind.
+TABLES = (FAMILIES, grouped_families.FIELDS, latent_families.FIELDS, recurrent_families.FIELDS)
 
 
 def tiny_config(family: str, **changes: Any) -> Any:
     """A small configuration of a family."""
-    tables = (FAMILIES, grouped_families.FIELDS, latent_families.FIELDS, recurrent_families.FIELDS)
-    own = next(table[family] for table in tables if family in table)
+    own = next(table[family] for table in TABLES if family in table)
     fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **changes}
     return transformers.AutoConfig.for_model(family, **fields)
 

@@ -5,12 +5,13 @@ them and the first one present counts. `null` counts as absent, as in transforme
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 
 from .errors import FileError
 
 # No published size comes near; more would overflow sums of products of sizes.
 MAX_SIZE = 2**31 - 1
+# The largest of float32.
+MAX_NUMBER = 2.0**128 - 2.0**104
 _REQUIRED = object()
 
 
@@ -74,15 +75,24 @@ class Config(Mapping[str, object]):
         return self.size(*names, least=least, most=most)
 
     def number(
-        self, *names: str, default: float | object = _REQUIRED, above: float | None = None
+        self,
+        *names: str,
+        default: float | object = _REQUIRED,
+        above: float | None = None,
+        least: float | None = None,
     ) -> float:
-        """A finite number, greater than `above` where that is given."""
-        wanted = "a finite number" + (f" above {above:g}" if above is not None else "")
+        """A finite number, greater than `above` or not less than `least` where those are given."""
+        wanted = "a finite number"
+        if above is not None:
+            wanted += f" above {above:g}"
+        if least is not None:
+            wanted += f" of at least {least:g}"
         name, value = self._find(names, default, wanted)
-        if type(value) not in (int, float) or not isfinite(value):  # type: ignore[arg-type]
+        # Infinite is what float32, in which all of them end, cannot hold; NaN compares to nothing.
+        if type(value) not in (int, float) or not -MAX_NUMBER <= value <= MAX_NUMBER:  # type: ignore[operator]
             raise self.error(name, wanted)
         number = float(value)  # type: ignore[arg-type]
-        if above is not None and number <= above:
+        if (above is not None and number <= above) or (least is not None and number < least):
             raise self.error(name, wanted)
         return number
 

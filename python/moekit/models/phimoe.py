@@ -37,7 +37,7 @@ def build(config: Config, reader: Reader) -> Model:
         "intermediate_size",
         {
             "score": "sparsemixer",
-            "jitter_eps": config.number("router_jitter_noise", default=0.01),
+            "jitter_eps": config.number("router_jitter_noise", default=0.01, least=0),
         },
         parts=("w1", "w3", "w2"),
     )

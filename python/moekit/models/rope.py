@@ -6,9 +6,8 @@ beside `rope_scaling {type or rope_type, ...}`, which is null for the plain kind
 
 import math
 from dataclasses import dataclass
-from math import isfinite
 
-from ..config import Config
+from ..config import MAX_NUMBER, Config
 
 KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "proportional")
 # Longer lists of factors than any head could use are a fault of the file.
@@ -83,6 +82,12 @@ def read_rope(
         section.require(low != high, "high_freq_factor", "a number other than low_freq_factor")
         values |= {"low_freq_factor": low, "high_freq_factor": high}
     if kind == "longrope":
+        # Its factor on cos and sin divides by the logarithm of this length.
+        section.require(
+            original is not None and original > 1,
+            "original_max_position_embeddings",
+            "a trained context length of 2 or more",
+        )
         for option in ("short_factor", "long_factor"):
             values[option] = _factors(section, option)
     if kind in ("yarn", "longrope"):
@@ -108,7 +113,7 @@ def _factors(section: Config, name: str) -> list[float]:
     wanted = f"a list of up to {_MAX_FACTORS} positive numbers"
     if not isinstance(values, list) or not 0 < len(values) <= _MAX_FACTORS:
         raise section.error(name, wanted)
-    if not all(type(v) in (int, float) and isfinite(v) and v > 0 for v in values):
+    if not all(type(v) in (int, float) and 0 < v <= MAX_NUMBER for v in values):
         raise section.error(name, wanted)
     return [float(v) for v in values]
 
