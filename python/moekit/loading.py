@@ -8,6 +8,7 @@ from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
 from .models.reader import Formats, Reader
 from .nn import Model
+from .ops.paged_experts import Pages
 from .saving import save
 from .saving.bar import Bar
 from .tokenizer import load_tokenizer
@@ -18,6 +19,7 @@ def load(
     format: str | None = None,
     router_format: str = "f32",
     threads: int | None = None,
+    max_memory: int | None = None,
     *,
     progress: bool | None = None,
 ) -> Model:
@@ -28,11 +30,15 @@ def load(
 
     `format`: one of `ops.pack`'s for all matrices; None keeps what the file holds. Below 8 bits
     the embedding and the head take int8. `router_format`: routers stay in float32, since a
-    rounded score chooses other experts. `threads` is set for the whole process. `progress`: a bar
-    on stderr; None shows it on a terminal when loading takes longer than two seconds.
+    rounded score chooses other experts. `threads` is set for the whole process. `max_memory`: bytes
+    that the weights may take; where that is less than all of them, experts stay in the file and
+    are read when a token chooses them (least recently used go first), with the same results.
+    `progress`: a bar on stderr; None shows it on a terminal when loading takes longer than two
+    seconds.
 
     FileError for files that are missing, broken, or do not fit each other: the message names
-    the field, the tensor or the file. Tensors are read one at a time.
+    the field, the tensor or the file. Tensors are read one at a time. MemoryError, with the
+    arithmetic, where one token's experts of one layer do not fit beside the other weights.
     """
     formats = Formats.of(format, router_format)
     for name in (format, router_format):
@@ -41,33 +47,86 @@ def load(
             raise ValueError(f"[load] format {name!r}; one of {known} is required")
     if threads is not None:
         ops.set_num_threads(threads)
+    if max_memory is not None and (type(max_memory) is not int or max_memory < 1):
+        raise ValueError(f"[load] max_memory {max_memory!r}; a number of bytes is required")
     folder = os.fsdecode(path)
-    with checkpoint.open_model(folder) as file:
-        if file.format == "gguf":
-            config = Config(checkpoint.read_gguf_config(file), file.path)
-        else:
-            config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
-        weights = checkpoint.open_weights(file, config)
-        total = sum(file.info(name).nbytes for name in file)
-        with Bar("loading", total, progress, "B") as bar:
-            header = sum(source.bytes_read for source in file.sources)
+    file = checkpoint.open_model(folder)
+    try:
+        model = _read(file, folder, formats, max_memory, progress)
+    except BaseException:
+        file.close()
+        raise
+    if model.pages is None:
+        file.close()
+    return model
 
-            def advance() -> None:
-                bar.reach(sum(source.bytes_read for source in file.sources) - header)
 
-            reader = Reader(weights, formats, advance)
-            model = models.build(config, reader)
-        if file.format == "gguf":
-            model.tokenizer = load_gguf_tokenizer(file)
-            model.end_ids = _end_ids(None, config, model.vocab_size)
-        else:
-            model.tokenizer = load_tokenizer(folder)
-            model.end_ids = _end_ids(folder, config, model.vocab_size)
+def _read(
+    file: checkpoint.Checkpoint,
+    folder: str,
+    formats: Formats,
+    max_memory: int | None,
+    progress: bool | None,
+) -> Model:
+    if file.format == "gguf":
+        config = Config(checkpoint.read_gguf_config(file), file.path)
+    else:
+        config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
+    weights = checkpoint.open_weights(file, config)
+    pages = None if max_memory is None else Pages()
+    total = sum(file.info(name).nbytes for name in file)
+    with Bar("loading", total, progress, "B") as bar:
+        header = sum(source.bytes_read for source in file.sources)
+
+        def advance() -> None:
+            bar.reach(sum(source.bytes_read for source in file.sources) - header)
+
+        reader = Reader(weights, formats, advance, pages=pages, max_memory=max_memory)
+        model = models.build(config, reader)
+        if pages is not None and max_memory is not None:
+            if _all_fit(model, pages, max_memory):
+                pages = None
+                reader = Reader(weights, formats, advance)
+                model = models.build(config, reader)
+            else:
+                _share_out(model, pages, max_memory)
+    if file.format == "gguf":
+        model.tokenizer = load_gguf_tokenizer(file)
+        model.end_ids = _end_ids(None, config, model.vocab_size)
+    else:
+        model.tokenizer = load_tokenizer(folder)
+        model.end_ids = _end_ids(folder, config, model.vocab_size)
+    model.pages = pages
     model.placed = reader.placed
     model.outline = outline_of(weights)
     model.grouping = "gguf" if file.format == "gguf" else "hf"
     model._saver = save
     return model
+
+
+def _all_fit(model: Model, pages: Pages, max_memory: int) -> bool:
+    experts = sum(part.count * part.expert_bytes for part in pages.layers)
+    return sum(model.memory().values()) + experts <= max_memory
+
+
+def _share_out(model: Model, pages: Pages, max_memory: int) -> None:
+    """Leave the experts what the rest does not take; MemoryError if a token's do not fit."""
+    others = sum(model.memory().values())
+    pages.budget = max_memory - others
+    chosen = {id(part): 1 for part in pages.layers}
+    for n in model.moe_layers:
+        moe = model.layers[n].moe
+        if moe is not None and moe.gate is not None:
+            chosen[id(moe.experts)] = moe.gate.k
+    for part in pages.layers:
+        k = chosen[id(part)]
+        need = k * part.expert_bytes
+        if need > pages.budget:
+            raise MemoryError(
+                f"[load] max_memory {max_memory}: {others} bytes of other weights, and "
+                f"{k} experts of {part.expert_bytes} bytes for a token in one layer, take "
+                f"{others + need} bytes; at least these are required"
+            )
 
 
 def outline_of(weights: checkpoint.Weights) -> dict[str, tuple[str, tuple[int, ...]]]:

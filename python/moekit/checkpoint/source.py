@@ -141,8 +141,12 @@ class SourceFile:
         self.read_into(offset, memoryview(room))
         return room
 
+    def __del__(self) -> None:
+        # Paged models keep their file open for as long as someone may read from it.
+        self.close()
+
     def close(self) -> None:
         """Give the file descriptor back; closing twice is allowed."""
-        fd, self._fd = self._fd, -1
+        fd, self._fd = getattr(self, "_fd", -1), -1
         if fd >= 0:
             os.close(fd)

@@ -19,6 +19,7 @@ from ..checkpoint import KEPT_DTYPES, Piece, Weights
 from ..errors import FileError
 from ..nn import MLP, Experts, LayerNorm, Linear, RMSNorm, Router
 from ..ops import PackedWeight
+from ..ops.paged_experts import PagedExperts, PagedWeight, Pages
 from .expert_layouts import PARTS, Layout, expert_biases, expert_pieces, fused_pieces
 
 Array = npt.NDArray[Any]
@@ -88,6 +89,9 @@ class Reader:
         progress: Callable[[], None] | None = None,
         prefix: str = "",
         parent: "Reader | None" = None,
+        *,
+        pages: Pages | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self._weights = weights
         self.formats = formats
@@ -95,6 +99,10 @@ class Reader:
         self._prefix = prefix
         self._used: set[str] = parent._used if parent else set()
         self.placed: list[Placed] = parent.placed if parent else []
+        # With pages, experts are left in the file; what else there is counts against max_memory.
+        self._pages: Pages | None = parent._pages if parent else pages
+        self._max_memory: int | None = parent._max_memory if parent else max_memory
+        self._resident: dict[int, int] = parent._resident if parent else {}
 
     def under(self, prefix: str) -> "Reader":
         """A reader whose names all begin with `prefix` and a dot."""
@@ -144,7 +152,18 @@ class Reader:
     def _path(self) -> str:
         return self._weights.checkpoint.path
 
-    def _done(self) -> None:
+    def _note(self, placed: Placed) -> None:
+        """One more piece has its place; MemoryError where all are more than is allowed."""
+        self.placed.append(placed)
+        if self._max_memory is not None:
+            self._resident[id(placed.weight)] = placed.weight.nbytes
+            total = sum(self._resident.values())
+            if total > self._max_memory:
+                raise MemoryError(
+                    f"[load] max_memory {self._max_memory}: weights that every token needs take "
+                    f"{total} bytes up to {placed.piece.name}, experts not counted; more is "
+                    "required"
+                )
         if self._progress is not None:
             self._progress()
 
@@ -152,16 +171,14 @@ class Reader:
         """A small tensor in float32, such as the weight of a norm."""
         full = self._claim(name, shape)
         value = np.asarray(self._weights[full], np.float32)
-        self.placed.append(Placed(Piece(full), value))
-        self._done()
+        self._note(Placed(Piece(full), value))
         return value
 
     def integers(self, name: str, *shape: int) -> Array:
         """A table of integers, such as a hash layer's."""
         full = self._claim(name, shape, _INTEGERS)
         value: Array = self._weights[full]
-        self.placed.append(Placed(Piece(full), value))
-        self._done()
+        self._note(Placed(Piece(full), value))
         return value
 
     def stored_format(self, name: str) -> str:
@@ -180,7 +197,12 @@ class Reader:
     def fill(
         self, weight: PackedWeight, slot: int, piece: Piece, bank: str = "", role: str = ""
     ) -> None:
-        """Pack a piece as matrix `slot`, with the file's own bytes where they mean the same."""
+        """Pack a piece as matrix `slot`, and note where it went."""
+        self._pack(weight, slot, piece)
+        self._note(Placed(piece, weight, slot, bank, role))
+
+    def _pack(self, weight: PackedWeight, slot: int, piece: Piece) -> None:
+        """With the file's own bytes where they mean the same."""
         formats = weight.format
         format = formats if isinstance(formats, str) else formats[slot]
         blocks = self._weights.blocks(piece, format)
@@ -188,8 +210,6 @@ class Reader:
             weight.fill(slot, self._weights.take(piece))
         else:
             weight.fill_blocks(slot, blocks)
-        self.placed.append(Placed(piece, weight, slot, bank, role))
-        self._done()
 
     def packed(self, name: str, rows: int, cols: int, format: str | None) -> PackedWeight:
         """A matrix [rows, cols], packed; `format` None keeps the stored one."""
@@ -243,8 +263,7 @@ class Reader:
         format = self.formats.embedding or self.stored_format(full)
         dtype = _TABLE_DTYPES.get(format, ml_dtypes.bfloat16)
         table: Array = self._weights.take(piece).astype(dtype, copy=False)
-        self.placed.append(Placed(piece, table))
-        self._done()
+        self._note(Placed(piece, table))
         return table
 
     def pack_table(self, table: Array) -> PackedWeight:
@@ -284,6 +303,13 @@ class Reader:
         if layout.bias:
             biases = dict(expert_biases(self, name, count, inner, hidden, layout))
         wide, tall = (count, inner, hidden), (count, hidden, inner)
+        if self._pages is not None:
+            paged = {
+                role: self._paged(pieces[role], shape, full, role)
+                for role, shape in (("gate", wide), ("up", wide), ("down", tall))
+                if role in pieces
+            }
+            return PagedExperts(self._pages, paged, **biases, **options)
         banks = {
             role: PackedWeight.empty(self._bank_format([p.name for p in pieces[role]]), shape)
             for role, shape in (("gate", wide), ("up", wide), ("down", tall))
@@ -293,6 +319,23 @@ class Reader:
             for role, bank in banks.items():
                 self.fill(bank, expert, pieces[role][expert], full, role)
         return Experts(banks.get("gate"), banks["up"], banks["down"], **biases, **options)
+
+    def _paged(
+        self, pieces: Sequence[Piece], shape: tuple[int, int, int], bank: str, role: str
+    ) -> PagedWeight:
+        """A bank whose matrices are packed when they are asked for."""
+        format = self._bank_format([piece.name for piece in pieces])
+
+        def read(expert: int) -> PackedWeight:
+            weight = PackedWeight.empty(format, (1, *shape[1:]))
+            self._pack(weight, 0, pieces[expert])
+            return weight
+
+        paged = PagedWeight(format, shape, read)
+        self.placed += [
+            Placed(piece, paged, expert, bank, role) for expert, piece in enumerate(pieces)
+        ]
+        return paged
 
     def _bank_format(self, names: Sequence[str]) -> str:
         """One format for all experts: the first that every stored one can be kept in."""

@@ -26,6 +26,7 @@ from .norm import Norm
 from .types import Floats, Weights
 
 if TYPE_CHECKING:
+    from ..ops.paged_experts import Pages
     from ..tokenizer import Tokenizer
 
 
@@ -76,6 +77,8 @@ class Model:
         # Dtype and shape of the tensors that it was read from, and whose grouping they have.
         self.outline: Mapping[str, tuple[str, tuple[int, ...]]] = {}
         self.grouping = "hf"
+        # The memory of experts that stay in the file (`mk.load(max_memory=...)`).
+        self.pages: Pages | None = None
         self._saver: Callable[[Model, Any], None] | None = None
 
     def __repr__(self) -> str:

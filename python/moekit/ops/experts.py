@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -12,6 +13,10 @@ from moekit.ops.weights import Formats, PackedWeight, pack
 
 if TYPE_CHECKING:
     from moekit.ops.routing import Assignment
+
+
+# (rows, their experts' ids in the bank, the bank) -> what these rows get.
+Call: TypeAlias = "Callable[[slice, Int32, _core.ExpertBank], Float32]"
 
 
 class Experts:
@@ -91,6 +96,10 @@ class Experts:
             )
         return self._banks[activation]
 
+    def run(self, chosen: Int32, activation: str, call: Call) -> Float32:
+        """`call` with the bank that has the experts `chosen` [T, K]."""
+        return call(slice(None), chosen, self.bank(activation))
+
     @property
     def count(self) -> int:
         """E."""
@@ -165,16 +174,14 @@ def moe_ffn(
     chosen, kept = assignment.experts, None
     if zero_experts:
         chosen, kept = _without_zero_experts(assignment, experts.count, zero_experts)
-    out: Float32 = _core.moe_ffn(
-        rows,
-        chosen,
-        assignment.weights,
-        assignment.on_input,
-        experts.bank(activation or experts.activation),
-        None if shared is None else shared.bank(shared.activation),
-        scale,
-        compute,
-    )
+    scores, on_input = assignment.weights, assignment.on_input
+    beside = None if shared is None else shared.bank(shared.activation)
+
+    def run(part: slice, ids: Int32, bank: _core.ExpertBank) -> Float32:
+        factor = None if scale is None else scale[part]
+        return _core.moe_ffn(rows[part], ids, scores[part], on_input, bank, beside, factor, compute)
+
+    out = experts.run(chosen, activation or experts.activation, run)
     if kept is not None:
         out += kept[:, None] * rows
     return out
