@@ -1,9 +1,11 @@
 """The families with latent attention against transformers: logits, experts, greedy tokens, and
 bytes that do not depend on the batch; odd sizes throughout."""
 
+from pathlib import Path
 from typing import Any
 
 import family_checks
+import numpy as np
 import pytest
 from family_checks import prompt_of
 from latent_families import CASES, FIELDS
@@ -33,6 +35,30 @@ def test_a_token_has_the_same_bytes_however_it_is_batched(
     checkpoint_maker: Any, family: str, changes: dict[str, Any]
 ) -> None:
     family_checks.same_bytes(checkpoint_maker(family, 0, **changes)[1])
+
+
+@pytest.mark.parametrize("family", list(FIELDS))
+def test_what_is_saved_is_what_was_loaded(
+    checkpoint_maker: Any, family: str, tmp_path: Path
+) -> None:
+    model = mk.load(checkpoint_maker(family, 0)[1])
+    ids = prompt_of(2, 14)
+    model.save(tmp_path / "saved")
+    assert mk.load(tmp_path / "saved").forward(ids).tobytes() == model.forward(ids).tobytes()
+
+
+@pytest.mark.parametrize("family", list(FIELDS))
+@pytest.mark.parametrize("format", ["int4", "int8", "q8_0", "bf16"])
+def test_packed_weights_keep_a_tokens_bytes(
+    checkpoint_maker: Any, family: str, format: str
+) -> None:
+    model = mk.load(checkpoint_maker(family, 0)[1], format=format)
+    prompts = [prompt_of(4, 13), prompt_of(5, 3)]
+    alone = [model.forward(prompt).tobytes() for prompt in prompts]
+    assert [logits.tobytes() for logits in model.forward(prompts)] == alone
+    cache = model.new_cache()
+    parts = [model.forward(prompts[0][a:b], cache=cache) for a, b in ((0, 1), (1, 9), (9, 13))]
+    assert np.concatenate(parts).tobytes() == alone[0]
 
 
 @pytest.mark.parametrize("family", list(FIELDS))

@@ -213,6 +213,24 @@ def test_distances_fall_into_the_buckets_of_transformers(
     np.testing.assert_array_equal(ours.buckets(distances), expected.numpy())
 
 
+def test_a_saved_model_is_the_same_and_generation_config_names_its_start(
+    maker: Any, tmp_path: Path
+) -> None:
+    model = mk.load(maker(1)[1])
+    source, target = prompt_of(6, 12), [0, 4, 5]
+    model.save(tmp_path / "saved")
+    again = mk.load(tmp_path / "saved")
+    expected = model.forward(source, decoder_input_ids=target).tobytes()
+    assert again.forward(source, decoder_input_ids=target).tobytes() == expected
+    (tmp_path / "saved/generation_config.json").write_text('{"decoder_start_token_id": 9}')
+    other = mk.load(tmp_path / "saved")
+    first = model.forward(source, decoder_input_ids=[9])
+    assert other.forward(source).tobytes() == first.tobytes()
+    (tmp_path / "saved/generation_config.json").write_text('{"decoder_start_token_id": 97}')
+    with pytest.raises(mk.FileError, match="decoder_start_token_id"):
+        mk.load(tmp_path / "saved")
+
+
 def test_faults_of_a_configuration_are_named(maker: Any, tmp_path: Path) -> None:
     _, path = maker(0)
     for file in path.iterdir():

@@ -7,7 +7,7 @@ from . import checkpoint, models, ops
 from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
 from .models.reader import Formats, Reader
-from .nn import Model
+from .nn import EncoderDecoder, Model
 from .ops.paged_experts import Pages
 from .saving import save
 from .saving.bar import Bar
@@ -96,6 +96,9 @@ def _read(
     else:
         model.tokenizer = load_tokenizer(folder)
         model.end_ids = _end_ids(folder, config, model.vocab_size)
+        if isinstance(model, EncoderDecoder):
+            start = _start_id(folder, config, model.vocab_size)
+            model.start_id = model.start_id if start is None else start
     model.pages = pages
     model.placed = reader.placed
     model.outline = outline_of(weights)
@@ -148,14 +151,18 @@ def demo_model(format: str | None = None, **options: Any) -> Model:
     return load(demo_path(), format, **options)
 
 
-def _end_ids(folder: str | None, config: Config, vocab_size: int) -> tuple[int, ...]:
-    """Tokens that end a generation: generation_config.json's, else config.json's."""
-    sources: list[Config] = []
+def _settings(folder: str | None, config: Config) -> list[Config]:
+    """Where settings of a generation stand: generation_config.json, then config.json."""
+    sources = [config]
     if folder is not None and checkpoint.has_file(folder, "generation_config.json"):
         name = os.path.join(folder, "generation_config.json")
-        sources.append(Config(checkpoint.read_json(folder, "generation_config.json"), name))
-    sources.append(config)
-    for source in sources:
+        sources.insert(0, Config(checkpoint.read_json(folder, "generation_config.json"), name))
+    return sources
+
+
+def _end_ids(folder: str | None, config: Config, vocab_size: int) -> tuple[int, ...]:
+    """Tokens that end a generation."""
+    for source in _settings(folder, config):
         value = source.get("eos_token_id")
         if value is None:
             continue
@@ -165,3 +172,11 @@ def _end_ids(folder: str | None, config: Config, vocab_size: int) -> tuple[int, 
         # Ids beyond the vocabulary cannot come; some configurations carry them.
         return tuple(token for token in ids if 0 <= token < vocab_size)
     return ()
+
+
+def _start_id(folder: str, config: Config, vocab_size: int) -> int | None:
+    """The token that an encoder-decoder's answers begin with, None where no file says so."""
+    for source in _settings(folder, config):
+        if source.get("decoder_start_token_id") is not None:
+            return source.size("decoder_start_token_id", least=0, most=vocab_size - 1)
+    return None

@@ -114,10 +114,8 @@ def latent_attention(
             q_norm = layer.norm("q_a_layernorm", q_latent, LATENT_EPS)
             q = layer.linear("q_b_proj", heads * (nope + rope), q_latent)
         kv_a = layer.linear("kv_a_proj_with_mqa", latent + rope, hidden, bias=bias)
-        kv_norm = layer.norm("kv_a_layernorm", latent, LATENT_EPS)
-        if latent_gain != 1.0:
-            gained = layer.tensor("kv_a_layernorm.weight", latent) * np.float32(latent_gain)
-            kv_norm = RMSNorm(gained, LATENT_EPS)
+        kv_weight = layer.tensor("kv_a_layernorm.weight", latent)
+        kv_norm = RMSNorm(kv_weight * np.float32(latent_gain), LATENT_EPS)
         chosen = None if selection is None else selection(n, layer)
         key_up, value_up = latent_projections(layer, heads, nope, value, latent)
         return MLA(

@@ -26,9 +26,15 @@ from .placing import Array, Tensor, apart, as_read, assembled, require_complete,
 if TYPE_CHECKING:
     from ..nn import Model
 
-_DTYPES: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,  # a hash layer's table
+    "I32": np.int32,
+}
 _BY_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_BY_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_BY_DTYPE = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
 # Up to this many values it is looked at whether the file's own 16 bits hold them exactly.
 _LOOKED_AT = 1 << 22
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -131,7 +137,8 @@ def _small_files(
     config = {k: v for k, v in model.config.items() if k not in ("quantization_config", "dtype")}
     sizes: dict[str, int] = {}
     for dtype, shape in specs.values():
-        sizes[dtype] = sizes.get(dtype, 0) + prod(shape)
+        if not dtype.startswith("I"):
+            sizes[dtype] = sizes.get(dtype, 0) + prod(shape)
     common = max(sizes, key=sizes.__getitem__)
     config["torch_dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[common]
     files = {"config.json": _json(config)}
