@@ -77,3 +77,31 @@ def test_every_family_can_be_steered(checkpoint_maker: Any, family: str) -> None
     # A replay needs no intervention to give the same bytes.
     assert model.forward(ids, routing=record).tobytes() == steered.tobytes()
     assert model.forward(ids).tobytes() != steered.tobytes()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "deepseek_v4", "longcat_flash"])
+def test_caches_fork_and_survive_an_interruption(
+    checkpoint_maker: Any, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mk.load(checkpoint_maker(family, 1)[1])
+    start, left, right = prompt_of(1, 13), prompt_of(2, 9), prompt_of(3, 9)
+    expected = [model.forward([*start, *more])[-9:].tobytes() for more in (left, right)]
+    cache = model.new_cache()
+    model.forward(start, cache=cache)
+    fork = cache.fork()
+
+    def interrupted(*_arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(model.layers[-1].moe), "apply", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward(right, cache=cache)
+    assert cache.lengths == [13]
+    parts: list[list[Any]] = [[], []]
+    for a, b in ((0, 4), (4, 5), (5, 9)):  # in turn, so that one finds what the other has written
+        parts[0].append(model.forward(left[a:b], cache=cache))
+        parts[1].append(model.forward(right[a:b], cache=fork))
+    assert [np.concatenate(p).tobytes() for p in parts] == expected
+    assert cache.lengths == fork.lengths == [22]
+    assert cache.nbytes > 0

@@ -149,10 +149,16 @@ def _attention(
         kind = kinds[n]
         frequencies, factor = main if kind == SLIDING else far
         format = layer.formats.attention or layer.stored_format("wo_a.weight")
+        pieces = [
+            layer.piece(
+                "wo_a.weight",
+                (groups * inner, width),
+                rows=slice(group * inner, (group + 1) * inner),
+            )
+            for group in range(groups)
+        ]
         o_a = PackedWeight.empty(format, (groups, inner, width))
-        for group in range(groups):
-            rows = slice(group * inner, (group + 1) * inner)
-            piece = layer.piece("wo_a.weight", (groups * inner, width), rows=rows)
+        for group, piece in enumerate(pieces):
             layer.fill(o_a, group, piece)
         return CompressedAttention(
             layer.linear("wq_a", latent, hidden),

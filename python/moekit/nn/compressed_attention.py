@@ -103,8 +103,8 @@ class CompressedAttention:
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of what a token leaves in a `KVCache`; compressed entries are its state."""
-        return ((self.kv.rows,),)
+        """No rows: the tokens of the window, and compressed entries, are states of the cache."""
+        return ()
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
@@ -143,27 +143,30 @@ class CompressedAttention:
         chosen = self._select(x, latent, batch, layer)
         parts = []
         for n, rows in enumerate(batch.rows):
-            (kept,) = batch.sequences[n].append(layer, kv[rows])
-            if entries is None:
-                keys = kept[:, None, :]
-                parts.append(
-                    ops.attention(
-                        q[rows], keys, keys, scale=scale, window=self.window, sinks=self.sinks
-                    )
-                )
-                continue
+            recent, first = self._window(batch, n, kv[rows], layer)
             positions = batch.positions[rows]
-            # Tokens of the window, then entries, which are counted on behind all tokens.
-            recent = positions[:, None] - np.arange(self.window - 1, -1, -1)
-            far = self._visible(positions, len(entries[n])) if chosen is None else chosen[n]
-            far = np.where(far < 0, -1, far + len(kept))
-            selected = np.concatenate([np.maximum(recent, -1), far], axis=1).astype(np.int32)
+            # The window's tokens, then entries, which are counted on behind them.
+            seen = positions[:, None] - np.arange(self.window - 1, -1, -1)
+            selected = [np.where(seen < 0, -1, seen - first)]
+            sources = [recent]
+            if entries is not None:
+                far = self._visible(positions, len(entries[n])) if chosen is None else chosen[n]
+                selected.append(np.where(far < 0, -1, far + len(recent)))
+                sources.append(entries[n])
+            both = np.concatenate(selected, axis=1).astype(np.int32)
             parts.append(
-                ops.sparse_attention(
-                    q[rows], [kept, entries[n]], selected, scale=scale, sinks=self.sinks
-                )
+                ops.sparse_attention(q[rows], sources, both, scale=scale, sinks=self.sinks)
             )
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _window(self, batch: Batch, sequence: int, new: Floats, layer: int) -> tuple[Floats, int]:
+        """The tokens that the new ones may see, themselves included, and the first one's place."""
+        cache = batch.sequences[sequence]
+        (kept,) = cache.recall((layer, "window"), 1)
+        rows = new if kept is None else np.concatenate([kept, new])
+        last = rows[max(len(rows) - self.window + 1, 0) :].copy()
+        cache.remember((layer, "window"), len(new), last)
+        return rows, batch.starts[sequence] + len(new) - len(rows)
 
     def _visible(self, positions: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
         """[T, n]: the entries of windows that end at a token or before it, -1 for later ones."""
@@ -185,7 +188,11 @@ class CompressedAttention:
         complete = (batch.positions + 1) // chooser.entries.window
         return [
             ops.select_keys(
-                queries[rows], weights[rows], keys[n], chooser.top_k, visible=complete[rows]
+                queries[rows],
+                weights[rows],
+                keys[n],
+                min(chooser.top_k, max(len(keys[n]), 1)),
+                visible=complete[rows],
             )
             for n, rows in enumerate(batch.rows)
         ]

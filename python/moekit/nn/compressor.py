@@ -5,14 +5,21 @@ gates over a window of m tokens, feature by feature, pools its values into an en
 normalised and rotated by the window's first position.
 """
 
+from threading import Lock
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from .. import ops
 from .batch import Batch
+from .kv_cache import KVCache
 from .linear import Linear
 from .norm import Norm
 from .types import Floats, Weights
+
+_FIRST = 16  # entries of a buffer at first
+_NOTHING = np.zeros(1, np.int64)
 
 
 class Compressor:
@@ -53,24 +60,27 @@ class Compressor:
         return len(self.bias)
 
     def __call__(self, x: Floats, batch: Batch, key: object) -> list[Floats]:
-        """For each sequence all its entries [n, D] after the tokens `x` [T, H], kept as `key`."""
+        """For each sequence all its entries [n, D] after the tokens `x` [T, H], kept as `key`.
+
+        The state is how many entries count, the tokens that wait for their window to fill, and
+        the window before; the entries themselves lie in the cache's memory.
+        """
         values = self.values(x)
         gates = self.gates(x) + self.bias[batch.positions % self.window]
         entries = []
         for rows, cache in zip(batch.rows, batch.sequences, strict=True):
             kept = [array for array in cache.recall(key, 5) if array is not None]
-            known, *rest = kept or self._beginning()
-            new, rest = self._pooled(values[rows], gates[rows], rest, len(known))
-            known = np.concatenate([known, new]) if len(new) else known
-            cache.remember(key, rows.stop - rows.start, known, *rest)
-            entries.append(known)
+            count, *rest = kept or self._beginning()
+            new, rest = self._pooled(values[rows], gates[rows], rest, int(count[0]))
+            entries.append(_extended(cache, key, int(count[0]), new))
+            cache.remember(key, rows.stop - rows.start, count + len(new), *rest)
         return entries
 
-    def _beginning(self) -> list[Floats]:
+    def _beginning(self) -> list[Any]:
         """No entries, no tokens that wait for their window to fill, and no window before."""
         shape = (self.window if self.overlap else 0, self.dim)
         return [
-            np.zeros((0, self.dim), np.float32),
+            np.zeros(1, np.int64),
             *(np.zeros((0, self.values.rows), np.float32) for _ in range(2)),
             np.zeros(shape, np.float32),
             np.full(shape, -np.inf, np.float32),
@@ -115,3 +125,27 @@ class Compressor:
             for name, kind, weight in getattr(self, part).weights():
                 yield f"{part}.{name}", kind, weight
         yield "bias", "attention", self.bias
+
+
+_extending = Lock()
+
+
+def _extended(cache: KVCache, key: object, count: int, new: Floats) -> Floats:
+    """The first `count` entries and the new ones, in a buffer that grows geometrically.
+
+    Forks share it. Who comes first writes behind what counts, and who finds that place taken, by
+    a fork or by a pass that was undone, moves out.
+    """
+    end = count + len(new)
+    with _extending:
+        buffer, filled = cache.memory.get(key, (np.zeros((0, new.shape[1]), np.float32), _NOTHING))
+        if end > len(buffer) or (len(new) and filled[0] != count):
+            bigger = np.empty((max(end, _FIRST, count + count // 2), new.shape[1]), np.float32)
+            bigger[:count] = buffer[:count]
+            buffer, filled = bigger, np.array([count])
+        if len(new):
+            buffer[count:end] = new
+            filled[0] = end
+            cache.memory[key] = buffer, filled
+    entries: Floats = buffer[:end]
+    return entries
