@@ -7,6 +7,7 @@ from typing import Any
 
 import checkpoints
 import family_checks
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from family_checks import TOLERANCE, prompt_of
 from safetensors.numpy import load_file, save_file
 
 import moekit as mk
+from moekit.checkpoint import write_safetensors
 
 # Applied in order to the names that transformers writes.
 _V4_HUB = (
@@ -70,6 +72,67 @@ def test_deepseek_v4_under_its_published_names(tmp_path: Path) -> None:
     checkpoints.rewrite_config(path, **_V4_HUB_CONFIG)
     family_checks.logits_and_experts(theirs, path, 3)
     family_checks.greedy_tokens(theirs, path)
+
+
+def _exponents(scales: np.ndarray) -> np.ndarray:
+    """Powers of two, at least as large, as E8M0 bytes."""
+    codes = np.ceil(np.log2(np.maximum(scales, 2.0**-126))) + 127
+    return codes.astype(np.uint8).view(ml_dtypes.float8_e8m0fnu)
+
+
+def _fp8(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(e4m3, E8M0 scales of blocks of 128 x 128, what they mean)."""
+    rows, cols = (-(-n // 128) for n in w.shape)
+    tops = np.zeros((rows, cols), np.float32)
+    for i in range(rows):
+        for j in range(cols):
+            tops[i, j] = np.abs(w[i * 128 : (i + 1) * 128, j * 128 : (j + 1) * 128]).max()
+    scales = _exponents(tops / 448)
+    wide = scales.astype(np.float32).repeat(128, 0).repeat(128, 1)[: w.shape[0], : w.shape[1]]
+    stored = (w / wide).astype(ml_dtypes.float8_e4m3fn)
+    return stored, scales, stored.astype(np.float32) * wide
+
+
+def _fp4(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(two e2m1 a byte, the first one low, E8M0 scales of 32 inputs, what they mean)."""
+    groups = w.reshape(len(w), -1, 32)
+    scales = _exponents(np.abs(groups).max(-1) / 6)
+    wide = scales.astype(np.float32)[..., None]
+    codes = (groups / wide).astype(ml_dtypes.float4_e2m1fn)
+    meant = (codes.astype(np.float32) * wide).reshape(w.shape)
+    nibbles = codes.view(np.uint8).reshape(len(w), -1, 2) & 15
+    return (nibbles[..., 0] | nibbles[..., 1] << 4).view(np.int8), scales, meant
+
+
+def test_deepseek_v4_in_the_eight_and_four_bits_that_are_published(tmp_path: Path) -> None:
+    theirs = checkpoints.tiny_model("deepseek_v4", 7, hidden_size=96, moe_intermediate_size=64)
+    path = checkpoints.save(theirs, tmp_path / "packed")
+    meant_path = checkpoints.save(theirs, tmp_path / "meant")
+    tensors = load_file(path / "model.safetensors")
+    packed, meant = dict(tensors), dict(tensors)
+    for name, value in tensors.items():
+        expert = re.search(r"experts\.\d+\.w[123]\.weight$", name)
+        if not expert and not re.search(r"attn\.w\w+\.weight$", name):
+            continue
+        scale = name.removesuffix("weight") + "scale"
+        packed[name], packed[scale], meant[name] = (_fp4 if expert else _fp8)(value)
+    write_safetensors(path / "model.safetensors", packed)
+    save_file(meant, meant_path / "model.safetensors")
+    config = {"quant_method": "fp8", "fmt": "e4m3", "scale_fmt": "ue8m0"}
+    checkpoints.rewrite_config(
+        path,
+        quantization_config={**config, "weight_block_size": [128, 128]},
+        expert_dtype="fp4",
+    )
+    ids = prompt_of(7, 21)
+    expected = mk.load(meant_path).forward(ids)
+    logits = mk.load(path, format="f32").forward(ids)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+    kept = mk.load(path).layers[1].moe.experts.up
+    assert kept.format == "mxfp4"
+    for expert, found in enumerate(kept.unpack()):
+        name = f"model.layers.1.ffn.experts.{expert}.w3.weight"
+        np.testing.assert_array_equal(found, meant[name])
 
 
 def test_llama4_inside_of_its_wrapper(tmp_path: Path) -> None:

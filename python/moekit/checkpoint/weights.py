@@ -235,8 +235,8 @@ def _weight_of(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> Weig
             raise checkpoint.error(info, text)
         parts = {"blocks": name, "scales": name[:-7] + "_scales"}
         return WeightInfo(name[:-7], "mxfp4", (*shape[:-3], shape[-2] * 32, shape[-3]), parts)
-    if name + "_scale_inv" in checkpoint:
-        scale = name + "_scale_inv"
+    scale = _scale_of(checkpoint, info)
+    if scale is not None:
         if info.dtype.startswith("F8_"):
             return WeightInfo(name, "fp8", shape, {"weight": name, "scale_inv": scale})
         if info.dtype not in ("I8", "U8") or len(shape) < 2:
@@ -251,7 +251,20 @@ def _weight_of(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> Weig
     return WeightInfo(name, "plain", shape, {"weight": name})
 
 
+def _scale_of(checkpoint: Checkpoint, info: TensorInfo) -> str | None:
+    """The scales of a float8 or float4 weight: `x.weight_scale_inv`, in DeepSeek-V4 `x.scale`."""
+    if info.name + "_scale_inv" in checkpoint:
+        return info.name + "_scale_inv"
+    base, _, role = info.name.rpartition(".")
+    is_packed = info.dtype.startswith("F8_") or info.dtype in ("I8", "U8")
+    published = base + ".scale"
+    return published if role == "weight" and is_packed and published in checkpoint else None
+
+
 def _is_lesser_part(checkpoint: Checkpoint, name: str) -> bool:
+    if name.endswith(".scale"):
+        weight = name.removesuffix("scale") + "weight"
+        return weight in checkpoint and _scale_of(checkpoint, checkpoint.info(weight)) == name
     if name.endswith("_scale_inv"):
         return name.removesuffix("_scale_inv") in checkpoint
     if name.endswith("_scales"):
