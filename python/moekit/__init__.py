@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .ops import show_config as show_config
     from .planner import ModelPlan as ModelPlan
     from .planner import plan_model as plan_model
+    from .quantization import Recipe as Recipe
+    from .quantization import quantize as quantize
     from .record import Record as Record
 
 # name -> the module that has it ("" for the module of that name itself). Importing moekit stays
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 _EXPORTS = {
     "Assignment": "ops",
     "ModelPlan": "planner",
+    "Recipe": "quantization",
     "Record": "record",
     "analysis": "",
     "balance": "",
@@ -47,6 +50,7 @@ _EXPORTS = {
     "nn": "",
     "ops": "",
     "plan_model": "planner",
+    "quantize": "quantization",
     "show_config": "ops",
 }
 

@@ -9,6 +9,7 @@ from .gguf_tokenizer import load_gguf_tokenizer
 from .models.reader import Formats, Reader
 from .nn import EncoderDecoder, Model
 from .ops.paged_experts import Pages
+from .packed_loading import load_packed
 from .saving import save
 from .saving.bar import Bar
 from .tokenizer import load_tokenizer
@@ -50,6 +51,18 @@ def load(
     if max_memory is not None and (type(max_memory) is not int or max_memory < 1):
         raise ValueError(f"[load] max_memory {max_memory!r}; a number of bytes is required")
     folder = os.fsdecode(path)
+    if checkpoint.is_packed(folder):
+        if format is not None or router_format != "f32" or max_memory is not None:
+            raise ValueError(
+                f"[load] {folder} is packed already; it is loaded as it is, without format, "
+                "router_format and max_memory"
+            )
+        model, config = load_packed(folder)
+        model.source = folder
+        model.tokenizer = load_tokenizer(folder)
+        model.end_ids = _end_ids(folder, config, model.vocab_size)
+        model._saver = save
+        return model
     file = checkpoint.open_model(folder)
     try:
         model = _read(file, folder, formats, max_memory, progress)
@@ -99,6 +112,7 @@ def _read(
         if isinstance(model, EncoderDecoder):
             start = _start_id(folder, config, model.vocab_size)
             model.start_id = model.start_id if start is None else start
+    model.source = folder
     model.pages = pages
     model.placed = reader.placed
     model.outline = outline_of(weights)

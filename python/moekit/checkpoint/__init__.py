@@ -17,6 +17,7 @@
     write_safetensors(path, {name: array}); stream_safetensors(path, specs, arrays)
     write_model(directory, specs, arrays)                             # sharded, with its index
     write_gguf(path, metadata, specs, arrays)
+    with open_packed(directory) as packed: packed.read(path)          # moekit's own layout
     read_json(directory, name), read_text(directory, name, limit), has_file(directory, name)
 
 Tensors of ggml's quantised types come as float32 from `ckpt[name]` and `read_rows`, and as the
@@ -45,6 +46,7 @@ from .ggml_dequant import dequantize
 from .gguf import open_gguf
 from .gguf_config import read_gguf_config
 from .open_weights import open_weights
+from .packed import Outline, PackedEntry, PackedReader, PackedWriter, is_packed, open_packed
 from .pieces import ALL, Piece
 from .safetensors import open_safetensors
 from .source import SourceFile
@@ -59,15 +61,21 @@ __all__ = [
     "Checkpoint",
     "FileError",
     "MissingTensorError",
+    "Outline",
+    "PackedEntry",
+    "PackedReader",
+    "PackedWriter",
     "Piece",
     "TensorInfo",
     "WeightInfo",
     "Weights",
     "dequantize",
     "has_file",
+    "is_packed",
     "open",
     "open_directory",
     "open_model",
+    "open_packed",
     "open_weights",
     "read_bytes",
     "read_config",

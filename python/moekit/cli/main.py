@@ -13,6 +13,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "record": "write down which experts each token of a text goes to",
     "plot": "draw a recorded routing",
+    "quantize": "a model in fewer bits, into a new directory",
     "inspect": "what a checkpoint holds, from its headers",
     "bench": "time the block, and compare with what the machine can do",
     "plan": "parameters, memory, speed and cost of a model, from its configuration",

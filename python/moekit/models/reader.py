@@ -107,7 +107,7 @@ class Reader:
     def under(self, prefix: str) -> "Reader":
         """A reader whose names all begin with `prefix` and a dot."""
         full = f"{self._prefix}{prefix}."
-        return Reader(self._weights, self.formats, self._progress, full, self)
+        return type(self)(self._weights, self.formats, self._progress, full, self)
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._weights

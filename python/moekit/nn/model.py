@@ -80,6 +80,9 @@ class Model:
         # The memory of experts that stay in the file (`mk.load(max_memory=...)`).
         self.pages: Pages | None = None
         self._saver: Callable[[Model, Any], None] | None = None
+        # Where its small files are, and what `mk.quantize` has noted about it.
+        self.source: str | None = None
+        self.quantization: Any = None
 
     def __repr__(self) -> str:
         kind = self.config.get("model_type", "model")

@@ -81,6 +81,12 @@ class Experts:
                 f"{[up.experts, up.cols, up.rows]} is required for up {list(self.up.shape)}"
             )
 
+    def rebind(self) -> None:
+        """Take notice of weights that were exchanged; ValueError where they do not fit."""
+        self._check()
+        self._banks = {}
+        self.bank(self.activation)
+
     def bank(self, activation: str) -> _core.ExpertBank:
         """What the core reads, for one activation function."""
         if activation not in self._banks:

@@ -114,6 +114,11 @@ class PackedWeight:
         formats = self.core.formats
         return formats[0] if len(formats) == 1 else formats[expert]
 
+    def expert_nbytes(self, expert: int) -> int:
+        """Bytes of one expert's panels."""
+        core = self.core
+        return packed_bytes(self.expert_format(expert), core.rows, core.cols)
+
     @property
     def format(self) -> str | list[str]:
         """The format's name, or a list of one for each expert."""

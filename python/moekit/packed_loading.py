@@ -1,0 +1,79 @@
+"""Models in moekit's own layout (`checkpoint/packed.py`): a frame first, then what it holds."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import checkpoint, models, ops
+from .config import Config
+from .models.outline import OutlineReader
+from .models.reader import Formats
+from .nn import Model
+from .nn.parts import rebuilt
+from .ops import PackedWeight
+
+
+def load_packed(folder: str) -> tuple[Model, Config]:
+    """A model in moekit's own layout: its family gives the parts, the file what they hold."""
+    config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
+    with checkpoint.open_packed(folder) as file:
+        reader = OutlineReader(checkpoint.Outline(file), Formats.of("int8"))
+        frame = models.build(config, reader)
+        stored = dict(file.entries)
+
+        places: dict[int, Any] = {}
+
+        def take(path: str, value: Any) -> Any:
+            if not isinstance(value, (PackedWeight, np.ndarray)):
+                return value
+            if stored.pop(path, None) is None:
+                raise file.error(path, "is missing")
+            new = unpacked(file, path)
+            places[id(value)] = value, new
+            if isinstance(value, np.ndarray) and isinstance(new, np.ndarray):
+                base = value.base
+                # A part may keep a view of what was read.
+                if isinstance(base, np.ndarray) and base.size == new.size:
+                    places[id(base)] = base, new.reshape(base.shape)
+            return new
+
+        model = rebuilt(frame, take)
+        if stored:
+            raise file.error(min(stored), "has no place in the model")
+        model.outline = file.outline
+        model.grouping = file.grouping
+        model.quantization = file.quantization
+    model.placed = [
+        dataclasses.replace(place, weight=places[id(place.weight)][1])
+        for place in reader.placed
+        if id(place.weight) in places
+    ]
+    return model, config
+
+
+def unpacked(file: checkpoint.PackedReader, path: str) -> PackedWeight | npt.NDArray[Any]:
+    """What a packed directory holds under `path`."""
+    entry = file.entries[path]
+    data = file.read(path)
+    if not entry.format:
+        return data
+    try:
+        rows, cols = entry.shape[-2:]
+        count = entry.shape[0] if len(entry.shape) == 3 else 1
+        names = [entry.format] if isinstance(entry.format, str) else list(entry.format)
+        sizes = [ops.packed_bytes(name, rows, cols) for name in names]
+        total = sum(sizes) if len(sizes) > 1 else sizes[0] * count
+        if total != len(data):
+            raise ValueError(f"{len(data)} bytes; {total} are required")
+        weight = PackedWeight.empty(names if len(names) > 1 else names[0], entry.shape)
+    except ValueError as problem:
+        raise file.error(path, f"{list(entry.shape)}: {problem}") from problem
+    begin = 0
+    for expert in range(count):
+        size = sizes[expert if len(sizes) > 1 else 0]
+        weight.fill_bytes(expert, data[begin : begin + size])
+        begin += size
+    return weight
