@@ -208,6 +208,11 @@ def test_a_packed_directory_is_the_same_model(tmp_path):
     assert read.end_ids == made.end_ids
     assert read.quantization["options"]["recipe"]["down"] == "int8"
     assert len(read.placed) == len(made.placed) == len(mk.demo_model().placed)
+    # Saved in the usual layout, both say the same.
+    made.save(tmp_path / "a")
+    read.save(tmp_path / "b")
+    same = [mk.load(tmp_path / name).forward(IDS).tobytes() for name in "ab"]
+    assert same[0] == same[1]
     # It is a checkpoint like any other: quantised once more, it gives one again.
     again = mk.quantize(tmp_path / "q", {"attention": "int8"}, out=tmp_path / "again")
     assert logits_of(mk.load(tmp_path / "again")).tobytes() == logits_of(again).tobytes()

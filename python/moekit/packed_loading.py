@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import checkpoint, models, ops
+from .checkpoint.packed import TENSOR
 from .config import Config
 from .models.outline import OutlineReader
 from .models.reader import Formats
@@ -25,6 +26,7 @@ def load_packed(folder: str) -> tuple[Model, Config]:
         stored = dict(file.entries)
 
         places: dict[int, Any] = {}
+        tensors: dict[str, Any] = {}
 
         def take(path: str, value: Any) -> Any:
             if not isinstance(value, (PackedWeight, np.ndarray)):
@@ -41,16 +43,22 @@ def load_packed(folder: str) -> tuple[Model, Config]:
             return new
 
         model = rebuilt(frame, take)
+        for path in [path for path in stored if path.startswith(TENSOR)]:
+            name = path.removeprefix(TENSOR)
+            tensors[name] = unpacked(file, path)
+            del stored[path]
         if stored:
             raise file.error(min(stored), "has no place in the model")
         model.outline = file.outline
         model.grouping = file.grouping
         model.quantization = file.quantization
-    model.placed = [
-        dataclasses.replace(place, weight=places[id(place.weight)][1])
-        for place in reader.placed
-        if id(place.weight) in places
-    ]
+    placed = []
+    for place in reader.placed:
+        found = places.get(id(place.weight), (None, tensors.get(place.piece.name)))[1]
+        if found is None:
+            raise file.error(place.piece.name, "is missing")
+        placed.append(dataclasses.replace(place, weight=found))
+    model.placed = placed
     return model, config
 
 

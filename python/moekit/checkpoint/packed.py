@@ -4,7 +4,8 @@
     packed-00000.safetensors, ...         the model's arrays: layer n in file n, the rest after it
     moekit.json                           what the files mean:
         layout   "moekit packed", version 1
-        weights  path in the model -> {file, format, shape}; arrays have no format and their own
+        weights  path in the model (for tensors that parts keep only in another form, "tensor:" and
+                 their name) -> {file, format, shape}; arrays have no format and their own
                  dtype, packed weights are U8: the panels of the experts one after another (as
                  csrc/moe/quant describes them for each format, little endian, the same for every
                  instruction set), format a name or a list of one for each expert
@@ -43,6 +44,8 @@ MAX_DOCUMENT_BYTES = 256 << 20
 _PROGRESS = "progress.json"
 # A tensor of each file that is no weight: what was noted while its part was made.
 NOTES = "notes"
+# Before the name of a tensor that no part keeps as it was read.
+TENSOR = "tensor:"
 # Of the packed checkpoint, these are kept: what a tokenizer and a generation need.
 _COPIED = (".json", ".txt", ".jinja", ".model", ".tiktoken", ".md")
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import loading, ops, packed_loading
 from ..checkpoint import PackedWriter
-from ..checkpoint.packed import NOTES, Item
+from ..checkpoint.packed import NOTES, TENSOR, Item
 from ..nn import Block, Model
 from ..nn.parts import held, replaced
 from ..ops import PackedWeight
@@ -120,6 +120,7 @@ class _Run:
         self._exchanges: dict[int, Any] = {}
         # What layers share is written with the first of them.
         self._paths = {path for path, _ in held(model)}
+        self._read_only = _read_only(model)
         self._by_layer: dict[int, list[Place]] = {}
         for place in places_of(model):
             self._by_layer.setdefault(place.layer, []).append(place)
@@ -214,8 +215,22 @@ class _Run:
             return
         noted = self._notes.part(mark)
         noted["tokens"] = {str(n): c for n, c in self._notes.tokens.items() if n == part}
-        items = (item for item in _items(block, prefix) if item[0] in self._paths)
+        items = [item for item in _items(block, prefix) if item[0] in self._paths]
+        if not prefix:
+            items += self._read_only
         self._file.write(part, [*items, _noted(noted)])
+
+
+def _read_only(model: Model) -> list[Item]:
+    """Tensors of the checkpoint that parts made something else of, for saving them again."""
+    known = set()
+    for _, value in held(model):
+        known |= {id(value), id(value.base if isinstance(value, np.ndarray) else value)}
+    return [
+        (TENSOR + place.piece.name, "", place.weight.shape, [place.weight])
+        for place in model.placed
+        if isinstance(place.weight, np.ndarray) and id(place.weight) not in known
+    ]
 
 
 def _noted(notes: dict[str, Any]) -> Item:
