@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import transformers
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import moekit as mk
 from moekit.models.expert_layouts import Layout
@@ -237,3 +237,35 @@ def test_packed_fp4_with_exponents_is_mxfp4(tmp_path: Path) -> None:
         found = Reader(weights, Formats()).packed("a.weight", 48, 64, None)
         assert found.format == "mxfp4"
         np.testing.assert_array_equal(found.unpack(), weights["a.weight"])
+
+
+def test_gpt_oss_as_it_is_published(checkpoint_maker: Any, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 16, "num_local_experts": 4}
+    _, plain = checkpoint_maker("gpt_oss", 3, **sizes)
+    target = tmp_path / "q"
+    shutil.copytree(plain, target)
+    tensors = load_file(plain / "model.safetensors")
+    meant = dict(tensors)
+    rng = np.random.default_rng(5)
+    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, inputs, outputs = tensors.pop(name).shape
+        bank = mxfp4_bank(rng, (experts, outputs, inputs))
+        bank["_scales"] = rng.integers(122, 126, bank["_scales"].shape, dtype=np.uint8)
+        tensors |= {name + key: value for key, value in bank.items()}
+        meant[name] = np.array(
+            [
+                [[mxfp4_value(bank, e, n, k) for n in range(outputs)] for k in range(inputs)]
+                for e in range(experts)
+            ],
+            np.float32,
+        )
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    checkpoints.rewrite_config(target, quantization_config={"quant_method": "mxfp4"})
+    model = mk.load(target)
+    assert compare(model, meant, {"f32", "mxfp4"}, {}) == {"f32", "mxfp4"}
+    same_answers(model, meant, plain, tmp_path)
+    # The blocks go into a GGUF file, and from there into memory, without a change.
+    model.save(tmp_path / "x.gguf")
+    again = mk.load(tmp_path / "x.gguf")
+    assert again.layers[1].moe.experts.up.format == "mxfp4"
+    assert again.forward(IDS).tobytes() == model.forward(IDS).tobytes()

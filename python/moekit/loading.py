@@ -115,6 +115,7 @@ def _read(
     model.source = folder
     model.pages = pages
     model.placed = reader.placed
+    model.passed_over = reader.passed_over
     model.outline = outline_of(weights)
     model.grouping = "gguf" if file.format == "gguf" else "hf"
     model._saver = save

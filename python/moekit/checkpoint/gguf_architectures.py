@@ -77,6 +77,7 @@ _LATENT_SIZES = (
     ("qk_rope_head_dim", "rope.dimension_count"),
     ("v_head_dim", "attention.value_length_mla"),
 )
+_EVERY_LAYER = {"decoder_sparse_step": 1, "mlp_only_layers": [], "use_sliding_window": False}
 # expert_gating_func: enum llama_expert_gating_func_type.
 SOFTMAX, SIGMOID = 1, 2
 
@@ -164,7 +165,7 @@ ARCHITECTURES = (
         experts="block_sparse_moe.experts",
         banks=_W,
         expert_count="num_local_experts",
-        fields=_HEAD_DIM,
+        fields=(*_HEAD_DIM, ("sliding_window", "attention.sliding_window")),
         paired=True,
         differs="llama.cpp does not apply sliding_window",
     ),
@@ -182,13 +183,13 @@ ARCHITECTURES = (
             ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
         ),
         rows=("ffn_gate_inp_shexp",),
-        fixed={"norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        fixed={"norm_topk_prob": False, **_EVERY_LAYER},
     ),
     Architecture(
         "qwen3moe",
         "qwen3_moe",
         fields=(*_HEAD_DIM, *_MOE_SIZE),
-        fixed={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        fixed={"norm_topk_prob": True, **_EVERY_LAYER},
     ),
     Architecture(
         "olmoe",
@@ -205,7 +206,12 @@ ARCHITECTURES = (
         requires={"expert_gating_func": SIGMOID},
         gating=SIGMOID,
         latent=True,
-        fixed={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1},
+        fixed={
+            "scoring_func": "sigmoid",
+            "topk_method": "noaux_tc",
+            "moe_layer_freq": 1,
+            "rope_interleave": True,
+        },
     ),
     Architecture(
         "deepseek2",
@@ -249,6 +255,7 @@ ARCHITECTURES = (
         experts="feed_forward.experts",
         banks=Banks(both="gate_up_proj", transposed=True),
         expert_count="num_local_experts",
+        fixed={"attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1},
         differs="llama.cpp's temperature and query norms are those of the released sizes",
     ),
     Architecture(
@@ -267,6 +274,7 @@ ARCHITECTURES = (
         banks=Banks(both="gate_up_proj", transposed=True, interleaved=True),
         expert_count="num_local_experts",
         truncate=False,
+        fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
     ),
     Architecture(
         "glm4moe",
@@ -352,6 +360,7 @@ ARCHITECTURES = (
         expert_count="ffn_config.moe_num_experts",
         prefix="transformer.blocks.",
         written={"attention.layer_norm_epsilon": 1e-5},
+        fixed={"ffn_config.moe_normalize_expert_weights": 1.0},
         frame={
             "token_embd": "transformer.wte",
             "output_norm": "transformer.norm_f",

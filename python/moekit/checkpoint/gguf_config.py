@@ -148,7 +148,7 @@ def _read_flags(config: dict[str, object], row: Architecture, checkpoint: Checkp
     first = "blk.0.attn_q" if "blk.0.attn_q_a.weight" not in checkpoint else "blk.0.attn_q_a"
     if "attention_bias" not in config:
         config["attention_bias"] = f"{first}.bias" in checkpoint
-    config["use_bias"] = f"{first}.bias" in checkpoint
+    config["qkv_bias"] = config["use_bias"] = f"{first}.bias" in checkpoint
     config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in checkpoint
     if row.family == "llama4_text":
         # llama.cpp's rule: of the released models only Maverick, with 128 experts, has none.

@@ -395,6 +395,11 @@ class Reader:
         """A dense feed-forward layer; options as in `gated_mlp`."""
         return MLP(self.gated_mlp(name, inner, hidden, **options))
 
+    @property
+    def passed_over(self) -> list[str]:
+        """Tensors of the file that the model has no use for, and accepts."""
+        return sorted(self._used - {placed.piece.name for placed in self.placed})
+
     # -- the end ---------------------------------------------------------------------------
 
     def require_all_used(self, ignored: Callable[[str], bool]) -> None:

@@ -77,6 +77,8 @@ class Model:
         # Dtype and shape of the tensors that it was read from, and whose grouping they have.
         self.outline: Mapping[str, tuple[str, tuple[int, ...]]] = {}
         self.grouping = "hf"
+        # Tensors of the file that nothing was made of.
+        self.passed_over: Sequence[str] = ()
         # The memory of experts that stay in the file (`mk.load(max_memory=...)`).
         self.pages: Pages | None = None
         self._saver: Callable[[Model, Any], None] | None = None

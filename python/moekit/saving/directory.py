@@ -55,6 +55,10 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
     else:
         tensors = as_read(model.placed, model.outline)
     require_complete(tensors)
+    for name in model.passed_over:
+        # Transformers wants them (LongCat's experts without a part); a tied head it does not.
+        if model.grouping == "hf" and name in model.outline and name != "lm_head.weight":
+            tensors.setdefault(name, Tensor(model.outline[name][1]))
     return tensors
 
 
@@ -106,6 +110,8 @@ def _move(stage: str, folder: str) -> None:
 
 def _dtype(model: "Model", name: str, tensor: Tensor) -> str:
     """The dtype to write: the stored one, where a weight kept in float32 still fits it exactly."""
+    if not tensor.parts:
+        return model.outline[name][0]
     first = tensor.parts[0][1]
     if isinstance(first.weight, PackedWeight):
         found = _BY_FORMAT.get(tensor.format, "BF16")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.gguf_architectures import ARCHITECTURES, Architecture
+from ..checkpoint.gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
 from ..checkpoint.gguf_config import take, yarn_attention_factor
 from ..gguf_splitting import name_of
 from ..tokenizer import Tokenizer
@@ -25,7 +25,12 @@ _SPECIAL_IDS = {
     "pad_token": "padding_token_id",
 }
 # Other families that are a row under another name: what they compute is the same.
-_ALIKE = {"kimi_k2": "deepseek_v3", "glm4_moe_lite": "deepseek_v3"}
+_ALIKE = {
+    "kimi_k2": "deepseek_v3",
+    "glm4_moe_lite": "deepseek_v3",
+    "solar_open": "glm4_moe",
+    "llama4": "llama4_text",
+}
 
 
 def architecture_of(config: Mapping[str, object]) -> Architecture:
@@ -42,12 +47,7 @@ def architecture_of(config: Mapping[str, object]) -> Architecture:
 def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, Any]:
     """The keys `<architecture>.*`; ValueError for a setting that GGUF cannot say."""
     config = model.config
-    for name, wanted in row.fixed.items():
-        found = take(config, name)
-        if found is not None and found != wanted and not (wanted == [] and not found):
-            raise ValueError(
-                f"[save] {name} is {found!r}; GGUF's {row.name} means {wanted!r}, which is required"
-            )
+    require_sayable(row, model)
     values: dict[str, Any] = {}
     for name, key in row.all_fields:
         value = take(config, name)
@@ -64,6 +64,10 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
     values["vocab_size"] = model.vocab_size
     if row.gating is not None:
         values["expert_gating_func"] = row.gating
+    if row.gating == SOFTMAX and config.get("topk_method", "greedy") == "greedy":
+        values["expert_group_count"] = values["expert_group_used_count"] = 1
+    if any(key == "leading_dense_block_count" for _, key in row.all_fields) and row.gating:
+        values["leading_dense_block_count"] = layers - len(model.moe_layers)
     # Some of llama.cpp's architectures read the experts' size under the general key.
     if "expert_feed_forward_length" in values:
         values.setdefault("feed_forward_length", values["expert_feed_forward_length"])
@@ -75,6 +79,53 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
 
 # Spellings of the number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def require_sayable(row: Architecture, model: "Model") -> None:
+    """ValueError naming a setting that the architecture's files have no key for."""
+    config = model.config
+
+    def refuse(name: str, found: object, wanted: object) -> ValueError:
+        return ValueError(
+            f"[save] {name} is {found!r}; GGUF's {row.name} means {wanted!r}, which is required"
+        )
+
+    for name, wanted in row.fixed.items():
+        found = take(config, name)
+        nulled = name.startswith("ffn_config.") and found is None
+        if nulled and name.partition(".")[2] not in _section(config, "ffn_config"):
+            nulled = False
+        if nulled or (found is not None and found != wanted and not (wanted == [] and not found)):
+            raise refuse(name, found, wanted)
+    layers = len(model.layers)
+    types = config.get("layer_types")
+    if isinstance(types, list) and row.family != "llama4_text":
+        windowed = [kind == "sliding_attention" for kind in types]
+        wanted_windows = [row.family == "gpt_oss" and n % 2 == 0 for n in range(layers)]
+        if windowed != wanted_windows:
+            raise refuse("layer_types", types, "those of the released models")
+    if row.family == "llama4_text":
+        ropes = config.get("no_rope_layers")
+        usual = [int((n + 1) % 4 != 0) for n in range(layers)]
+        if ropes and ropes != usual:
+            raise refuse("no_rope_layers", ropes, usual)
+        norm = take(config, row.expert_count) != 128
+        if config.get("use_qk_norm", True) != norm:
+            raise refuse("use_qk_norm", config.get("use_qk_norm", True), norm)
+    last = config.get("moe_layer_end_index")
+    if last not in (None, -1, layers - 1):
+        raise refuse("moe_layer_end_index", last, -1)
+    if row.gating is not None:
+        sparse = model.moe_layers
+        if sparse != list(range(layers - len(sparse), layers)):
+            raise refuse("layers with experts", sparse, "all after the dense ones")
+
+
+def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
+    value = config.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
 # What transformers takes where a config.json says nothing.
 _DEFAULTS: dict[str, object] = {
     "rms_norm_eps": 1e-6,
@@ -143,10 +194,21 @@ def _rope(row: Architecture, config: Mapping[str, object]) -> dict[str, Any]:
     kind = str(section.get("rope_type") or section.get("type") or "default")
     if kind == "default":
         return found
+    if kind == "dynamic" and section.get("alpha"):
+        # Hunyuan's scaling is a larger base (its own code: NTK-aware, alpha).
+        width = take(config, "head_dim") or _number(config, "hidden_size") // _number(
+            config, "num_attention_heads"
+        )
+        return {"rope.freq_base": float(theta * section["alpha"] ** (width / (width - 2)))}
     if kind == "linear":
         return found | {"rope.scaling.type": "linear", "rope.scaling.factor": section["factor"]}
     if kind in ("llama3", "longrope"):
         return found  # tensors of factors say it
+    if kind == "yarn" and section.get("truncate", True) != row.truncate:
+        raise ValueError(
+            f"[save] yarn's truncate is {section.get('truncate', True)}; GGUF's {row.name} means "
+            f"{row.truncate}, which is required"
+        )
     if kind != "yarn":
         raise ValueError(f"[save] rope_type is {kind}; default, linear, llama3, longrope or yarn")
     original = section.get("original_max_position_embeddings") or config.get(

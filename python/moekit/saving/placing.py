@@ -54,8 +54,8 @@ def value_of(placed: Placed) -> Array:
 
 
 def assembled(tensor: Tensor, dtype: Any) -> Array:
-    """The tensor's values in `dtype`."""
-    out = np.empty(tensor.shape, dtype)
+    """The tensor's values in `dtype`; zeros for one that the model has no part of."""
+    out = np.empty(tensor.shape, dtype) if tensor.parts else np.zeros(tensor.shape, dtype)
     for piece, placed in tensor.parts:
         value = value_of(placed)
         matrix = out if piece.expert is None else out[piece.expert]
