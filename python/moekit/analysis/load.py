@@ -87,7 +87,8 @@ def _measures(n: Doubles) -> tuple[float, ...]:
     mean = float(n.mean())
     ranks = np.arange(1, n.size + 1)
     gini = float(2 * (ranks * np.sort(n)).sum() / (n.size * total) - (n.size + 1) / n.size)
-    return (dead, float(np.exp(entropy)), float(n.std()) / mean, n.max() / mean - 1, entropy, gini)
+    violation = float(n.max()) / mean - 1
+    return (dead, float(np.exp(entropy)), float(n.std()) / mean, violation, entropy, gini)
 
 
 def oscillation(counts: npt.ArrayLike) -> Doubles:

@@ -370,7 +370,8 @@ def specialisation_figure(found: Specialisation) -> Figure:
             at, 100 * strength.explained, 100 * np.array([low, high]), fmt="none", color="black",
             capsize=3,
         )  # fmt: skip
-        axis.plot(at, 100 * strength.null, "_", color=COLOURS[1], markersize=16, label="chance")
+        null = 100 * strength.null
+        axis.plot(at, null, "_", color=COLOURS[1], markersize=18, mew=2.5, label="chance")
         axis.set_xticks(at, layers)
         axis.legend(fontsize=8, frameon=False)
         _plain(axis, f"Routing explained by {title}", "layer", "% of its entropy")
@@ -403,7 +404,7 @@ def ablation_map(found: Ablation) -> Figure:
         known,
         found.layers,
         f"Loss without one expert (whole model: {found.loss:.3f} nats)",
-        "change in nats a token (98 % are inside)",
+        "change, nats a token",
         cmap="RdBu_r",
         vmin=-largest,
         vmax=largest,
