@@ -135,6 +135,9 @@ class Architecture:
     latent: bool = False
     # Yarn's bounds are not rounded to whole pairs.
     truncate: bool = True
+    # The field that says what each layer is, and the name of the kind without keys and values.
+    kinds: str = ""
+    recurrent: str = "linear_attention"
     # What llama.cpp computes otherwise than the model; a file is written all the same.
     differs: str = ""
 

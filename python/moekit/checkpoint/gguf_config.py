@@ -11,22 +11,27 @@ from typing import Any
 import numpy as np
 
 from .gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
+from .gguf_hybrids import HYBRIDS
 from .source import quoted
 from .tensors import Checkpoint
 
 # Longer tables than any head could use are a fault of the file.
 _MAX_FACTORS = 4096
+_MAX_LAYERS = 4096
+# Keys that hybrids have an array of.
+_BY_LAYER = ("attention.head_count_kv", "feed_forward_length")
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
     """The row of the table that a GGUF file is; FileError naming the architecture if none is."""
     name = checkpoint.field("general.architecture", str)
-    rows = [row for row in ARCHITECTURES if row.name == name]
+    known_rows = (*ARCHITECTURES, *HYBRIDS)
+    rows = [row for row in known_rows if row.name == name]
     for row in rows:
         found = {key: checkpoint.metadata.get(f"{name}.{key}") for key in row.requires}
         if all(_meets(found[key], wanted) for key, wanted in row.requires.items()):
             return row
-    known = " ".join(dict.fromkeys(row.name for row in ARCHITECTURES))
+    known = " ".join(dict.fromkeys(row.name for row in known_rows))
     raise checkpoint.error(None, f"has architecture {quoted(name)}; read are {known}")
 
 
@@ -60,6 +65,18 @@ class _Keys:
             return shortest(value)
         return value
 
+    def by_layer(self, key: str, layers: int) -> list[int]:
+        """A count for each layer: an array, or one number for all of them."""
+        value = self.checkpoint.metadata.get(self.start + key)
+        if type(value) is int and 0 <= layers <= _MAX_LAYERS:
+            value = np.full(layers, value)
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+            value = np.full(1, -1)
+        if value.shape == (layers,) and value.min(initial=0) >= 0:
+            return [int(count) for count in value]
+        text = f"metadata key {quoted(self.start + key)} is no count, nor one for each layer"
+        raise self.checkpoint.error(None, text)
+
     def field(self, key: str, kind: type[int | float | str], default: Any = None) -> Any:
         """A value that has to be of this type; FileError where it is missing and has no default."""
         value = self.checkpoint.field(self.start + key, kind, default)
@@ -80,9 +97,13 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
     for name, value in row.fixed.items():
         _put(config, name, value)
     for name, key in row.all_fields:
+        if row.kinds and key in _BY_LAYER:
+            continue
         value = keys.get(key)
         if value is not None:
             _put(config, name, value)
+    if row.kinds:
+        _read_kinds(config, row, keys)
     config["vocab_size"] = checkpoint.info("token_embd.weight").shape[0]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint
     layers_field = next(name for name, key in row.all_fields if key == "block_count")
@@ -99,6 +120,32 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
     begin = checkpoint.metadata.get("tokenizer.ggml.bos_token_id")
     config["bos_token_id"] = begin if type(begin) is int else None
     return config
+
+
+def _read_kinds(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
+    """What each layer of a hybrid is: where there are keys, a router, a feed-forward layer."""
+    checkpoint, layers = keys.checkpoint, keys.field("block_count", int)
+    heads = keys.by_layer("attention.head_count_kv", layers)
+    inner = keys.by_layer("feed_forward_length", layers)
+    routers = [f"blk.{n}.ffn_gate_inp.weight" in checkpoint for n in range(layers)]
+    config["num_key_value_heads"] = max(heads, default=0) or None
+    config["intermediate_size"] = max(inner, default=0) or None
+    kinds = ["full_attention" if count else row.recurrent for count in heads]
+    width, states = keys.get("ssm.inner_size"), keys.get("ssm.time_step_rank")
+    whole = type(width) is int and width > 0
+    if row.family == "nemotron_h":
+        for n in range(layers):
+            if routers[n]:
+                kinds[n] = "moe"
+            elif not heads[n] and inner[n]:
+                kinds[n] = "mlp"
+        if whole and type(states) is int and states > 0:
+            config["mamba_head_dim"] = width // states
+    elif whole and type(config.get("hidden_size")) is int and config["hidden_size"]:
+        config["mamba_expand"] = width // int(str(config["hidden_size"]))
+    config[row.kinds] = kinds
+    if row.family == "jamba":
+        config["mlp_layer_types"] = ["sparse" if sparse else "dense" for sparse in routers]
 
 
 def _put(config: dict[str, object], name: str, value: object) -> None:

@@ -6,14 +6,12 @@ factors are those of `granitemoe`; there may be no experts at all beside the sha
 
 from collections.abc import Callable
 
-import numpy as np
-
 from ..config import Config
 from ..nn import MLP, Block, Mamba2, Model, MoE
 from .base import assemble, check_activation, layer_count, mixer_types
 from .granitemoe import FUSED, granite_factors, granite_mixture
 from .grouped import GroupedQuery
-from .jamba import MAX_TAPS, short_convolution
+from .jamba import MAX_TAPS, decay_rate, short_convolution
 from .reader import Reader
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -122,10 +120,10 @@ def mamba_2(
             layer.linear("out_proj", hidden, channels, bias=bias),
             groups=groups,
             states=states,
-            rate=np.exp(layer.tensor("A_log", heads)),
-            skip=layer.tensor("D", heads),
+            rate=decay_rate(layer, heads),
+            skip=layer.tensor_of("D", (heads,), (heads, 1)),
             step_bias=layer.tensor("dt_bias", heads),
-            norm=layer.tensor("norm.weight", channels),
+            norm=layer.tensor_of("norm.weight", (channels,), (groups, channels // groups)),
             eps=eps,
             step_limits=step_limits,
         )

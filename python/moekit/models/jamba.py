@@ -10,11 +10,20 @@ import numpy as np
 
 from ..config import Config
 from ..nn import MLP, Block, Mamba, Model, MoE, ShortConvolution
-from .base import Names, assemble, check_activation
+from ..nn.types import Floats
+from .base import (
+    Names,
+    assemble,
+    check_activation,
+    layer_count,
+    mixer_types,
+    sparse_layers,
+)
 from .grouped import GroupedQuery
 from .mixture import Mixture
 from .reader import Reader
 
+LINEAR, FULL = "linear_attention", "full_attention"
 MAX_TAPS = 64
 _NAMES = Names(norm="model.final_layernorm")
 
@@ -24,8 +33,14 @@ def build(config: Config, reader: Reader) -> Model:
     hidden = config.size("hidden_size")
     inner = config.size("intermediate_size")
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
+    layers = layer_count(config)
     attends = _schedule(config, "attn_layer", period=8, offset=4)
-    sparse = _schedule(config, "expert_layer", period=2, offset=1)
+    routes = _schedule(config, "expert_layer", period=2, offset=1)
+    # A list says the same directly, where the file is GGUF.
+    default = [FULL if attends(n) else LINEAR for n in range(layers)]
+    kinds = mixer_types(config, layers, (LINEAR, FULL), default, "layers_block_type")
+    dense = [n for n in range(layers) if not routes(n)]
+    sparse = sparse_layers(config, layers, 1, dense)
     several = config.size("num_experts", "num_local_experts", default=16) > 1
     check_activation(config)
     attention = GroupedQuery(config, eps, rope=False)
@@ -33,14 +48,16 @@ def build(config: Config, reader: Reader) -> Model:
     mamba = _mamba(config, hidden, eps)
 
     def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if several and sparse(n):
+        if several and sparse[n]:
             return mixture.read(layer.under("feed_forward"))
         return layer.mlp("feed_forward", inner, hidden)
 
     def block(n: int, layer: Reader) -> Block:
         return Block(
             layer.norm("input_layernorm", hidden, eps),
-            attention.read(layer.under("self_attn")) if attends(n) else mamba(layer.under("mamba")),
+            attention.read(layer.under("self_attn"))
+            if kinds[n] == FULL
+            else mamba(layer.under("mamba")),
             layer.norm("pre_ff_layernorm", hidden, eps),
             feed_forward(n, layer),
         )
@@ -75,7 +92,7 @@ def _mamba(config: Config, hidden: int, eps: float) -> Callable[[Reader], Mamba]
             layer.linear("dt_proj", channels, rank),
             layer.linear("out_proj", hidden, channels, bias=bias),
             step_bias=layer.tensor("dt_proj.bias", channels),
-            rate=np.exp(layer.tensor("A_log", channels, states)).T,
+            rate=decay_rate(layer, channels, states).T,
             skip=layer.tensor("D", channels),
             step_norm=layer.norm("dt_layernorm", rank, eps),
             in_norm=layer.norm("b_layernorm", states, eps),
@@ -86,6 +103,15 @@ def _mamba(config: Config, hidden: int, eps: float) -> Callable[[Reader], Mamba]
 
 
 def short_convolution(layer: Reader, channels: int, taps: int, bias: bool) -> ShortConvolution:
-    """`conv1d.weight` [C, 1, W] and, with `bias`, `conv1d.bias` [C], followed by SiLU."""
+    """`conv1d.weight` [C, 1, W] or [C, W] and, with `bias`, `conv1d.bias` [C], followed by SiLU."""
     values = layer.tensor("conv1d.bias", channels) if bias else None
-    return ShortConvolution(layer.tensor("conv1d.weight", channels, 1, taps)[:, 0], values)
+    weight = layer.tensor_of("conv1d.weight", (channels, taps), (channels, 1, taps))
+    return ShortConvolution(weight, values)
+
+
+def decay_rate(layer: Reader, *shape: int) -> Floats:
+    """How fast states fade: e^A_log, or what GGUF has instead, -A (with a last dimension of 1)."""
+    if "A" in layer:
+        return -layer.tensor_of("A", shape, (*shape, 1))
+    rate: Floats = np.exp(layer.tensor("A_log", *shape))
+    return rate

@@ -73,7 +73,7 @@ def _convolution(config: Config, hidden: int) -> Callable[[Reader], GatedConvolu
     bias = config.flag("conv_bias", default=False)
 
     def convolution(layer: Reader) -> GatedConvolution:
-        weight = layer.tensor("conv.weight", hidden, 1, taps)[:, 0]
+        weight = layer.tensor_of("conv.weight", (hidden, taps), (hidden, 1, taps))
         values = layer.tensor("conv.bias", hidden) if bias else None
         return GatedConvolution(
             layer.linear("in_proj", 3 * hidden, hidden, bias=bias),

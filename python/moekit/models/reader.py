@@ -181,6 +181,11 @@ class Reader:
         self._note(Placed(Piece(full), value))
         return value
 
+    def tensor_of(self, name: str, shape: tuple[int, ...], *others: tuple[int, ...]) -> Array:
+        """A small tensor in float32 and `shape`; the file may have it in one of `others`."""
+        found = self.shape(name)
+        return self.tensor(name, *(found if found in others else shape)).reshape(shape)
+
     def stored_format(self, name: str) -> str:
         """The packed format that keeps a tensor as the file has it, or the nearest there is."""
         return self._kept_format(Piece(self._prefix + name))

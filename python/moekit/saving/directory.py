@@ -50,7 +50,13 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
             "[save] the model was put together by hand; one that mk.load has read is required"
         )
     if model.grouping == "gguf":
-        row = next(row for row in ARCHITECTURES if row.family == model.config["model_type"])
+        family = model.config["model_type"]
+        row = next((row for row in ARCHITECTURES if row.family == family), None)
+        if row is None:
+            raise ValueError(
+                f"[save] {family} was read from GGUF, whose states cannot be written back; a model "
+                "from a Hugging Face directory is required"
+            )
         tensors = apart(row, model.placed, model.outline)
     else:
         tensors = as_read(model.placed, model.outline)
