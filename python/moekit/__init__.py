@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from . import checkpoint as checkpoint
     from . import nn as nn
     from . import ops as ops
+    from .analysis.quant_error import quant_report as quant_report
     from .demo import demo_path as demo_path
     from .loading import demo_model as demo_model
     from .loading import load as load
@@ -50,6 +51,7 @@ _EXPORTS = {
     "nn": "",
     "ops": "",
     "plan_model": "planner",
+    "quant_report": "analysis.quant_error",
     "quantize": "quantization",
     "show_config": "ops",
 }

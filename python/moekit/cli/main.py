@@ -14,6 +14,7 @@ COMMANDS = {
     "record": "write down which experts each token of a text goes to",
     "plot": "draw a recorded routing",
     "quantize": "a model in fewer bits, into a new directory",
+    "check-quant": "how a quantised model differs: routing, experts, predictions",
     "inspect": "what a checkpoint holds, from its headers",
     "bench": "time the block, and compare with what the machine can do",
     "plan": "parameters, memory, speed and cost of a model, from its configuration",

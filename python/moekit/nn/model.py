@@ -85,6 +85,8 @@ class Model:
         # Where its small files are, and what `mk.quantize` has noted about it.
         self.source: str | None = None
         self.quantization: Any = None
+        # layer -> [E of the model it was made from]: which expert each became, -1 for none.
+        self.expert_origin: Mapping[int, npt.NDArray[np.int32]] = {}
 
     def __repr__(self) -> str:
         kind = self.config.get("model_type", "model")

@@ -19,7 +19,16 @@ Part = TypeVar("Part")
 Swap: TypeAlias = Callable[[str, Any], Any]
 
 # What a model knows about itself and its file, and what parts make anew when they need it.
-_NOT_FOLLOWED = {"config", "tokenizer", "placed", "quantization", "pages", "_banks", "_everyone"}
+_NOT_FOLLOWED = {
+    "config",
+    "tokenizer",
+    "placed",
+    "quantization",
+    "pages",
+    "expert_origin",
+    "_banks",
+    "_everyone",
+}
 
 
 def held(part: object) -> Iterator[tuple[str, Held]]:

@@ -1,0 +1,135 @@
+"""Figures of quantisation, from numbers that are already computed.
+
+Every function returns a `matplotlib.figure.Figure`; `plots.save` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .plots import COLOURS, _figure
+
+if TYPE_CHECKING:
+    from .quant_error import QuantReport
+
+
+def report_figure(report: QuantReport) -> Any:
+    """Agreement by layer, flips by margin, and errors of single experts by their share."""
+    figure = _figure(12, 3.6)
+    layers, margins, experts = figure.subplots(1, 3)
+    numbers = [row.layer for row in report.layers]
+    layers.plot(
+        numbers, [100 * r.agreement for r in report.layers], "o-", color=COLOURS[0], label="experts"
+    )
+    layers.plot(
+        numbers, [100 * r.same_set for r in report.layers], "s-", color=COLOURS[1], label="sets"
+    )
+    layers.set(xlabel="layer", ylabel="chosen by both models (%)", title="Routing", xticks=numbers)
+    layers.set_ylim(top=100.5)
+    layers.legend(frameon=False)
+
+    heights = [100 * group.flips for group in report.margins]
+    margins.bar(range(len(heights)), heights, color=COLOURS[0])
+    labels = [f"{group.high:.2g}" for group in report.margins]
+    margins.set_xticks(range(len(heights)), labels, rotation=60, fontsize=8)
+    margins.set(
+        xlabel="margin of the full router, up to", ylabel="other set (%)", title="Flips by margin"
+    )
+
+    found = [row for row in report.experts if row.error]
+    for i, layer in enumerate(sorted({row.layer for row in found})):
+        rows = [row for row in found if row.layer == layer]
+        experts.scatter(
+            [100 * row.share for row in rows],
+            [row.error for row in rows],
+            s=14,
+            color=COLOURS[i % len(COLOURS)],
+            label=f"layer {layer}" if i < len(COLOURS) else None,
+        )
+    experts.set(
+        xlabel="share of the layer's slots (%)", ylabel="relative error", title="Single experts"
+    )
+    if found:
+        experts.set_yscale("log")
+        experts.legend(frameon=False, fontsize=8)
+    _plain(layers, margins, experts)
+    return figure
+
+
+def errors_by_role(table: Mapping[str, Mapping[str, float]], bits: Mapping[str, float]) -> Any:
+    """Error against bits: `table` is format -> role -> mean error, `bits` format -> bits."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    formats = sorted(table, key=lambda name: bits[name])
+    roles = sorted({role for row in table.values() for role in row})
+    for i, role in enumerate(roles):
+        points = [(bits[f], table[f][role]) for f in formats if table[f].get(role, 0) > 0]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[i % 7], label=role)
+    for name in formats:
+        axes.axvline(bits[name], color="0.9", zorder=0)
+        axes.annotate(
+            name,
+            (bits[name], 1.01),
+            xycoords=("data", "axes fraction"),
+            rotation=60,
+            fontsize=8,
+        )
+    axes.set(xlabel="bits per weight, scales included", ylabel="relative error of the outputs")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
+    """Share of experts that both models chose, layer by layer, a line for each model."""
+    figure = _figure(6, 4)
+    axes = figure.subplots()
+    numbers: list[int] = []
+    for i, (name, report) in enumerate(reports.items()):
+        numbers = [row.layer for row in report.layers]
+        axes.plot(
+            numbers,
+            [100 * row.agreement for row in report.layers],
+            "o-",
+            color=COLOURS[i % 7],
+            linestyle="--" if i >= 7 else "-",
+            label=name,
+        )
+    axes.set(xlabel="layer", ylabel="experts chosen by both models (%)", xticks=numbers)
+    axes.legend(frameon=False, fontsize=8)
+    _plain(axes)
+    return figure
+
+
+def pareto(series: Mapping[str, Sequence[tuple[str, float, float]]]) -> Any:
+    """Bytes against divergence: name of a method -> (label, bytes, KL in nats a token)."""
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for i, (name, points) in enumerate(series.items()):
+        ordered = sorted(points, key=lambda point: point[1])
+        x, y = [p[1] / 1e6 for p in ordered], [p[2] for p in ordered]
+        axes.plot(x, y, "o-", color=COLOURS[i % 7], alpha=0.9, label=name)
+        for label, size, kl in ordered:
+            above = i % 2 == 0
+            axes.annotate(
+                label,
+                (size / 1e6, kl),
+                textcoords="offset points",
+                xytext=(4, 5 if above else -11),
+                fontsize=7,
+                color=COLOURS[i % 7],
+            )
+    axes.set(xlabel="megabytes of packed weights", ylabel="KL (nats a token)")
+    axes.set_yscale("log")
+    axes.margins(x=0.12)
+    axes.legend(frameon=False)
+    _plain(axes)
+    return figure
+
+
+def _plain(*axes: Any) -> None:
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
