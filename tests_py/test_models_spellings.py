@@ -135,6 +135,57 @@ def test_deepseek_v4_in_the_eight_and_four_bits_that_are_published(tmp_path: Pat
         np.testing.assert_array_equal(found, meant[name])
 
 
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("deepseek_v4", "sliding_window", 2**31 - 1),  # as much as there is, and no memory for it
+        ("deepseek_v4", "index_topk", 2**31 - 1),
+        ("deepseek_v32", "index_topk", 2**31 - 1),
+        ("llama4_text", "attention_chunk_size", 2**31 - 1),
+    ],
+)
+def test_a_limit_beyond_all_tokens_is_none(
+    checkpoint_maker: Any, tmp_path: Path, family: str, field: str, value: int
+) -> None:
+    _, path = checkpoint_maker(family, 0)
+    for file in path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    ids = prompt_of(2, 19)
+    checkpoints.rewrite_config(tmp_path, **{field: 64})
+    expected = mk.load(tmp_path).forward(ids).tobytes()
+    checkpoints.rewrite_config(tmp_path, **{field: value})
+    assert mk.load(tmp_path).forward(ids).tobytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("deepseek_v2", "topk_method", "noaux_tc"),
+        ("deepseek_v2", "topk_group", 9),
+        ("deepseek_v32", "index_head_dim", 4),
+        ("glm_moe_dsa", "indexer_types", ["shared", "full", "full"]),
+        ("glm_moe_dsa", "indexer_types", "FXS"),
+        ("longcat_flash", "moe_topk", 99),
+        ("llama4_text", "layer_types", ["chunked_attention"]),
+        ("deepseek_v4", "layer_types", ["full_attention"] * 3),
+        ("deepseek_v4", "o_groups", 3),
+        ("deepseek_v4", "hc_mult", 65),
+        ("deepseek_v4", "mlp_layer_types", ["moe"]),
+        ("deepseek_v4", "n_shared_experts", 2),
+    ],
+)
+def test_faults_of_a_configuration_are_named(
+    checkpoint_maker: Any, tmp_path: Path, family: str, field: str, value: Any
+) -> None:
+    changes = {"topk_method": "group_limited_greedy", "n_group": 5, "topk_group": 2}
+    _, path = checkpoint_maker(family, 0, **changes if field == "topk_group" else {})
+    for file in path.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    checkpoints.rewrite_config(tmp_path, **{field: value})
+    with pytest.raises(mk.FileError, match=field):
+        mk.load(tmp_path)
+
+
 def test_llama4_inside_of_its_wrapper(tmp_path: Path) -> None:
     theirs = checkpoints.tiny_model("llama4_text", 2, num_experts_per_tok=1)
     path = checkpoints.save(theirs, tmp_path / "wrapped")

@@ -146,7 +146,8 @@ class CompressedAttention:
             recent, first = self._window(batch, n, kv[rows], layer)
             positions = batch.positions[rows]
             # The window's tokens, then entries, which are counted on behind them.
-            seen = positions[:, None] - np.arange(self.window - 1, -1, -1)
+            width = min(self.window, int(positions[-1]) + 1)
+            seen = positions[:, None] - np.arange(width - 1, -1, -1)
             selected = [np.where(seen < 0, -1, seen - first)]
             sources = [recent]
             if entries is not None:
