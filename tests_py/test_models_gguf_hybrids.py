@@ -1,6 +1,6 @@
 """GGUF files of hybrids: the same answers as the Hugging Face checkpoint they came from.
 
-The writer here follows llama.cpp's converter: conversion/{jamba,lfm2,nemotron}.py.
+The writer here follows llama.cpp's converter: conversion/{jamba,lfm2,nemotron,granite,qwen}.py.
 """
 
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_converter
 import llama_cpp_oracle
 import numpy as np
 import pytest
@@ -18,11 +19,20 @@ from test_models_gguf import vocabulary
 import moekit as mk
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
-ARCHES = {"jamba": "jamba", "lfm2_moe": "lfm2moe", "nemotron_h": "nemotron_h_moe"}
+ARCHES = {
+    "jamba": "jamba",
+    "lfm2_moe": "lfm2moe",
+    "nemotron_h": "nemotron_h_moe",
+    "granitemoehybrid": "granitehybrid",
+    "qwen3_next": "qwen3next",
+}
 # What GGUF cannot say has to be as llama.cpp takes it for granted.
 CHANGES: dict[str, dict[str, Any]] = {
     "jamba": {"num_hidden_layers": 5},
     "lfm2_moe": {},
+    "granitemoehybrid": {"num_key_value_heads": 3},
+    # llama.cpp wants keys and values of one width.
+    "qwen3_next": {"linear_value_head_dim": 10},
     "nemotron_h": {
         "time_step_min": 1e-30,
         "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "moe"],
@@ -39,6 +49,7 @@ def tensors_of(source: Path, family: str, config: dict[str, Any]) -> dict[str, n
     layers = config.get("num_hidden_layers") or len(config["layers_block_type"])
     number = next(k for k, name in gguf.MODEL_ARCH_NAMES.items() if name == ARCHES[family])
     names = gguf.get_tensor_name_map(number, layers)
+    experts = config.get("num_local_experts", 1)
     out: dict[str, np.ndarray] = {}
     banks: dict[str, dict[int, np.ndarray]] = {}
     for name, value in plain.items():
@@ -52,17 +63,45 @@ def tensors_of(source: Path, family: str, config: dict[str, Any]) -> dict[str, n
         if name.endswith("A_log"):
             value = -np.exp(value)
         elif name.endswith("dt_bias"):
-            name = name.replace("dt_bias", "dt.bias")
+            name = name.replace("dt_bias", "dt.bias" if family == "nemotron_h" else "dt_proj.bias")
         elif name.endswith(("e_score_correction_bias", "expert_bias")):
             out[f"blk.{block}.exp_probs_b.bias"] = value
             continue
         elif "conv" in name and name.endswith("weight") and value.ndim == 3:
             value = value[:, 0]
-        if family == "nemotron_h":
+        if family in ("nemotron_h", "granitemoehybrid"):
             if name.endswith((".A_log", ".D")):
                 value = value.reshape(-1, 1)
-            elif name.endswith("mixer.norm.weight"):
-                value = value.reshape(config["n_groups"], -1)
+            elif name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
+                groups = config.get("n_groups") or config["mamba_n_groups"]
+                value = value.reshape(groups, -1)
+        if family == "granitemoehybrid":
+            if name.endswith("input_linear.weight"):
+                end = "exps" if "block_sparse" in name else "shexp" if experts else ""
+                gate, up = np.split(value, 2, axis=-2)
+                for role, part in (("gate", gate), ("up", up)):
+                    out[f"blk.{block}.ffn_{role}{end and '_' + end}.weight"] = part
+                continue
+            if name.endswith("shared_mlp.output_linear.weight") and not experts:
+                out[f"blk.{block}.ffn_down.weight"] = value
+                continue
+            for part, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
+                if name.endswith(f"{part}_proj.weight"):
+                    value = gguf_converter.pairs_from_halves(value, config[heads])
+        if family == "qwen3_next":
+            if name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+                value = value + np.float32(1)
+            elif name.endswith("in_proj_qkvz.weight"):
+                groups, width = config["linear_num_key_heads"], config["linear_key_head_dim"]
+                wide = value.reshape(groups, -1, value.shape[1])
+                rest = (wide.shape[1] - 2 * width) // 2
+                parts = np.split(wide, [width, 2 * width, 2 * width + rest], axis=1)
+                *joint, z = (part.reshape(-1, value.shape[1]) for part in parts)
+                out[f"blk.{block}.attn_qkv.weight"] = np.concatenate(joint)
+                out[f"blk.{block}.attn_gate.weight"] = z
+                continue
+            elif name.endswith("shared_expert_gate.weight"):
+                value = value[0]
         new = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert new is not None, name
         out[new] = value
@@ -98,7 +137,7 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
         "attention.layer_norm_rms_epsilon": float(
             get("rms_norm_eps") or get("norm_eps") or get("layer_norm_epsilon")
         ),
-        "expert_count": get("num_experts") or get("n_routed_experts"),
+        "expert_count": get("num_experts") or get("n_routed_experts") or get("num_local_experts"),
         "expert_used_count": config["num_experts_per_tok"],
         "vocab_size": config["vocab_size"],
     }
@@ -115,6 +154,40 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
             "leading_dense_block_count": config["num_dense_layers"],
             "expert_gating_func": 2,
             "shortconv.l_cache": config["conv_L_cache"],
+            "rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
+        }
+    elif family == "granitemoehybrid":
+        keys |= {
+            "ssm.conv_kernel": config["mamba_d_conv"],
+            "ssm.inner_size": config["mamba_expand"] * config["hidden_size"],
+            "ssm.state_size": config["mamba_d_state"],
+            "ssm.time_step_rank": config["mamba_n_heads"],
+            "ssm.group_count": config["mamba_n_groups"],
+            "attention.scale": float(config["attention_multiplier"]),
+            "embedding_scale": float(config["embedding_multiplier"]),
+            "residual_scale": float(config["residual_multiplier"]),
+            "logit_scale": float(config["logits_scaling"]),
+            "expert_shared_feed_forward_length": config["shared_intermediate_size"],
+            "rope.scaling.finetuned": get("position_embedding_type") == "rope",
+            "rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
+            "rope.dimension_count": config["hidden_size"] // config["num_attention_heads"],
+        }
+    elif family == "qwen3_next":
+        values = config["linear_num_value_heads"]
+        rotated = int(config["head_dim"] * config["rope_parameters"]["partial_rotary_factor"])
+        keys |= {
+            "attention.head_count_kv": kv,
+            "attention.key_length": config["head_dim"],
+            "attention.value_length": config["head_dim"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+            "expert_shared_feed_forward_length": config["shared_expert_intermediate_size"],
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "ssm.state_size": config["linear_key_head_dim"],
+            "ssm.group_count": config["linear_num_key_heads"],
+            "ssm.time_step_rank": values,
+            "ssm.inner_size": values * config["linear_value_head_dim"],
+            "full_attention_interval": 4,
+            "rope.dimension_count": rotated,
             "rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
         }
     else:
@@ -138,6 +211,8 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
             keys["moe_latent_size"] = config["moe_latent_size"]
     if family == "nemotron_h":  # llama.cpp asks for both
         keys["attention.layer_norm_epsilon"] = keys["attention.layer_norm_rms_epsilon"]
+    if not keys["expert_count"]:
+        del keys["expert_count"], keys["expert_used_count"]
     for key, value in {**keys, **changes}.items():
         write_key(writer, f"{arch}.{key}", value)
     vocabulary(writer)
@@ -178,10 +253,23 @@ def test_a_float32_file_gives_the_bytes_of_its_source(
         wanted.save(tmp_path / "out.gguf")
 
 
-def test_experts_of_a_smaller_space(checkpoint_maker: Any, tmp_path: Path) -> None:
-    changes = {**CHANGES["nemotron_h"], "moe_latent_size": 30, "routed_scaling_factor": 1.5}
-    _, source = checkpoint_maker("nemotron_h", 3, **changes)
-    convert(source, tmp_path / "x.gguf", "nemotron_h")
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        (
+            "nemotron_h",
+            {**CHANGES["nemotron_h"], "moe_latent_size": 30, "routed_scaling_factor": 1.5},
+        ),
+        ("granitemoehybrid", {"position_embedding_type": "rope", "mamba_n_groups": 1}),
+        ("granitemoehybrid", {"num_local_experts": 0, "tie_word_embeddings": True}),
+        ("qwen3_next", {"linear_num_key_heads": 3, "tie_word_embeddings": True}),
+    ],
+)
+def test_other_settings(
+    checkpoint_maker: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    _, source = checkpoint_maker(family, 3, **changes)
+    convert(source, tmp_path / "x.gguf", family)
     wanted, found = mk.load(source), mk.load(tmp_path / "x.gguf")
     assert found.forward(IDS).tobytes() == wanted.forward(IDS).tobytes()
 

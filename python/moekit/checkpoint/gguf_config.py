@@ -18,6 +18,8 @@ from .tensors import Checkpoint
 # Longer tables than any head could use are a fault of the file.
 _MAX_FACTORS = 4096
 _MAX_LAYERS = 4096
+# What a head has of the channels of a layer's states.
+_WIDTHS = {"nemotron_h": "mamba_head_dim", "qwen3_next": "linear_value_head_dim"}
 # Keys that hybrids have an array of.
 _BY_LAYER = ("attention.head_count_kv", "feed_forward_length")
 
@@ -104,6 +106,8 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
             _put(config, name, value)
     if row.kinds:
         _read_kinds(config, row, keys)
+    if "ssm.inner_size" in keys:
+        _read_inner_size(config, row, keys)
     config["vocab_size"] = checkpoint.info("token_embd.weight").shape[0]
     config["tie_word_embeddings"] = "output.weight" not in checkpoint
     layers_field = next(name for name, key in row.all_fields if key == "block_count")
@@ -131,21 +135,27 @@ def _read_kinds(config: dict[str, object], row: Architecture, keys: _Keys) -> No
     config["num_key_value_heads"] = max(heads, default=0) or None
     config["intermediate_size"] = max(inner, default=0) or None
     kinds = ["full_attention" if count else row.recurrent for count in heads]
-    width, states = keys.get("ssm.inner_size"), keys.get("ssm.time_step_rank")
-    whole = type(width) is int and width > 0
     if row.family == "nemotron_h":
         for n in range(layers):
             if routers[n]:
                 kinds[n] = "moe"
             elif not heads[n] and inner[n]:
                 kinds[n] = "mlp"
-        if whole and type(states) is int and states > 0:
-            config["mamba_head_dim"] = width // states
-    elif whole and type(config.get("hidden_size")) is int and config["hidden_size"]:
-        config["mamba_expand"] = width // int(str(config["hidden_size"]))
+    if row.family == "granitemoehybrid":
+        rotates = keys.get("rope.scaling.finetuned") is True
+        config["position_embedding_type"] = "rope" if rotates else "nope"
     config[row.kinds] = kinds
     if row.family == "jamba":
         config["mlp_layer_types"] = ["sparse" if sparse else "dense" for sparse in routers]
+
+
+def _read_inner_size(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
+    """All channels of a layer's states: as a head's share, or as a multiple of the stream."""
+    total = keys.get("ssm.inner_size")
+    field = _WIDTHS.get(row.family, "mamba_expand")
+    parts = keys.get("embedding_length" if field == "mamba_expand" else "ssm.time_step_rank")
+    if all(type(size) is int and size > 0 for size in (total, parts)):
+        config[field] = total // parts
 
 
 def _put(config: dict[str, object], name: str, value: object) -> None:

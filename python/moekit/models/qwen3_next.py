@@ -9,8 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from ..config import Config
 from ..nn import (
     MLP,
@@ -23,7 +21,7 @@ from ..nn import (
     Model,
     MoE,
     RMSNorm,
-    ShortConvolution,
+    SeparateInputs,
 )
 from ..nn.delta_net import DeltaInputs
 from .base import (
@@ -36,6 +34,7 @@ from .base import (
     rope_table,
     sparse_layers,
 )
+from .jamba import MAX_TAPS, decay_rate, short_convolution
 from .mixture import Mixture
 from .reader import Reader
 from .rope import read_rope
@@ -52,11 +51,25 @@ def build(config: Config, reader: Reader) -> Model:
 
 
 def _grouped_inputs(layer: Reader, hidden: int, sizes: DeltaSizes) -> DeltaInputs:
+    if "in_proj_qkv.weight" in layer:
+        return _inputs_of_gguf(layer, hidden, sizes)
     wide = 2 * (sizes.keys + sizes.values)
     return GroupedInputs(
         layer.linear("in_proj_qkvz", wide, hidden),
         layer.linear("in_proj_ba", 2 * sizes.heads, hidden),
         sizes,
+    )
+
+
+def _inputs_of_gguf(layer: Reader, hidden: int, sizes: DeltaSizes) -> DeltaInputs:
+    """llama.cpp's converter takes in_proj_qkvz apart, and leaves in_proj_ba as it is."""
+    both = layer.tensor("in_proj_ba.weight", 2 * sizes.heads, hidden)
+    beta, decay = both.reshape(sizes.key_heads, 2, -1, hidden).swapaxes(0, 1)
+    return SeparateInputs(
+        [layer.linear("in_proj_qkv", 2 * sizes.keys + sizes.values, hidden)],
+        [layer.linear("in_proj_z", sizes.values, hidden)],
+        Linear(beta.reshape(-1, hidden), kind="attention"),
+        [Linear(decay.reshape(-1, hidden), kind="attention")],
     )
 
 
@@ -76,7 +89,9 @@ def hybrid(
     step = config.size("decoder_sparse_step", default=1)
     sparse = sparse_layers(config, layers, step, config.sizes("mlp_only_layers"))
     check_activation(config)
-    full = _gated_attention(config, hidden, eps)
+    # GGUF's norms have the one in them.
+    offset = 0.0 if config.flag("norms_hold_one", default=False) else 1.0
+    full = _gated_attention(config, hidden, eps, offset)
     linear = _delta_net(config, hidden, eps, inputs)
     mixture = Mixture.of(
         config,
@@ -94,7 +109,7 @@ def hybrid(
         return mixture.read(ffn, shared_gate=Linear(gate, kind="router"))
 
     def norm(layer: Reader, name: str) -> RMSNorm:
-        return layer.norm(name, hidden, eps, offset=1.0)
+        return layer.norm(name, hidden, eps, offset)
 
     def block(n: int, layer: Reader) -> Block:
         return Block(
@@ -111,7 +126,9 @@ def hybrid(
     return assemble(config, reader, hidden, eps, block, norm=norm, ignored=ignored, **options)
 
 
-def _gated_attention(config: Config, hidden: int, eps: float) -> Callable[[Reader], Attention]:
+def _gated_attention(
+    config: Config, hidden: int, eps: float, offset: float
+) -> Callable[[Reader], Attention]:
     heads, kv_heads = attention_heads(config)
     size = head_size(config, hidden, heads)
     bias = config.flag("attention_bias", default=False)
@@ -128,8 +145,8 @@ def _gated_attention(config: Config, hidden: int, eps: float) -> Callable[[Reade
             kv_heads=kv_heads,
             frequencies=frequencies,
             rope_factor=factor,
-            q_norm=layer.norm("q_norm", size, eps, offset=1.0),
-            k_norm=layer.norm("k_norm", size, eps, offset=1.0),
+            q_norm=layer.norm("q_norm", size, eps, offset),
+            k_norm=layer.norm("k_norm", size, eps, offset),
             gated_queries=True,
         )
 
@@ -145,7 +162,7 @@ def _delta_net(
         key_dim=config.size("linear_key_head_dim", default=128),
         value_dim=config.size("linear_value_head_dim", default=128),
     )
-    taps = config.size("linear_conv_kernel_dim", default=4, most=64)
+    taps = config.size("linear_conv_kernel_dim", default=4, most=MAX_TAPS)
     config.require(
         sizes.heads % sizes.key_heads == 0,
         "linear_num_value_heads",
@@ -156,10 +173,10 @@ def _delta_net(
         channels = 2 * sizes.keys + sizes.values
         return DeltaNet(
             inputs(layer, hidden, sizes),
-            ShortConvolution(layer.tensor("conv1d.weight", channels, 1, taps)[:, 0]),
+            short_convolution(layer, channels, taps, bias=False),
             layer.linear("out_proj", hidden, sizes.values),
             sizes,
-            rate=np.exp(layer.tensor("A_log", sizes.heads)),
+            rate=decay_rate(layer, sizes.heads),
             bias=layer.tensor("dt_bias", sizes.heads),
             norm=layer.tensor("norm.weight", sizes.value_dim),
             eps=eps,
