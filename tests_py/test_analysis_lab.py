@@ -213,6 +213,40 @@ def test_ablation_of_a_model_that_runs_otherwise(model: Any) -> None:
     np.testing.assert_allclose(found.change, expected.change, rtol=1e-4, atol=1e-6)
 
 
+def test_an_expert_with_a_capacity_is_ablated_in_the_whole_model(checkpoint_maker: Any) -> None:
+    """Capacity counts the tokens before a cut: nothing of a pass can be reused."""
+    model = mk.load(checkpoint_maker("mixtral", 0)[1])
+    for layer in model.moe_layers:
+        model.layers[layer].moe.capacity = 4
+    text = TEXTS[0]
+    whole = model.forward(text)
+    found = analysis.ablate(model, text, layers=[1], progress=False)
+    for expert in range(5):
+        with model.intervene(mask={(1, expert)}):
+            without = model.forward(text)
+        change = np.mean(
+            analysis.reading.token_losses(without[:-1], np.array(text[1:]))
+            - analysis.reading.token_losses(whole[:-1], np.array(text[1:]))
+        )
+        assert found.change[0, expert] == pytest.approx(change, rel=1e-4, abs=1e-6)
+
+
+def test_an_encoder_decoder_is_refused_where_its_prompt_would_be_predicted(model: Any) -> None:
+    profile = analysis.profile({"a": [[1, 2]], "b": [[3]]}, model)["a"]
+    kind = model.__class__
+    model.__class__ = type("Reading", (kind,), {"encodes_prompt": True})
+    try:
+        for call in (
+            lambda: analysis.ablate(model, TEXTS),
+            lambda: analysis.intent(model, profile, TEXTS),
+            lambda: analysis.balance_stream(model, TEXTS),
+        ):
+            with pytest.raises(ValueError, match="is an encoder-decoder"):
+                call()
+    finally:
+        model.__class__ = kind
+
+
 def test_a_profile_is_the_log_ratio_of_shares() -> None:
     a = mk.Record([[[0]], [[0]], [[0]], [[1]]], np.ones((4, 1, 1)), [2], num_experts=[3])
     b = mk.Record([[[1]], [[1]], [[2]], [[2]]], np.ones((4, 1, 1)), [2], num_experts=[3])

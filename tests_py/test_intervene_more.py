@@ -236,6 +236,19 @@ def test_balance_moves_a_bias_after_every_pass(model: Any) -> None:
     assert controllers[model.moe_layers[0]].steps == 31
 
 
+def test_balance_moves_once_a_pass_whatever_the_requests(model: Any) -> None:
+    together, apart = {}, {}
+    with model.intervene(balance=0.05) as wanted:
+        model.forward([IDS, IDS])
+    together = {n: c.bias for n, c in wanted.controllers.items()}
+    with model.intervene(balance=0.05, requests=[{}, {"threshold": 0.0}]) as wanted:
+        model.forward([IDS, IDS])
+    apart = {n: c.bias for n, c in wanted.controllers.items()}
+    assert all(c.steps == 1 for c in wanted.controllers.values())
+    for layer, bias in together.items():
+        np.testing.assert_array_equal(apart[layer], bias)
+
+
 def test_several_threads_have_settings_of_their_own(model: Any) -> None:
     wishes: list[dict[str, Any]] = [{}, {"mask": {("*", 0)}}, {"k": 1}, {"k": 5}]
     expected = [run(model, **w)[0].tobytes() for w in wishes]
@@ -305,6 +318,13 @@ def test_impossible_wishes_are_named(
     model = mk.load(checkpoint_maker("deepseek_v3", 0)[1])
     with pytest.raises(ValueError, match=message), model.intervene(**wishes):
         pass
+
+
+def test_wishes_of_another_kind_are_type_errors(model: Any) -> None:
+    layer = model.moe_layers[0]
+    for wishes in ({"bias": [((layer, 0), 1.0)]}, {"substitute": {(layer, 1)}}, {"mask": 3}):
+        with pytest.raises(TypeError), model.intervene(**wishes):
+            pass
 
 
 def test_contradictions_of_nested_blocks_are_named(model: Any) -> None:

@@ -1,4 +1,4 @@
-"""The routing laboratory on every family: bytes of empty blocks and replays, bias, mask, requests."""
+"""The routing laboratory on every family: empty blocks, replays, bias, mask, requests."""
 
 from pathlib import Path
 from typing import Any

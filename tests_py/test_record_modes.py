@@ -200,6 +200,34 @@ def test_traces_of_a_batch_and_their_edits(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"num_experts": np.array([2**31 - 1])}, "num_experts is"),
+        ({"num_experts": np.array([-5])}, "experts are"),
+        ({"texts": np.frombuffer(b'["a", "b"]', np.uint8)}, "texts has 2 entries"),
+        ({"texts": np.frombuffer(b"[" * 10**6, np.uint8)}, "no routing record"),
+        ({"policy": np.frombuffer(b"{", np.uint8)}, "no routing record"),
+        ({"version": np.array(99)}, "version 99"),
+        ({"sequences": np.zeros(7)}, "sequences has shape"),
+        ({"margins": np.zeros((1, 2))}, "margins has shape"),
+        ({"on_input": np.zeros(3)}, "on_input has shape"),
+        ({"logits": np.zeros((2, 2, 2))}, "logits has shape"),
+        ({"experts": np.full((1, 1, 1), 2**40)}, r"t\.npz"),
+    ],
+)
+def test_hostile_files_are_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+    whole = {"experts": np.zeros((1, 1, 1), np.int32), "weights": np.ones((1, 1, 1)), **arrays}
+    np.savez(tmp_path / "t.npz", **whole)
+    with pytest.raises(mk.FileError, match=message):
+        mk.Record.load(tmp_path / "t.npz")
+
+
+def test_layers_stand_once() -> None:
+    with pytest.raises(ValueError, match="each once"):
+        mk.Record(np.zeros((1, 2, 1), int), np.ones((1, 2, 1)), [3, 3])
+
+
+@pytest.mark.parametrize(
     ("trace", "message"),
     [
         (np.zeros((3, 2)), "integers"),

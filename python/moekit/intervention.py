@@ -281,10 +281,14 @@ class Steering:
         return chosen
 
     def finish(self) -> None:
-        """Move the biases of the controllers by the load of the pass."""
+        """Move the biases of the controllers by the load of the pass, once each."""
+        loads: dict[int, tuple[BiasController, npt.NDArray[Any]]] = {}
         for controller, experts in self._served:
-            used = experts[experts >= 0]
-            controller.update(np.bincount(used, minlength=len(controller.bias)))
+            count = np.bincount(experts[experts >= 0], minlength=len(controller.bias))
+            before = loads.get(id(controller), (controller, 0))[1]
+            loads[id(controller)] = controller, count + before
+        for controller, load in loads.values():
+            controller.update(load)
 
 
 def _joined(parts: list[Assignment], expert_count: int) -> Assignment:

@@ -4,7 +4,6 @@ A record is a table of tokens by MoE layers by slots. The order [tokens, layers,
 which serving engines (vLLM's and SGLang's `routed_experts`) return routed experts.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FileError
+from . import record_file
 from .passes import Pass
 
 if TYPE_CHECKING:
@@ -20,13 +19,9 @@ if TYPE_CHECKING:
 
     from .tokenizer import Tokenizer
 
-VERSION = 1
-# Arrays of the file; all but the first may be missing.
-_ARRAYS = (
-    *("experts", "weights", "layers", "num_experts", "sequences", "positions", "ids", "logits"),
-    *("margins", "on_input"),
-)
 _EDITED = "edited"
+# A file says how many experts a layer has; tables of that width follow.
+_MOST_EXPERTS = 1 << 20
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -64,7 +59,7 @@ class Record:
         policy: str = "",
         tokenizer: "Tokenizer | None" = None,
     ) -> None:
-        table = np.ascontiguousarray(experts, np.int32)
+        table = _int32(experts, "experts")
         if table.ndim != 3:
             raise ValueError(
                 f"[Record] experts has shape {table.shape}; [tokens, layers, K] is required"
@@ -105,6 +100,17 @@ class Record:
                 f"{most - 1} at most, are required"
             )
         self._texts = None if texts is None else list(texts)
+        if self._texts is not None and len(self._texts) != tokens:
+            raise ValueError(
+                f"[Record] texts has {len(self._texts)} entries; {tokens} are required"
+            )
+        if len(set(self.layers.tolist())) != count:
+            raise ValueError(f"[Record] layers are {self.layers.tolist()}; each once is required")
+        if count and not 0 <= self.num_experts.min() <= self.num_experts.max() <= _MOST_EXPERTS:
+            raise ValueError(
+                f"[Record] num_experts is {self.num_experts.min()} to {self.num_experts.max()}; "
+                f"0 to {_MOST_EXPERTS} is required"
+            )
         self._tokenizer = tokenizer
         self._pending: list[Pass] = []
 
@@ -354,7 +360,7 @@ class Record:
         count = whole.shape[1]
         if num_experts is not None:
             num_experts = np.broadcast_to(np.asarray(num_experts), (count,))
-        if whole.size and not -1 <= whole.min() <= whole.max() < 1 << 20:
+        if whole.size and not -1 <= whole.min() <= whole.max() < _MOST_EXPERTS:
             raise ValueError(
                 f"[Record] routed experts are {whole.min()} to {whole.max()}; "
                 "-1 (none) or an expert is required"
@@ -439,42 +445,15 @@ class Record:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a compressed `.npz` that NumPy alone reads: plain arrays, nothing pickled."""
-        arrays: dict[str, npt.NDArray[Any]] = {"version": np.array(VERSION)}
         self._complete()
-        for name in _ARRAYS:
-            value = getattr(self, name if name in ("layers", "num_experts") else f"_{name}")
-            if value is not None:
-                arrays[name] = value
-        # As JSON in bytes: NumPy's own text arrays cut trailing NULs off.
-        if self.texts is not None:
-            arrays["texts"] = np.frombuffer(json.dumps(self.texts).encode(), np.uint8)
-        arrays["policy"] = np.frombuffer(json.dumps(self._policy).encode(), np.uint8)
-        with open(path, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+        own = ("layers", "num_experts")
+        arrays = {n: getattr(self, n if n in own else f"_{n}") for n in record_file.ARRAYS}
+        record_file.write(path, arrays, {"texts": self.texts, "policy": self._policy})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Record":
         """Read what `save` wrote; FileError if the file is something else."""
-        name = os.fsdecode(path)
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                names = (*_ARRAYS, "texts", "policy")
-                arrays = {key: file[key] for key in names if key in file.files}
-            text, policy = arrays.pop("texts", None), arrays.pop("policy", None)
-            texts = None if text is None else [str(t) for t in json.loads(text.tobytes())]
-            return cls(
-                arrays.pop("experts"),
-                arrays.pop("weights", None),
-                texts=texts,
-                policy="" if policy is None else str(json.loads(policy.tobytes())),
-                **arrays,
-            )
-        except OSError as error:
-            raise FileError(f"[record] {name}: {error.strerror or error}") from error
-        except KeyError as error:
-            raise FileError(f"[record] {name}: has no array {error}") from None
-        except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds
-            raise FileError(f"[record] {name}: is no routing record ({error})") from error
+        return record_file.read(path, cls)
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row for each chosen expert (needs pandas)."""
@@ -536,10 +515,24 @@ def _bytes(weights: Floats | None) -> bytes | None:
     return None if weights is None else weights.tobytes()
 
 
+def _int32(value: npt.ArrayLike, name: str) -> Ints:
+    """The same numbers in int32; ValueError for fractions and numbers that do not fit."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iub":
+        whole = array.astype(np.float64)
+        if not (np.isfinite(whole) & (whole == np.rint(whole))).all():
+            raise ValueError(f"[Record] {name} has fractions; whole numbers are required")
+    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+        raise ValueError(
+            f"[Record] {name} are {array.min()} to {array.max()}; 32-bit numbers are required"
+        )
+    return np.ascontiguousarray(array, np.int32)
+
+
 def _column(
     value: npt.ArrayLike | None, default: npt.NDArray[Any], length: int, name: str
 ) -> npt.NDArray[np.int32]:
-    column = np.ascontiguousarray(default if value is None else value, np.int32)
+    column = _int32(default if value is None else value, name)
     if column.shape != (length,):
         raise ValueError(f"[Record] {name} has shape {column.shape}; [{length}] is required")
     return column

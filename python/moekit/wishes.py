@@ -38,6 +38,12 @@ def intervention(
     ValueError for a layer without experts, an expert that is not there, and absurd values.
     """
     found: _Fields = {}
+    for name, wish in (("bias", bias), ("substitute", substitute)):
+        if wish is not None and not isinstance(wish, Mapping):
+            raise TypeError(
+                f"[intervene] {name} is {type(wish).__name__}; "
+                "a mapping {(layer, expert): value} is required"
+            )
     _read_bias(moes, bias or {}, strength, found)
     for name, pairs in (("mask", mask), ("force", force)):
         for pair in pairs:

@@ -16,7 +16,15 @@ from ..intervention import Change, Intervention
 from ..nn import Batch, KVCache, Model
 from ..record import Record
 from ..routing import open_intervention, pushed, routing_pass
-from .reading import Doubles, Ids, Texts, fitting_batches, token_losses, windows_of
+from .reading import (
+    Doubles,
+    Ids,
+    Texts,
+    fitting_batches,
+    require_decoder,
+    token_losses,
+    windows_of,
+)
 
 # Weights that differ by less are the same softmax, summed without the masked expert.
 _ROUNDING = 1e-6
@@ -81,6 +89,7 @@ def ablate(
     The figures are those of `with model.intervene(mask={(layer, expert)})`, computed with what the
     ablations share; where only the rounding of a softmax changes, a token counts as unchanged.
     """
+    require_decoder(model, "ablate")
     chosen = model.moe_layers if layers is None else [int(n) for n in layers]
     for n in chosen:
         if n not in model.moe_layers:
@@ -256,8 +265,13 @@ class _Base:
 
 
 def _runs_layer_by_layer(model: Model) -> bool:
-    """Is a pass embed, blocks, read out, with one row of x for each token, as `Model` has it?"""
+    """Is a pass embed, blocks, read out, with one row of x for each token, as `Model` has it?
+
+    Where experts have a capacity, tokens before a cut count as well.
+    """
     kind: Any = type(model)
+    if any(block.moe is not None and block.moe.capacity is not None for block in model.layers):
+        return False
     return all(
         getattr(kind, name) is getattr(Model, name) for name in ("logits", "_hidden", "embed")
     )

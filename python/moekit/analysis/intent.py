@@ -15,6 +15,7 @@ from .reading import (
     divergence,
     fitting_batches,
     record_texts,
+    require_decoder,
     token_losses,
     windows_of,
 )
@@ -142,6 +143,7 @@ def intent(
 
     `experts`: how many of a layer count as the profile's own, the most favoured ones.
     """
+    require_decoder(model, "intent")
     own = bias.experts(experts)
     windows = windows_of(model, texts, window)
     sums = np.zeros((len(strengths), 4))

@@ -40,6 +40,15 @@ def windows_of(model: Model, texts: Texts, window: int = 256) -> list[Ids]:
     return found
 
 
+def require_decoder(model: Model, op: str) -> None:
+    """ValueError for a model that reads its prompt with an encoder: no token of it is predicted."""
+    if model.encodes_prompt:
+        raise ValueError(
+            f"[{op}] the model is an encoder-decoder; one that predicts the tokens of its prompt "
+            "is required"
+        )
+
+
 def _is_ids(texts: Any) -> bool:
     return len(texts) > 0 and isinstance(texts[0], int | np.integer)
 

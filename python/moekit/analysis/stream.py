@@ -9,7 +9,7 @@ import numpy as np
 from ..balance import BiasController
 from ..nn import Model
 from .load import load
-from .reading import Doubles, Texts, divergence, windows_of
+from .reading import Doubles, Texts, divergence, require_decoder, windows_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def balance_stream(
     """
     if repeat < 1:
         raise ValueError(f"[balance_stream] repeat is {repeat}; 1 or more is required")
+    require_decoder(model, "balance_stream")
     windows = windows_of(model, texts, window)
     # The rest of a text is a short window, whose load is uneven by its shortness alone.
     steps = [w for w in windows if 2 * len(w) > window] or windows
