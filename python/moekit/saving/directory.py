@@ -37,6 +37,7 @@ _BY_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _BY_DTYPE = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
 # Up to this many values it is looked at whether the file's own 16 bits hold them exactly.
 _LOOKED_AT = 1 << 22
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -62,8 +63,8 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
         tensors = as_read(model.placed, model.outline)
     require_complete(tensors)
     for name in model.passed_over:
-        # Transformers wants them (LongCat's experts without a part); a tied head it does not.
-        if model.grouping == "hf" and name in model.outline and name != "lm_head.weight":
+        # LongCat's experts that do nothing have matrices that transformers wants to find.
+        if model.grouping == "hf" and name in model.outline and _EXPERT.search(name):
             tensors.setdefault(name, Tensor(model.outline[name][1]))
     return tensors
 
