@@ -24,8 +24,13 @@ from moekit.checkpoint import target
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
 _MODULES = (grouped_families, latent_families, recurrent_families)
 EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _MODULES for family in m.FIELDS)})
-BOTH = test_models_gguf.FAMILIES
-CHANGES = test_models_gguf.CHANGES
+# The converter of the tests does not write these; llama.cpp says whether the files are right.
+_WRITTEN = ("afmoe", "exaone_moe", "glm4_moe_lite", "lfm2_moe", "solar_open")
+BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
+CHANGES = {
+    **test_models_gguf.CHANGES,
+    "afmoe": {"mup_enabled": True, "global_attn_every_n_layers": 4},
+}
 
 
 def their_model(path: Path, kind: Any = transformers.AutoModelForCausalLM) -> Any:
@@ -52,7 +57,10 @@ def test_a_gguf_file_becomes_a_directory(
     checkpoint_maker: Any, tmp_path: Path, family: str
 ) -> None:
     _, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}))
-    gguf_converter.convert(source, tmp_path / "x.gguf")
+    if family in _WRITTEN:
+        mk.load(source).save(tmp_path / "x.gguf")
+    else:
+        gguf_converter.convert(source, tmp_path / "x.gguf")
     model = mk.load(tmp_path / "x.gguf")
     model.save(tmp_path / "out")
     wanted = model.forward(IDS)
@@ -72,7 +80,7 @@ def test_a_gguf_file_is_the_same_model(checkpoint_maker: Any, tmp_path: Path, fa
     again.save(tmp_path / "y.gguf")
     with mk.checkpoint.open(tmp_path / "x.gguf") as x, mk.checkpoint.open(tmp_path / "y.gguf") as y:
         assert list(x) == list(y)
-        assert dict(x.metadata) == dict(y.metadata)
+        assert repr(dict(x.metadata)) == repr(dict(y.metadata))
     assert (tmp_path / "y.gguf").read_bytes() == (tmp_path / "x.gguf").read_bytes()
 
 

@@ -129,8 +129,13 @@ class Architecture:
     partial: bool = False
     # [1, n] in Hugging Face's files, [n] in GGUF's.
     rows: Sequence[str] = ()
-    # norm weights that the converter raises by one
-    raised: Sequence[str] = ()
+    # [n, 1, m] in Hugging Face's files, [n, m] in GGUF's.
+    middles: Sequence[str] = ()
+    # What a layer is that has 0 key-value heads, among layers of attention.
+    mixer: str = ""
+    # Which layers see a window: "pattern" (GGUF lists them), "alternate" (every second from the
+    # first), "but fourth" (all but every fourth).
+    windows: str = ""
     gating: int | None = None
     latent: bool = False
     # Yarn's bounds are not rounded to whole pairs.
@@ -278,6 +283,7 @@ ARCHITECTURES = (
         expert_count="num_local_experts",
         truncate=False,
         fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
+        windows="alternate",
     ),
     Architecture(
         "glm4moe",
@@ -419,5 +425,87 @@ ARCHITECTURES = (
         expert_count="num_local_experts",
         partial=True,
         gating=SIGMOID,
+    ),
+    Architecture(
+        "exaone-moe",
+        "exaone_moe",
+        {**_SHARED, "exp_probs_b.bias": "mlp.e_score_correction_bias"},
+        fields=(
+            *_HEAD_DIM,
+            *_MOE_SIZE,
+            ("num_shared_experts", "expert_shared_count"),
+            *_DEEPSEEK_ROUTER[1:4],
+            ("sliding_window", "attention.sliding_window"),
+        ),
+        gating=SIGMOID,
+        fixed={"n_group": 1, "topk_group": 1},
+        windows="pattern",
+    ),
+    Architecture(
+        "afmoe",
+        "afmoe",
+        {
+            **_SHARED,
+            "attn_gate": "self_attn.gate_proj",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_mlp_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_gate_inp": "mlp.router.gate",
+            "exp_probs_b.bias": "mlp.expert_bias",
+        },
+        fields=(
+            *_HEAD_DIM,
+            *_MOE_SIZE,
+            ("num_shared_experts", "expert_shared_count"),
+            ("num_dense_layers", "leading_dense_block_count"),
+            ("route_scale", "expert_weights_scale"),
+            ("route_norm", "expert_weights_norm"),
+            ("sliding_window", "attention.sliding_window"),
+        ),
+        gating=SIGMOID,
+        fixed={"mup_enabled": True, "global_attn_every_n_layers": 4},
+        differs="llama.cpp's logits are others, for a reason that is not known",
+        windows="but fourth",
+    ),
+    Architecture(
+        "lfm2moe",
+        "lfm2_moe",
+        {
+            "attn_norm": "operator_norm",
+            "attn_q_norm": "self_attn.q_layernorm",
+            "attn_k_norm": "self_attn.k_layernorm",
+            "attn_output": "self_attn.out_proj",
+            "shortconv.conv": "conv.conv",
+            "shortconv.in_proj": "conv.in_proj",
+            "shortconv.out_proj": "conv.out_proj",
+            "ffn_norm": "ffn_norm",
+            "ffn_gate": "feed_forward.w1",
+            "ffn_up": "feed_forward.w3",
+            "ffn_down": "feed_forward.w2",
+            "ffn_gate_inp": "feed_forward.gate",
+            "exp_probs_b.bias": "feed_forward.expert_bias",
+        },
+        fields=(
+            *_MOE_SIZE,
+            ("norm_eps", "attention.layer_norm_rms_epsilon"),
+            ("num_dense_layers", "leading_dense_block_count"),
+            ("conv_L_cache", "shortconv.l_cache"),
+        ),
+        experts="feed_forward.experts",
+        banks=_W,
+        frame={
+            "token_embd": "model.embed_tokens",
+            "token_embd_norm": "model.embedding_norm",
+            "output": "lm_head",
+        },
+        gating=SIGMOID,
+        fixed={
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.0,
+            "use_expert_bias": True,
+            "conv_bias": False,
+        },
+        middles=("shortconv.conv",),
+        mixer="conv",
     ),
 )

@@ -72,7 +72,7 @@ class _Keys:
         value = self.checkpoint.metadata.get(self.start + key)
         if type(value) is int and 0 <= layers <= _MAX_LAYERS:
             value = np.full(layers, value)
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iub":
             value = np.full(1, -1)
         if value.shape == (layers,) and value.min(initial=0) >= 0:
             return [int(count) for count in value]
@@ -98,10 +98,11 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
     config: dict[str, object] = {"model_type": row.family}
     for name, value in row.fixed.items():
         _put(config, name, value)
+    _read_layers(config, row, keys)
     for name, key in row.all_fields:
         if row.kinds and key in _BY_LAYER:
             continue
-        value = keys.get(key)
+        value = config.get(name) if row.mixer and name in config else keys.get(key)
         if value is not None:
             _put(config, name, value)
     if row.kinds:
@@ -109,7 +110,8 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
     if "ssm.inner_size" in keys:
         _read_inner_size(config, row, keys)
     config["vocab_size"] = checkpoint.info("token_embd.weight").shape[0]
-    config["tie_word_embeddings"] = "output.weight" not in checkpoint
+    tied = "output.weight" not in checkpoint
+    config["tie_word_embeddings"] = config["tie_embedding"] = tied
     layers_field = next(name for name, key in row.all_fields if key == "block_count")
     further = keys.field("nextn_predict_layers", int, 0)
     if further:
@@ -175,6 +177,30 @@ def take(config: Mapping[str, object], name: str) -> Any:
         inner = config.get(section)
         return inner.get(last) if isinstance(inner, Mapping) else None
     return config.get(last)
+
+
+def window_layers(row: Architecture, layers: int) -> list[bool]:
+    """Which layers see a window where the architecture decides."""
+    if row.windows == "alternate":
+        return [n % 2 == 0 for n in range(layers)]
+    return [row.windows == "but fourth" and (n + 1) % 4 != 0 for n in range(layers)]
+
+
+def _read_layers(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
+    """`layer_types`, where layers differ and the family has no rule of its own."""
+    layers = keys.field("block_count", int) - keys.field("nextn_predict_layers", int, 0)
+    if not (row.mixer or row.windows) or not 0 < layers <= _MAX_LAYERS:
+        return
+    full = "full_attention"
+    if row.mixer:
+        heads = keys.by_layer("attention.head_count_kv", layers)
+        config["layer_types"] = [full if count else row.mixer for count in heads]
+        config["num_key_value_heads"] = max(heads)
+        return
+    windowed = window_layers(row, layers)
+    if row.windows == "pattern" and "attention.sliding_window_pattern" in keys:
+        windowed = [bool(w) for w in keys.by_layer("attention.sliding_window_pattern", layers)]
+    config["layer_types"] = ["sliding_attention" if w else full for w in windowed]
 
 
 def _read_heads(config: dict[str, object], row: Architecture, keys: _Keys) -> None:

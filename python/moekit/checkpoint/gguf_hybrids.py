@@ -2,7 +2,7 @@
 written: the files hold -e^A_log, and say which layer is which by arrays and by what is there.
 """
 
-from .gguf_architectures import SIGMOID, Architecture, Banks
+from .gguf_architectures import SIGMOID, Architecture
 
 _STATES = {
     "ssm_in": "in_proj",
@@ -43,42 +43,6 @@ HYBRIDS = (
             "output": "lm_head",
         },
         kinds="layers_block_type",
-    ),
-    Architecture(
-        "lfm2moe",
-        "lfm2_moe",
-        {
-            "attn_norm": "operator_norm",
-            "attn_output": "self_attn.out_proj",
-            "attn_q_norm": "self_attn.q_layernorm",
-            "attn_k_norm": "self_attn.k_layernorm",
-            "shortconv.conv": "conv.conv",
-            "shortconv.in_proj": "conv.in_proj",
-            "shortconv.out_proj": "conv.out_proj",
-            "ffn_norm": "ffn_norm",
-            "ffn_gate": "feed_forward.w1",
-            "ffn_up": "feed_forward.w3",
-            "ffn_down": "feed_forward.w2",
-            "ffn_gate_inp": "feed_forward.gate",
-            "exp_probs_b.bias": "feed_forward.expert_bias",
-        },
-        fields=(
-            ("moe_intermediate_size", "expert_feed_forward_length"),
-            ("num_dense_layers", "leading_dense_block_count"),
-            ("conv_L_cache", "shortconv.l_cache"),
-            ("norm_eps", "attention.layer_norm_rms_epsilon"),
-        ),
-        experts="feed_forward.experts",
-        banks=Banks(("w1", "w3", "w2")),
-        frame={
-            "token_embd": "model.embed_tokens",
-            "token_embd_norm": "model.embedding_norm",
-            "output": "lm_head",
-        },
-        fixed={"norm_topk_prob": True, "use_expert_bias": True},
-        gating=SIGMOID,
-        kinds="layer_types",
-        recurrent="conv",
     ),
     Architecture(
         "nemotron_h_moe",

@@ -81,6 +81,8 @@ class GgufWeights(Weights):
             shape = info.shape
             if inner in row.rows or inner.rpartition(".")[0] in row.rows:
                 shape = (1, *shape)
+            if inner.rpartition(".")[0] in row.middles and len(shape) == 2:
+                shape = (shape[0], 1, shape[1])
             scheme = "ggml" if info.dtype in QUANTISED else "plain"
             found[full] = WeightInfo(full, scheme, shape, {"weight": name})
             if row.paired:

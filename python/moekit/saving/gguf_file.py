@@ -70,6 +70,8 @@ class _Plan:
         known = short.get(inner) or short.get(inner.rpartition(".")[0], "")
         if known in row.rows:
             self.shape = tensor.shape[1:]
+        if known in row.middles:
+            self.shape = (tensor.shape[0], tensor.shape[2])
         if row.paired and known in ("attn_q", "attn_k"):
             heads = "num_attention_heads" if known == "attn_q" else "num_key_value_heads"
             count = model.config.get(heads) or model.config["num_attention_heads"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint.gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
-from ..checkpoint.gguf_config import take, yarn_attention_factor
+from ..checkpoint.gguf_config import take, window_layers, yarn_attention_factor
 from ..gguf_splitting import name_of
 from ..tokenizer import Tokenizer
 
@@ -73,6 +73,14 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
         values.setdefault("feed_forward_length", values["expert_feed_forward_length"])
     values.update(row.written)
     values.update(_heads(row, config, values))
+    types = config.get("layer_types")
+    if row.mixer and isinstance(types, list):
+        heads = values["attention.head_count_kv"]
+        counts = [0 if kind == row.mixer else heads for kind in types]
+        values["attention.head_count_kv"] = np.array(counts, np.int32)
+    if row.windows == "pattern" and isinstance(types, list):
+        windowed = [kind == "sliding_attention" for kind in types]
+        values["attention.sliding_window_pattern"] = np.array(windowed, np.bool_)
     values.update(_rope(row, config))
     return {f"{row.name}.{key}": value for key, value in sorted(values.items())}
 
@@ -99,10 +107,9 @@ def require_sayable(row: Architecture, model: "Model") -> None:
             raise refuse(name, found, wanted)
     layers = len(model.layers)
     types = config.get("layer_types")
-    if isinstance(types, list) and row.family != "llama4_text":
+    if isinstance(types, list) and row.family != "llama4_text" and row.windows != "pattern":
         windowed = [kind == "sliding_attention" for kind in types]
-        wanted_windows = [row.family == "gpt_oss" and n % 2 == 0 for n in range(layers)]
-        if windowed != wanted_windows:
+        if windowed != window_layers(row, layers):
             raise refuse("layer_types", types, "those of the released models")
     if row.family == "llama4_text":
         ropes = config.get("no_rope_layers")
