@@ -247,6 +247,9 @@ def test_a_float32_file_gives_the_bytes_of_its_source(
     assert found.forward(IDS).tobytes() == wanted.forward(IDS).tobytes()
     assert found.config["model_type"] == wanted.config["model_type"] == family
     assert found.moe_layers == wanted.moe_layers
+    if family == "lfm2_moe":  # it has no states
+        found.save(tmp_path / "out")
+        return
     with pytest.raises(ValueError, match=r"\[save\] .* cannot be written back"):
         found.save(tmp_path / "out")
     with pytest.raises(ValueError, match=r"\[save\] .* has no architecture in GGUF"):
