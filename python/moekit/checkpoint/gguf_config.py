@@ -19,7 +19,11 @@ from .tensors import Checkpoint
 _MAX_FACTORS = 4096
 _MAX_LAYERS = 4096
 # What a head has of the channels of a layer's states.
-_WIDTHS = {"nemotron_h": "mamba_head_dim", "qwen3_next": "linear_value_head_dim"}
+_WIDTHS = {
+    "nemotron_h": "mamba_head_dim",
+    "qwen3_next": "linear_value_head_dim",
+    "qwen3_5_moe_text": "linear_value_head_dim",
+}
 # Keys that hybrids have an array of.
 _BY_LAYER = ("attention.head_count_kv", "feed_forward_length")
 

@@ -14,6 +14,31 @@ _STATES = {
 _MAMBA = {f"{name}": f"mamba.{part}" for name, part in _STATES.items()}
 _MIXER = {f"{name}": f"mixer.{part}" for name, part in _STATES.items()}
 
+_QWEN = {
+    "post_attention_norm": "post_attention_layernorm",
+    "attn_qkv": "linear_attn.in_proj_qkv",
+    "attn_gate": "linear_attn.in_proj_z",
+    "ssm_conv1d": "linear_attn.conv1d",
+    "ssm_dt.bias": "linear_attn.dt_bias",
+    "ssm_a": "linear_attn.A",
+    "ssm_norm": "linear_attn.norm",
+    "ssm_out": "linear_attn.out_proj",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+}
+_QWEN_FIELDS = (
+    ("head_dim", "attention.key_length"),
+    ("moe_intermediate_size", "expert_feed_forward_length"),
+    ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
+    ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+    ("linear_key_head_dim", "ssm.state_size"),
+    ("linear_num_key_heads", "ssm.group_count"),
+    ("linear_num_value_heads", "ssm.time_step_rank"),
+    ("full_attention_interval", "full_attention_interval"),
+)
+
 HYBRIDS = (
     Architecture(
         "jamba",
@@ -122,38 +147,31 @@ HYBRIDS = (
         paired=True,
         kinds="layer_types",
     ),
+    # norms_hold_one: the converter adds the one that the model would.
     Architecture(
         "qwen3next",
         "qwen3_next",
         {
-            "post_attention_norm": "post_attention_layernorm",
-            "attn_qkv": "linear_attn.in_proj_qkv",
-            "attn_gate": "linear_attn.in_proj_z",
+            **_QWEN,
             "ssm_in": "linear_attn.in_proj_qkvz",
             "ssm_ba": "linear_attn.in_proj_ba",
-            "ssm_conv1d": "linear_attn.conv1d",
-            "ssm_dt.bias": "linear_attn.dt_bias",
-            "ssm_a": "linear_attn.A",
-            "ssm_norm": "linear_attn.norm",
-            "ssm_out": "linear_attn.out_proj",
-            "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
-            "ffn_up_shexp": "mlp.shared_expert.up_proj",
-            "ffn_down_shexp": "mlp.shared_expert.down_proj",
-            "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
         },
-        fields=(
-            ("head_dim", "attention.key_length"),
-            ("moe_intermediate_size", "expert_feed_forward_length"),
-            ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
-            ("linear_conv_kernel_dim", "ssm.conv_kernel"),
-            ("linear_key_head_dim", "ssm.state_size"),
-            ("linear_num_key_heads", "ssm.group_count"),
-            ("linear_num_value_heads", "ssm.time_step_rank"),
-            ("full_attention_interval", "full_attention_interval"),
-        ),
+        fields=_QWEN_FIELDS,
         rows=("ffn_gate_inp_shexp",),
-        # norms_hold_one: the converter adds the one that the model would.
         fixed={"norm_topk_prob": True, "norms_hold_one": True},
+        partial=True,
+    ),
+    Architecture(
+        "qwen35moe",
+        "qwen3_5_moe_text",
+        {
+            **_QWEN,
+            "ssm_beta": "linear_attn.in_proj_b",
+            "ssm_alpha": "linear_attn.in_proj_a",
+        },
+        fields=_QWEN_FIELDS,
+        rows=("ffn_gate_inp_shexp",),
+        fixed={"norms_hold_one": True, "linear_heads_tiled": True},
         partial=True,
     ),
 )

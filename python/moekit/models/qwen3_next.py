@@ -161,6 +161,7 @@ def _delta_net(
         heads=config.size("linear_num_value_heads", default=32),
         key_dim=config.size("linear_key_head_dim", default=128),
         value_dim=config.size("linear_value_head_dim", default=128),
+        tiled=config.flag("linear_heads_tiled", default=False),
     )
     taps = config.size("linear_conv_kernel_dim", default=4, most=MAX_TAPS)
     config.require(

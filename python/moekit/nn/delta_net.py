@@ -23,12 +23,23 @@ from .types import Floats, Weights
 
 @dataclass(frozen=True, slots=True)
 class DeltaSizes:
-    """Key heads G of K dimensions, and heads of V dimensions, of which heads / G share a key."""
+    """Key heads G of K dimensions, and heads of V dimensions, of which heads / G share a key.
+
+    Heads that share a key follow one another, or with `tiled` stand G heads apart (llama.cpp's
+    files of Qwen3.5).
+    """
 
     key_heads: int
     heads: int
     key_dim: int
     value_dim: int
+    tiled: bool = False
+
+    @property
+    def order(self) -> npt.NDArray[np.int64]:
+        """Where each head stands, those that share a key one after another."""
+        heads = np.arange(self.heads, dtype=np.int64)
+        return heads.reshape(-1, self.key_heads).T.reshape(-1) if self.tiled else heads
 
     @property
     def keys(self) -> int:
@@ -114,6 +125,7 @@ class DeltaNet:
     """
 
     __slots__ = (
+        "_order",
         "activation",
         "bias",
         "conv",
@@ -160,6 +172,7 @@ class DeltaNet:
                 f"{2 * sizes.keys + sizes.values} are required"
             )
         self.inputs, self.conv, self.out, self.sizes = inputs, conv, out, sizes
+        self._order = sizes.order
         self.eps, self.activation, self.lower_bound = eps, activation, lower_bound
 
     @property
@@ -175,6 +188,8 @@ class DeltaNet:
         beta = ops.gate(None, beta, "sigmoid")
         decay, _ = ops.decay_factors(decay, self.rate, self.bias, lower_bound=self.lower_bound)
         decay = decay.reshape((tokens, sizes.heads, -1) if self._per_key else (tokens, sizes.heads))
+        if sizes.tiled:
+            decay, beta = decay[:, self._order], beta[:, self._order]
 
         def step(
             rows: slice, state: tuple[Floats | None, ...]
@@ -182,10 +197,13 @@ class DeltaNet:
             mixed, inputs = self.conv(joint[rows], state[0])
             q, k, v = np.split(mixed, [sizes.keys, 2 * sizes.keys], axis=1)
             by_key = (len(mixed), sizes.key_heads, sizes.key_dim)
+            v = v.reshape(len(mixed), sizes.heads, sizes.value_dim)
+            if sizes.tiled:
+                v = v[:, self._order]
             y, after = ops.gated_delta_rule(
                 ops.unit_length(q.reshape(by_key), sizes.key_dim**-0.5),
                 ops.unit_length(k.reshape(by_key)),
-                v.reshape(len(mixed), sizes.heads, sizes.value_dim),
+                v,
                 decay[rows],
                 beta[rows],
                 state[1],
@@ -193,6 +211,8 @@ class DeltaNet:
             return y, (inputs, after)
 
         y = through_time(batch, layer, 2, step)
+        if sizes.tiled:
+            y = y[:, np.argsort(self._order)]
         gates = gate.reshape(y.shape)
         y = ops.gated_rms_norm(y, gates, self.norm, self.eps, activation=self.activation)
         return self.out(y.reshape(tokens, sizes.values))
