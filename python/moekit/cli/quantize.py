@@ -29,7 +29,13 @@ def add_parser(subparsers: Any) -> None:
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help='a checkpoint directory; "demo" is the model in the package')
-    add("--out", required=True, metavar="DIR", help="a new directory, in moekit's own layout")
+    add("--out", required=True, metavar="DIR", help="a new directory (or, for GGUF, file)")
+    add(
+        "--layout",
+        default="moekit",
+        choices=["moekit", "gptq", "gguf"],
+        help="of the output: moekit's own, GPTQ's for transformers and vLLM, a GGUF file",
+    )
     add("--format", metavar="F", help="of all matrices: int8 int4 int4_g32 mxfp4 ...")
     add(
         "--set",
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         texts,
         args.method,
         out=args.out,
+        layout=args.layout,
         min_tokens=args.min_tokens,
         all_experts=args.all_experts,
         window=args.window,

@@ -18,12 +18,14 @@ from ..checkpoint.packed import NOTES, TENSOR, Item
 from ..nn import Block, Model
 from ..nn.parts import held, replaced
 from ..ops import PackedWeight
+from ..saving import save_directory, save_gguf
 from .blocks import BlockQuantiser, Inputs
 from .layerwise import WINDOW, Stream, Texts, tapped, windows_of
 from .notes import Notes
 from .recipe import Place, Recipe, RecipeLike, places_of
 from .rounding import Options
 
+LAYOUTS = ("moekit", "gptq", "gguf")
 _TABLE_DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 
@@ -34,6 +36,7 @@ def quantize(
     method: str = "rtn",
     *,
     out: str | os.PathLike[str] | None = None,
+    layout: str = "moekit",
     act_order: bool = True,
     damp: float = 0.01,
     min_tokens: int = 32,
@@ -55,11 +58,15 @@ def quantize(
     A given model stays as it was and shares what did not change. A checkpoint's path is loaded
     as it is; then a layer's source is dropped as soon as the layer is done. `out`: a new directory
     in moekit's own layout, written layer by layer; after Ctrl-C the same call goes on where it
-    was, after any other error nothing is left. `model.quantization` tells what was done.
+    was, after any other error nothing is left. `layout="gptq"` writes a directory as transformers
+    and vLLM read it (four-bit symmetric integers; other formats become 16 bits), `"gguf"` a file,
+    both when all is done. `model.quantization` tells what was done.
 
     ValueError for recipes, methods and calibration that do not fit; nothing is written then.
     """
     wanted = Recipe.of(recipe)
+    if layout not in LAYOUTS:
+        raise ValueError(f"[quantize] layout {layout!r}; one of {', '.join(LAYOUTS)} is required")
     options = Options(method, act_order, damp, min_tokens, all_experts)
     if method != "rtn" and calibration is None:
         raise ValueError(f"[quantize] method {method!r} without calibration; texts are required")
@@ -84,9 +91,11 @@ def quantize(
         }
     )
     writer: AbstractContextManager[PackedWriter | None] = nullcontext()
-    if out is not None:
-        if not model.outline:
-            raise ValueError("[quantize] out= for a model that was not loaded; mk.load is required")
+    if out is not None and not model.outline:
+        raise ValueError("[quantize] out= for a model that was not loaded; mk.load is required")
+    if out is not None and layout != "moekit" and os.path.lexists(out) and not overwrite:
+        raise ValueError(f"[quantize] {os.fsdecode(out)} is there already; a new path is required")
+    if out is not None and layout == "moekit":
         writer = PackedWriter(out, _key(model, notes, windows), overwrite=overwrite)
     with writer as file:
         run = _Run(model, wanted, options, notes, windows, file, own)
@@ -95,7 +104,16 @@ def quantize(
             file.finish(
                 model.outline, model.grouping, _config(model), model.source, notes.to_dict()
             )
+    if out is not None:
+        _save(result, os.fsdecode(out), layout, progress)
     return result
+
+
+def _save(model: Model, out: str, layout: str, progress: bool | None) -> None:
+    if layout == "gptq":
+        save_directory(model, out, progress, gptq=True)
+    elif layout == "gguf":
+        save_gguf(model, out, progress)
 
 
 class _Run:

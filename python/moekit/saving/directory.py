@@ -21,6 +21,7 @@ from ..checkpoint.gguf_architectures import ARCHITECTURES
 from ..checkpoint.target import replacing, sync_folder, write_all
 from ..ops import PackedWeight
 from .bar import Bar
+from .gptq import GptqMatrix, gptq_matrices, quantization_config
 from .placing import Array, Tensor, apart, as_read, assembled, require_complete, value_of
 
 if TYPE_CHECKING:
@@ -69,8 +70,12 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
     return tensors
 
 
-def save_directory(model: "Model", path: str, progress: bool | None = None) -> None:
+def save_directory(
+    model: "Model", path: str, progress: bool | None = None, *, gptq: bool = False
+) -> None:
     """Write `model` as a directory that `mk.load` and transformers load.
+
+    `gptq`: matrices of symmetric four-bit integers stay so, in GPTQ's layout (see `gptq.py`).
 
     `path` is a new or empty directory, or one with a checkpoint, whose files are replaced.
     ValueError for another directory; OSError when the disk is full or may not be written. Until
@@ -84,15 +89,20 @@ def save_directory(model: "Model", path: str, progress: bool | None = None) -> N
                 f"[save] {path} is there and no checkpoint; a new or empty directory is required"
             )
     tensors = tensors_of(model)
-    specs = {name: (_dtype(model, name, tensor), tensor.shape) for name, tensor in tensors.items()}
+    matrices = gptq_matrices(tensors) if gptq else {}
+    plain = {name: tensor for name, tensor in tensors.items() if name not in matrices}
+    specs = {name: (_dtype(model, name, tensor), tensor.shape) for name, tensor in plain.items()}
+    for matrix in matrices.values():
+        specs.update(matrix.specs)
     parent, name = os.path.split(folder)
     stage = os.path.join(parent, f".{name}.{os.getpid()}.partial")
     shutil.rmtree(stage, ignore_errors=True)
     os.mkdir(stage)
     try:
         with Bar("saving", sum(prod(shape) for _, shape in specs.values()), progress) as bar:
-            write_model(stage, specs, _arrays(tensors, specs, bar.advance))
-        for file, text in _small_files(model, specs).items():
+            write_model(stage, specs, _arrays(plain, matrices, specs, bar.advance))
+        extra = {"quantization_config": quantization_config(matrices)} if matrices else {}
+        for file, text in _small_files(model, specs, extra).items():
             with replacing(os.path.join(stage, file)) as fd:
                 write_all(fd, text.encode(), 0)
         _move(stage, folder)
@@ -136,18 +146,27 @@ def _dtype(model: "Model", name: str, tensor: Tensor) -> str:
 
 def _arrays(
     tensors: Mapping[str, Tensor],
+    matrices: Mapping[str, GptqMatrix],
     specs: Mapping[str, tuple[str, tuple[int, ...]]],
     done: Callable[[int], None],
 ) -> Iterator[tuple[str, Array]]:
-    for name, (dtype, shape) in specs.items():
+    for name in tensors:
+        dtype, shape = specs[name]
         yield name, assembled(tensors[name], _DTYPES[dtype])
         done(prod(shape))
+    for matrix in matrices.values():
+        for name, array in matrix.arrays():
+            yield name, array
+            done(array.size)
 
 
 def _small_files(
-    model: "Model", specs: Mapping[str, tuple[str, tuple[int, ...]]]
+    model: "Model",
+    specs: Mapping[str, tuple[str, tuple[int, ...]]],
+    extra: Mapping[str, object],
 ) -> dict[str, str]:
     config = {k: v for k, v in model.config.items() if k not in ("quantization_config", "dtype")}
+    config.update(extra)
     sizes: dict[str, int] = {}
     for dtype, shape in specs.values():
         if not dtype.startswith("I"):

@@ -1,0 +1,113 @@
+"""Quantised models in other engines' layouts, read back without moekit's own readers."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import moekit as mk
+from moekit.ops import PackedWeight
+from moekit.saving.gptq import codes_of
+
+TEXT = [p.read_text()[:1500] for p in Path(mk.demo_path(), "texts").glob("*.txt")]
+RECIPE = {"default": "int4_g32", "attention": "bf16", "head": "bf16", "layers.3.*shared*": "int8"}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gptq") / "q"
+    model = mk.quantize(mk.demo_path(), RECIPE, TEXT, "gptq", window=256, out=folder, layout="gptq")
+    return model, folder
+
+
+def dequantised(tensors, base):
+    """GPTQ's definition, spelled out value by value."""
+    qweight = tensors[f"{base}.qweight"].view(np.uint32)
+    qzeros = tensors[f"{base}.qzeros"].view(np.uint32)
+    scales, g_idx = tensors[f"{base}.scales"], tensors[f"{base}.g_idx"]
+    rows, cols = qweight.shape[1], qweight.shape[0] * 8
+    out = np.empty((rows, cols), np.float32)
+    for k in range(cols):
+        codes = (qweight[k // 8] >> np.uint32(4 * (k % 8))) & 15
+        for n in range(rows):
+            zero = int(qzeros[g_idx[k], n // 8] >> np.uint32(4 * (n % 8))) & 15
+            out[n, k] = np.float32(scales[g_idx[k], n]) * (int(codes[n]) - (zero + 1))
+    return out
+
+
+def test_gptq_files_mean_the_weights_to_the_bit(written):
+    model, folder = written
+    tensors = load_file(folder / "model.safetensors")
+    places = {p.piece.name: p for p in model.placed if isinstance(p.weight, PackedWeight)}
+    bases = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
+    # The experts of four layers, the dense layer, three shared experts.
+    assert len(bases) == 4 * 32 * 3 + 3 + 3 * 3
+    for base in bases[::29]:
+        place = places[f"{base}.weight"]
+        want = place.weight.unpack_expert(place.slot)
+        # Equal, but for the sign of zero: which of two opposite scales was meant, nobody can tell.
+        np.testing.assert_array_equal(dequantised(tensors, base), want, base)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bits"], config["group_size"]) == ("gptq", 4, 32)
+    assert config["sym"] and not config["desc_act"]
+    # Routers and what is no four-bit integer stay plain.
+    assert "model.layers.1.mlp.gate.weight" in tensors
+    assert "model.layers.3.mlp.shared_experts.up_proj.weight" in tensors
+
+
+def test_gptq_files_load_with_the_same_weights(written):
+    model, folder = written
+    wide = mk.load(folder, format="f32")
+    for layer in (0, 1, 4):
+        got, want = wide.layers[layer].ffn.experts, model.layers[layer].ffn.experts
+        np.testing.assert_array_equal(got.down.unpack(), want.down.unpack())
+        np.testing.assert_array_equal(got.gate.unpack(), want.gate.unpack())
+
+
+def test_what_cannot_be_gptq_is_refused_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="GPTQ"):
+        mk.quantize(mk.demo_path(), "int8", out=tmp_path / "q", layout="gptq")
+    with pytest.raises(ValueError, match="layout"):
+        mk.quantize(mk.demo_path(), "int8", out=tmp_path / "q", layout="onnx")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_codes_explain_values_whatever_their_scale(group):
+    rng = np.random.default_rng(group)
+    for spread in (8, 2, 1):  # few codes in use: several scales explain the values
+        codes = rng.integers(-spread, spread, (24, 2 * group + 8))
+        scales = (rng.normal(size=(24, 3)) * 0.02).astype(np.float16)
+        wide = np.repeat(scales.astype(np.float32), group, axis=1)[:, : codes.shape[1]]
+        values = (wide * codes).astype(np.float32)
+        found, given = codes_of(values, group)
+        again = np.repeat(given.astype(np.float32), group, axis=1)[:, : codes.shape[1]]
+        np.testing.assert_array_equal(again * (found.astype(np.int32) - 8), values)
+    with pytest.raises(ValueError, match="float16"):
+        codes_of(rng.normal(size=(8, group)).astype(np.float32), group)
+
+
+def test_gguf_blocks_mean_the_weights_to_the_bit(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    recipe = {"default": "q8_0", "gate_up": "q4_0", "down": "bf16", "head": "bf16"}
+    recipe |= {"*.key_up": "bf16", "*.value_up": "bf16", "*shared.down": "bf16"}
+    path = tmp_path / "q.gguf"
+    full = mk.demo_model()
+    texts = [full.tokenizer.encode(text) for text in TEXT]
+    full.tokenizer = None  # llama.cpp knows no rule that cuts text as the demo model's does
+    model = mk.quantize(full, recipe, texts, "gptq", window=256, out=path, layout="gguf")
+    file = gguf.GGUFReader(path)
+    tensors = {t.name: t for t in file.tensors}
+    for layer in (1, 4):
+        for role in ("gate", "up"):
+            tensor = tensors[f"blk.{layer}.ffn_{role}_exps.weight"]
+            assert tensor.tensor_type.name == "Q4_0"
+            got = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            want = getattr(model.layers[layer].moe.experts, role).unpack()
+            assert got.reshape(want.shape).tobytes() == want.tobytes()
+    read = mk.load(path)
+    ids = list(range(50, 80))
+    np.testing.assert_allclose(read.forward(ids), model.forward(ids), rtol=0, atol=0.05)
