@@ -146,6 +146,8 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
     def keep(_module: Any, _inputs: Any, output: Any) -> None:
         if isinstance(output, tuple) and len(output) == 2:  # Llama 4: scores, 0 for the others
             chosen = output[0].topk(model.config.num_experts_per_tok)[1]
+        elif isinstance(output, tuple) and len(output) == 5:  # JetMoE: sorted by expert, logits
+            chosen = output[4].topk(model.config.num_experts_per_tok)[1]
         elif isinstance(output, tuple):
             chosen = output[2]
         else:  # DBRX, whose router gives logits
@@ -154,9 +156,10 @@ def their_experts(model: Any, ids: list[int]) -> list[np.ndarray]:
 
     hooks = [
         module.register_forward_hook(keep)
-        for module in model.modules()
-        if type(module).__name__.endswith(("Router", "Gate"))
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith(("Router", "Gate", "TopKGating"))
         and not type(module).__name__.endswith("ForgetGate")
+        and ".self_attention." not in name  # JetMoE's attention has experts of its own
     ]
     their_logits(model, ids)
     for hook in hooks:

@@ -152,6 +152,13 @@ FIELDS: dict[str, dict[str, Any]] = {
         "logits_scaling": 1.7,
         "sliding_window": 5,
     },
+    "jetmoe": {
+        "intermediate_size": 40,
+        "num_local_experts": 5,
+        "num_key_value_heads": 3,
+        "kv_channels": 14,
+        "rms_norm_eps": 1e-2,
+    },
     "cohere2_moe": {
         "intermediate_size": 40,
         "num_experts": 5,
@@ -309,4 +316,6 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             "num_shared_experts": 0,
         },
     ),
+    ("jetmoe", {}),
+    ("jetmoe", {"num_experts_per_tok": 3, "tie_word_embeddings": False, "rope_parameters": YARN}),
 ]

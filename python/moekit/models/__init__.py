@@ -8,9 +8,9 @@ from .reader import Reader
 
 # model_type -> the module that builds it. A family is added by a row here and its file.
 FAMILIES = {
-    "bailing_hybrid": "bailing_hybrid",
     "afmoe": "afmoe",
     "axk1": "axk1",
+    "bailing_hybrid": "bailing_hybrid",
     "cohere2_moe": "cohere2_moe",
     "dbrx": "dbrx",
     "deepseek": "deepseek",
@@ -35,6 +35,7 @@ FAMILIES = {
     "hunyuan_v1_moe": "hunyuan_v1_moe",
     "hy_v3": "hy_v3",
     "jamba": "jamba",
+    "jetmoe": "jetmoe",
     "kimi_k2": "deepseek_v3",
     "kimi_linear": "kimi_linear",
     "laguna": "laguna",

@@ -7,6 +7,7 @@ A `Model` is blocks of these; every part takes rows of tokens, float32 [T, H].
 """
 
 from .attention import Attention, LongContext, QueryTemperature
+from .attention_mixture import AttentionMixture
 from .batch import Batch, Cache
 from .block import Block, Layer
 from .compressed_attention import CompressedAttention, EntrySelector
@@ -35,6 +36,7 @@ __all__ = [
     "MLA",
     "MLP",
     "Attention",
+    "AttentionMixture",
     "Batch",
     "Block",
     "Cache",

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import ops
 from ..ops import Assignment, Experts
@@ -35,7 +36,8 @@ class MoE:
     router (`moe.router = function`, or `gate=` here) gets the logits of the one that was there,
     which stays as `moe.gate`; without one logits are None. `shared` is an `Experts` of one, run for
     every token, its part times the sigmoid of the layer `shared_gate` [1, H] of x (Qwen2-MoE);
-    `average`: half of the sum of both parts (Cohere). Of the router's ids, the last `zero_experts`
+    `average`: half of the sum of both parts (Cohere). `bias` [H] is added to all of it (JetMoE). Of
+    the router's ids, the last `zero_experts`
     give the token back as it is. With a `capacity` an expert serves so many tokens of a sequence in
     one pass, the first ones, and later ones lose it (Switch): a token's bytes then depend on the
     tokens before it in the pass, as in the model's own code.
@@ -44,6 +46,7 @@ class MoE:
     __slots__ = (
         "_router",
         "average",
+        "bias",
         "capacity",
         "compute",
         "experts",
@@ -64,6 +67,7 @@ class MoE:
         gate: Router | None = None,
         shared_gate: Linear | None = None,
         average: bool = False,
+        bias: npt.ArrayLike | None = None,
         capacity: int | None = None,
     ) -> None:
         if shared_gate is not None and (shared is None or shared_gate.rows != 1):
@@ -75,6 +79,7 @@ class MoE:
         self.shared = shared
         self.shared_gate = shared_gate
         self.average = average
+        self.bias: Floats | None = None if bias is None else np.ascontiguousarray(bias, np.float32)
         self.compute = compute
         self.zero_experts = zero_experts
         self.capacity = capacity
@@ -193,6 +198,8 @@ class MoE:
         )
         if self.average:
             out *= np.float32(0.5)
+        if self.bias is not None:
+            out += self.bias
         return out
 
     @property
@@ -214,6 +221,8 @@ class MoE:
         if self.shared_gate is not None:
             for name, kind, weight in self.shared_gate.weights():
                 yield f"shared_gate.{name}", kind, weight
+        if self.bias is not None:
+            yield "bias", "experts", self.bias
 
 
 class MLP:
