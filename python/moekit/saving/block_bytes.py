@@ -1,6 +1,6 @@
 """A packed matrix as the bytes that a GGUF file has for it: `fill_blocks` undone.
 
-Packing a block copies its bits to other places and may flip some. Where each one goes is found by
+Packing a block copies its bits to other places, some to several, and may flip them. Where each one goes is found by
 packing blocks that differ in a single bit, so every type whose packing is such a permutation can be
 written, whatever its layout; the result is packed again and compared before it is used.
 """
@@ -83,7 +83,8 @@ def _mapping(format: str) -> _Map | None:
         each = np.arange(bits)
         probes[each, row, each // 8] = 1 << (each % 8)
         changed = np.unpackbits(_panels(format, probes) ^ zero, axis=1, bitorder="little")
-        if not (changed.sum(1) == 1).all():
+        # A sign that is kept in more bits than the file's changes several at once.
+        if not changed.any(1).all():
             return None
         places[row] = changed.argmax(1)
         flips[row] = np.unpackbits(zero, bitorder="little")[places[row]]
