@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import grouped_families
 import hf_quantisers
+import latent_families
 import ml_dtypes
 import numpy as np
 import pytest
+import recurrent_families
 import transformers
 from safetensors.numpy import load_file, save_file
 
@@ -269,3 +272,46 @@ def test_gpt_oss_as_it_is_published(checkpoint_maker: Any, tmp_path: Path) -> No
     again = mk.load(tmp_path / "x.gguf")
     assert again.layers[1].moe.experts.up.format == "mxfp4"
     assert again.forward(IDS).tobytes() == model.forward(IDS).tobytes()
+
+
+def small_groups(w: np.ndarray) -> hf_quantisers.Quantised:
+    """GPTQ in groups of eight, which suits odd sizes; matrices that pack into no words stay."""
+    if w.ndim != 2 or w.shape[0] % 8 or w.shape[1] % 8:
+        return {"weight": w}, w
+    return hf_quantisers.gptq(w, group=8)
+
+
+def small_awq(w: np.ndarray) -> hf_quantisers.Quantised:
+    """The same for AWQ."""
+    if w.ndim != 2 or w.shape[0] % 8 or w.shape[1] % 8:
+        return {"weight": w}, w
+    return hf_quantisers.awq(w, group=8)
+
+
+QUANTISERS: dict[str, tuple[Any, dict[str, object]]] = {
+    "fp8": (
+        lambda w: hf_quantisers.fp8(w) if w.ndim == 2 else ({"weight": w}, w),
+        {"quant_method": "fp8"},
+    ),
+    "gptq": (small_groups, {"quant_method": "gptq", "bits": 4, "group_size": 8}),
+    "awq": (small_awq, {"quant_method": "awq", "bits": 4, "group_size": 8}),
+}
+_FIELDS = (grouped_families, latent_families, recurrent_families)
+EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _FIELDS for family in m.FIELDS)})
+
+
+@pytest.mark.parametrize("scheme", list(QUANTISERS))
+@pytest.mark.parametrize("family", EVERY)
+def test_every_family_finds_its_quantised_layers(
+    checkpoint_maker: Any, tmp_path: Path, family: str, scheme: str
+) -> None:
+    _, plain = checkpoint_maker(family, 0, **({"head_dim": 16} if family == "gpt_oss" else {}))
+    quantiser, config = QUANTISERS[scheme]
+    meant = hf_quantisers.quantise_checkpoint(plain, tmp_path / "q", quantiser, config)
+    with mk.checkpoint.open_model(tmp_path / "q") as file:
+        stored = [name for name in file if name.endswith(("weight_scale_inv", ".qweight"))]
+    assert len(stored) >= 3
+    model = mk.load(tmp_path / "q")
+    found = compare(model, meant, {"f32"}, {"q8_0": 6e-5, "q4_1": 1e-7, "fp8": 1e-12})
+    assert found - {"f32"}, "nothing was kept packed"
+    assert np.isfinite(model.forward(IDS)).all()

@@ -1,8 +1,9 @@
 """A packed matrix as the bytes that a GGUF file has for it: `fill_blocks` undone.
 
-Packing a block copies its bits to other places, some to several, and may flip them. Where each one goes is found by
-packing blocks that differ in a single bit, so every type whose packing is such a permutation can be
-written, whatever its layout; the result is packed again and compared before it is used.
+Packing a block copies its bits to other places, some to several, and may flip them. Where each one
+goes is found by packing blocks that differ in a single bit, so every type whose packing is such a
+permutation can be written, whatever its layout; the result is packed again and compared before it
+is used.
 """
 
 from dataclasses import dataclass
