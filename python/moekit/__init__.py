@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from . import analysis as analysis
     from . import balance as balance
     from . import checkpoint as checkpoint
+    from . import edit as edit
     from . import nn as nn
     from . import ops as ops
     from .analysis.quant_error import quant_report as quant_report
     from .demo import demo_path as demo_path
+    from .edit import assemble as assemble
     from .loading import demo_model as demo_model
     from .loading import load as load
     from .ops import Assignment as Assignment
@@ -43,10 +45,12 @@ _EXPORTS = {
     "Recipe": "quantization",
     "Record": "record",
     "analysis": "",
+    "assemble": "edit",
     "balance": "",
     "checkpoint": "",
     "demo_model": "loading",
     "demo_path": "demo",
+    "edit": "",
     "load": "loading",
     "nn": "",
     "ops": "",
