@@ -119,6 +119,31 @@ def test_plot_draws_a_recorded_routing(
     assert status == 2 and "--out" in err
 
 
+def test_plot_measures_specialisation_of_files(
+    capsys: pytest.CaptureFixture[str], talker: Any, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    files = []
+    for i, name in enumerate(("code", "prose")):
+        ids = np.random.default_rng(i).integers(100 * i, 100 * i + 100, 90)
+        with talker.record() as record:
+            talker.forward(ids)
+        record.save(tmp_path / f"{name}.npz")
+        files.append(str(tmp_path / f"{name}.npz"))
+    picture = tmp_path / "p.png"
+    options = ["--kind", "specialisation"]
+    status, out, _ = run(capsys, "plot", *files, *options, "--out", str(picture))
+    assert status == 0 and "2 domains explain beyond chance" in out
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert run(capsys, "plot", *files, *options)[1] + f"{picture}\n" == out
+    status, _, err = run(capsys, "plot", files[0], *options)
+    assert status == 2 and "two or more" in err
+    status, _, err = run(capsys, "plot", files[0], files[0], *options)
+    assert status == 2 and "called code.npz" in err
+    status, _, err = run(capsys, "plot", *files, "--out", str(picture))
+    assert status == 2 and "2 files" in err
+
+
 def test_plot_shows_the_text_in_colours(
     capsys: pytest.CaptureFixture[str], talker_path: Path, tmp_path: Path
 ) -> None:

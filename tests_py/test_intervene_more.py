@@ -99,6 +99,41 @@ def test_layers_of_different_size_are_ordinary() -> None:
         run(model, ids, k=3)
 
 
+RULES: list[dict[str, Any]] = [
+    {},
+    {"normalize": True, "scale": 2.5},
+    {"score": "softmax_topk"},
+    {"score": "sigmoid", "normalize": True, "select_bias": normal(7, seed=8)},
+    {"select_bias": normal(7, seed=8) / 9},
+    {"score": "sqrtsoftplus", "normalize": True},
+    {"score": "input_sigmoid"},
+    {"score": "sparsemixer", "jitter_eps": 0.1},
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule)) or "plain")
+@pytest.mark.parametrize("gone", [0, 3, 6])
+def test_a_mask_is_a_layer_without_the_expert(rule: dict[str, Any], gone: int) -> None:
+    """Under every rule: the same choice, weights and output as a layer built without it."""
+    count, k, hidden = 7, 3, 40
+    left = np.delete(np.arange(count), gone)
+    gate, up = (normal(count, 24, hidden, seed=i) * 2 for i in (1, 2))
+    down, weight = normal(count, hidden, 24, seed=3) * 2, normal(count, hidden, seed=4) * 4
+    whole = nn.MoE(nn.Router(weight, k, **rule), nn.Experts(gate, up, down, format="f32"))
+    fewer = {n: v[left] if n == "select_bias" else v for n, v in rule.items()}
+    small = nn.MoE(
+        nn.Router(weight[left], k, **fewer),
+        nn.Experts(gate[left], up[left], down[left], format="f32"),
+    )
+    x = normal(29, hidden, seed=5) * 6
+    mask = np.arange(count) == gone
+    masked = whole.gate.route(whole.logits(x), mask=mask)  # type: ignore[union-attr, arg-type]
+    expected = small.assign(x)
+    np.testing.assert_array_equal(masked.experts, left[expected.experts])
+    np.testing.assert_allclose(masked.weights, expected.weights, rtol=3e-6, atol=1e-7)
+    np.testing.assert_allclose(whole.apply(x, masked), small(x), rtol=1e-4, atol=1e-5)
+
+
 def test_a_substitute_serves_with_the_weight(model: Any) -> None:
     layer = model.moe_layers[0]
     plain, before = run(model)

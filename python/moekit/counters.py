@@ -9,17 +9,17 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int32]
 Longs = npt.NDArray[np.int64]
 
-# Choices that are kept before they are counted: counting many at once costs next to nothing, and
-# the references hold little memory.
+# Choices that are kept before they are counted: many at once cost next to nothing, and few enough
+# that what they hold stays in the cache.
 _FOLD_TOKENS = 4096
-_FOLD_PASSES = 256
+_FOLD_PASSES = 64
 
 
 class Counters:
     """The load of each layer's experts: what `model.record(counters=True)` fills.
 
     `layers` are the model's own numbers, `num_experts` [layers] the experts each has. A pass only
-    leaves references to its choices here; they are counted some hundred passes at a time.
+    leaves references to its choices here; they are counted some dozen passes at a time.
     """
 
     def __init__(self, layers: npt.ArrayLike, num_experts: npt.ArrayLike) -> None:
@@ -56,11 +56,13 @@ class Counters:
     def _fold(self) -> None:
         finished, self._finished = self._finished, []
         self._waiting_tokens = self._waiting_passes = 0
-        by_layer: dict[int, list[Ints]] = {}
+        by_layer: dict[int, list[Ints]] = {layer: [] for layer in self._place}
         for layer, experts in finished:
-            by_layer.setdefault(layer, []).append(experts.ravel())
+            by_layer[layer].append(experts)
         for layer, parts in by_layer.items():
-            chosen = np.concatenate(parts)
+            if not parts:
+                continue
+            chosen = np.concatenate(parts, axis=None)
             self._counts[self._place[layer]] += np.bincount(
                 chosen[chosen >= 0], minlength=self._counts.shape[1]
             )

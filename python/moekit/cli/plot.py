@@ -1,6 +1,7 @@
 """`moekit plot`: a recorded routing as a picture."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import options
@@ -15,8 +16,9 @@ _EXAMPLES = """\
   moekit plot cat.npz --kind time --out time.png
   moekit plot cat.npz --kind text                      (colours in the terminal)
   moekit plot cat.npz --kind text --by margin --out cat.html
+  moekit plot code.npz prose.npz --kind specialisation --out who.png
 """
-_KINDS = ("load", "coactivation", "time", "text")
+_KINDS = ("load", "coactivation", "time", "text", "specialisation")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,11 +29,12 @@ def add_parser(subparsers: Any) -> None:
         "draw a recorded routing",
         "load: every expert in every layer. coactivation: which experts of a layer work together. "
         "time: the load of a layer along the text. text: the text, each token in the colour of its "
-        "expert or its margin. Pictures need matplotlib: moekit[plots].",
+        "expert or its margin. specialisation: what domain (a file each) and word explain of the "
+        "routing, against shuffled labels. Pictures need matplotlib: moekit[plots].",
         _EXAMPLES,
     )
     add = parser.add_argument
-    add("record", metavar="T.npz", help="what `moekit record` has written")
+    add("records", metavar="T.npz", nargs="+", help="what `moekit record` has written")
     add("--kind", choices=_KINDS, default="load", help="(%(default)s)")
     add("--layer", type=int, metavar="N", help="the model's number of a layer (the middle one)")
     add("--by", choices=("expert", "margin"), default="expert", help="colours of text (expert)")
@@ -43,7 +46,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from ..record import Record
 
-    record = Record.load(args.record)
+    if args.kind == "specialisation":
+        return _specialisation(args)
+    if len(args.records) != 1:
+        raise ValueError(f"[plot] {len(args.records)} files; --kind {args.kind} takes one")
+    record = Record.load(args.records[0])
     if args.kind == "text":
         return _text(args, record)
     if args.out is None:
@@ -54,6 +61,25 @@ def run(args: argparse.Namespace) -> int:
     figure = record.plot(args.kind, **layer)
     plots.save(figure, args.out)
     print(args.out)
+    return 0
+
+
+def _specialisation(args: argparse.Namespace) -> int:
+    """The findings in words, and their picture where --out is given."""
+    from ..analysis import specialisation
+    from ..record import Record
+
+    names = [Path(path).stem for path in args.records]
+    if len(set(names)) != len(names):
+        raise ValueError(f"[plot] two files are called {max(names, key=names.count)}.npz")
+    records = (Record.load(path) for path in args.records)
+    found = specialisation(dict(zip(names, records, strict=True)))
+    print(found)
+    if args.out is not None:
+        from ..analysis import plots
+
+        plots.save(plots.specialisation_figure(found), args.out)
+        print(args.out)
     return 0
 
 

@@ -255,8 +255,9 @@ class Model:
         """Record the routing of every pass that this thread makes inside the block.
 
         `logits` keeps the routers' logits too, `margins` how far the K-th score lies above the next
-        one. `counters` only counts how often each expert was used, which costs nothing: it gives
-        `Counters` with `.counts` [layers, E] instead of a `Record`.
+        one (which takes some 50 us a layer and pass). `counters` only counts how often each expert
+        was used, which costs nothing: it gives `Counters` with `.counts` [layers, E] instead of a
+        `Record`.
 
         A record holds one policy: ValueError from a pass that another intervention routes.
         """
