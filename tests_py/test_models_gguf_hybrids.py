@@ -1,6 +1,6 @@
 """GGUF files of hybrids: the same answers as the Hugging Face checkpoint they came from.
 
-The writer here follows llama.cpp's converter: conversion/{jamba,lfm2,nemotron,granite,qwen}.py.
+The writer here follows llama.cpp's converter: its files of these names in conversion/.
 """
 
 import json
@@ -26,6 +26,7 @@ ARCHES = {
     "granitemoehybrid": "granitehybrid",
     "qwen3_next": "qwen3next",
     "qwen3_5_moe_text": "qwen35moe",
+    "kimi_linear": "kimi-linear",
 }
 # What GGUF cannot say has to be as llama.cpp takes it for granted.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -35,6 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     # llama.cpp wants keys and values of one width.
     "qwen3_next": {"linear_value_head_dim": 10},
     "qwen3_5_moe_text": {"linear_value_head_dim": 10},
+    "kimi_linear": {"linear_num_heads": 3},
     "nemotron_h": {
         "time_step_min": 1e-30,
         "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "moe"],
@@ -90,6 +92,17 @@ def tensors_of(source: Path, family: str, config: dict[str, Any]) -> dict[str, n
             for part, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads")):
                 if name.endswith(f"{part}_proj.weight"):
                     value = gguf_converter.pairs_from_halves(value, config[heads])
+        if family == "kimi_linear":
+            if "_conv1d." in name:
+                value = value.reshape(1, value.shape[0], 1, -1)
+            elif name.endswith("kv_b_proj.weight"):
+                heads, nope = config["num_attention_heads"], config["qk_nope_head_dim"]
+                both = value.reshape(heads, -1, value.shape[1])
+                out[f"blk.{block}.attn_k_b.weight"] = both[:, :nope].swapaxes(1, 2)
+                out[f"blk.{block}.attn_v_b.weight"] = both[:, nope:]
+                continue
+            elif re.search(r"block_sparse_moe\.\w+_proj", name):
+                name = name.replace("block_sparse_moe", "mlp")  # a dense layer
         if family == "qwen3_5_moe_text" and ".linear_attn." in name:
             value = tiled(name, value, config)
         if family.startswith("qwen3"):
@@ -140,7 +153,8 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
     config = json.loads((source / "config.json").read_text())
     get, arch = config.get, ARCHES[family]
     writer = gguf.GGUFWriter(target, arch)
-    kv = config["num_key_value_heads"]
+    # Latent attention is one head of keys to llama.cpp.
+    kv = 1 if family == "kimi_linear" else config["num_key_value_heads"]
     if family == "jamba":
         layers = config["num_hidden_layers"]
         attends = [n % get("attn_layer_period") == get("attn_layer_offset") for n in range(layers)]
@@ -162,7 +176,7 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
             get("rms_norm_eps") or get("norm_eps") or get("layer_norm_epsilon")
         ),
         "expert_count": get("num_experts") or get("n_routed_experts") or get("num_local_experts"),
-        "expert_used_count": config["num_experts_per_tok"],
+        "expert_used_count": get("num_experts_per_tok") or get("num_experts_per_token"),
         "vocab_size": config["vocab_size"],
     }
     if family == "jamba":
@@ -179,6 +193,23 @@ def convert(source: Path, target: Path, family: str, **changes: Any) -> None:
             "expert_gating_func": 2,
             "shortconv.l_cache": config["conv_L_cache"],
             "rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
+        }
+    elif family == "kimi_linear":
+        rotary, latent = config["qk_rope_head_dim"], config["kv_lora_rank"]
+        keys |= {
+            "ssm.conv_kernel": config["linear_conv_kernel_dim"],
+            "kda.head_dim": config["linear_head_dim"],
+            "attention.kv_lora_rank": latent,
+            "rope.dimension_count": rotary,
+            "attention.key_length": latent + rotary,
+            "attention.value_length": latent,
+            "attention.key_length_mla": config["qk_nope_head_dim"] + rotary,
+            "attention.value_length_mla": config["v_head_dim"],
+            "expert_feed_forward_length": config["moe_intermediate_size"],
+            "expert_shared_count": config["num_shared_experts"],
+            "leading_dense_block_count": config["mlp_layer_types"].count("dense"),
+            "expert_weights_scale": config["routed_scaling_factor"],
+            "expert_gating_func": 2,
         }
     elif family == "granitemoehybrid":
         keys |= {

@@ -39,7 +39,7 @@ _SHARED = {
     "ffn_down_shexp": "mlp.shared_experts.down_proj",
 }
 _BIASED = {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"}
-_LATENT = {
+LATENT = {
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
     "attn_q_b": "self_attn.q_b_proj",
@@ -71,7 +71,7 @@ _DEEPSEEK_ROUTER = (
     ("n_group", "expert_group_count"),
     ("topk_group", "expert_group_used_count"),
 )
-_LATENT_SIZES = (
+LATENT_SIZES = (
     ("q_lora_rank", "attention.q_lora_rank"),
     ("kv_lora_rank", "attention.kv_lora_rank"),
     ("qk_rope_head_dim", "rope.dimension_count"),
@@ -208,8 +208,8 @@ ARCHITECTURES = (
     Architecture(
         "deepseek2",
         "deepseek_v3",
-        {**_LATENT, **_SHARED, **_BIASED},
-        fields=(*_MOE_SIZE, *_DEEPSEEK_ROUTER, *_LATENT_SIZES),
+        {**LATENT, **_SHARED, **_BIASED},
+        fields=(*_MOE_SIZE, *_DEEPSEEK_ROUTER, *LATENT_SIZES),
         expert_count="n_routed_experts",
         requires={"expert_gating_func": SIGMOID},
         gating=SIGMOID,
@@ -224,8 +224,8 @@ ARCHITECTURES = (
     Architecture(
         "deepseek2",
         "deepseek_v2",
-        {**_LATENT, **_SHARED},
-        fields=(*_MOE_SIZE, *_DEEPSEEK_ROUTER, *_LATENT_SIZES),
+        {**LATENT, **_SHARED},
+        fields=(*_MOE_SIZE, *_DEEPSEEK_ROUTER, *LATENT_SIZES),
         expert_count="n_routed_experts",
         gating=SOFTMAX,
         latent=True,

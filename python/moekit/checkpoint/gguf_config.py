@@ -147,6 +147,8 @@ def _read_kinds(config: dict[str, object], row: Architecture, keys: _Keys) -> No
                 kinds[n] = "moe"
             elif not heads[n] and inner[n]:
                 kinds[n] = "mlp"
+    if row.family == "kimi_linear":
+        config["linear_num_heads"] = config.get("num_attention_heads")
     if row.family == "granitemoehybrid":
         rotates = keys.get("rope.scaling.finetuned") is True
         config["position_embedding_type"] = "rope" if rotates else "nope"

@@ -2,7 +2,7 @@
 written: the files hold -e^A_log, and say which layer is which by arrays and by what is there.
 """
 
-from .gguf_architectures import SIGMOID, Architecture
+from .gguf_architectures import LATENT, LATENT_SIZES, SIGMOID, Architecture, Banks
 
 _STATES = {
     "ssm_in": "in_proj",
@@ -173,5 +173,38 @@ HYBRIDS = (
         rows=("ffn_gate_inp_shexp",),
         fixed={"norms_hold_one": True, "linear_heads_tiled": True},
         partial=True,
+    ),
+    Architecture(
+        "kimi-linear",
+        "kimi_linear",
+        {
+            **LATENT,
+            **{f"ssm_conv1d_{part}": f"self_attn.{part}_conv1d" for part in "qkv"},
+            **{f"ssm_{part}": f"self_attn.{part}_proj" for part in ("f_a", "f_b", "g_a", "g_b")},
+            "ssm_beta": "self_attn.b_proj",
+            "ssm_a": "self_attn.A",
+            "ssm_dt.bias": "self_attn.dt_bias",
+            "ssm_norm": "self_attn.o_norm",
+            "ffn_gate_inp": "block_sparse_moe.gate",
+            "exp_probs_b.bias": "block_sparse_moe.gate.e_score_correction_bias",
+            "ffn_gate_shexp": "block_sparse_moe.shared_experts.gate_proj",
+            "ffn_up_shexp": "block_sparse_moe.shared_experts.up_proj",
+            "ffn_down_shexp": "block_sparse_moe.shared_experts.down_proj",
+        },
+        fields=(
+            *LATENT_SIZES,
+            ("moe_intermediate_size", "expert_feed_forward_length"),
+            ("n_shared_experts", "expert_shared_count"),
+            ("first_k_dense_replace", "leading_dense_block_count"),
+            ("routed_scaling_factor", "expert_weights_scale"),
+            ("linear_head_dim", "kda.head_dim"),
+            ("linear_conv_kernel_dim", "ssm.conv_kernel"),
+        ),
+        experts="block_sparse_moe.experts",
+        banks=Banks(("w1", "w3", "w2")),
+        fixed={"norm_topk_prob": True, "n_group": 1, "topk_group": 1},
+        gating=SIGMOID,
+        latent=True,
+        kinds="layer_types",
     ),
 )

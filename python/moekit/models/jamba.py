@@ -110,8 +110,9 @@ def short_convolution(layer: Reader, channels: int, taps: int, bias: bool) -> Sh
 
 
 def decay_rate(layer: Reader, *shape: int) -> Floats:
-    """How fast states fade: e^A_log, or what GGUF has instead, -A (with a last dimension of 1)."""
+    """How fast states fade: e^A_log, or what GGUF has instead, -A. Dimensions of 1 may be added."""
+    others = (*shape, 1), (1, 1, *shape, 1)
     if "A" in layer:
-        return -layer.tensor_of("A", shape, (*shape, 1))
-    rate: Floats = np.exp(layer.tensor("A_log", *shape))
+        return -layer.tensor_of("A", shape, *others)
+    rate: Floats = np.exp(layer.tensor_of("A_log", shape, *others))
     return rate

@@ -12,7 +12,7 @@ import numpy as np
 from ..config import Config
 from ..nn import MLP, Block, DeltaNet, DeltaSizes, Model, MoE, SeparateInputs, ShortConvolution
 from .base import assemble, check_activation, layer_count, mixer_types, sparse_layers
-from .jamba import MAX_TAPS
+from .jamba import MAX_TAPS, decay_rate
 from .latent import grouped_mixture, latent_attention
 from .reader import Reader
 
@@ -138,16 +138,15 @@ def delta_attention(
     sizes = DeltaSizes(heads, heads, width, width)
 
     def mixer(layer: Reader) -> DeltaNet:
-        convs = [layer.tensor(f"{part}_conv1d.weight", sizes.values, 1, taps) for part in "qkv"]
-        # [heads], or [1, 1, heads, 1] in Moonshot's files.
-        shape = (heads,) if layer.shape("A_log") == (heads,) else (1, 1, heads, 1)
-        rate = np.exp(layer.tensor("A_log", *shape).reshape(-1))
+        channels = sizes.values
+        shapes = (channels, taps), (channels, 1, taps), (1, channels, 1, taps)
+        convs = [layer.tensor_of(f"{part}_conv1d.weight", *shapes) for part in "qkv"]
         return DeltaNet(
             inputs(layer, hidden, sizes),
-            ShortConvolution(np.concatenate(convs)[:, 0]),
+            ShortConvolution(np.concatenate(convs)),
             layer.linear(o_name, hidden, sizes.values),
             sizes,
-            rate=np.repeat(rate, width),
+            rate=np.repeat(decay_rate(layer, heads), width),
             bias=layer.tensor("dt_bias", sizes.values),
             norm=layer.tensor("o_norm.weight", width),
             eps=eps,
