@@ -48,6 +48,18 @@ def test_what_is_saved_is_what_was_loaded(
 
 
 @pytest.mark.parametrize("family", list(FIELDS))
+def test_a_quantised_directory_is_the_quantised_model(
+    checkpoint_maker: Any, family: str, tmp_path: Path
+) -> None:
+    path, ids = checkpoint_maker(family, 0)[1], prompt_of(2, 14)
+    model = mk.quantize(path, "int8", out=tmp_path / "quantised", progress=False)
+    again = mk.load(tmp_path / "quantised")
+    assert again.forward(ids).tobytes() == model.forward(ids).tobytes()
+    again.save(tmp_path / "plain")
+    assert mk.load(tmp_path / "plain").forward(ids).shape == (14, 97)
+
+
+@pytest.mark.parametrize("family", list(FIELDS))
 @pytest.mark.parametrize("format", ["int4", "int8", "q8_0", "bf16"])
 def test_packed_weights_keep_a_tokens_bytes(
     checkpoint_maker: Any, family: str, format: str

@@ -231,6 +231,19 @@ def test_a_saved_model_is_the_same_and_generation_config_names_its_start(
         mk.load(tmp_path / "saved")
 
 
+def test_a_quantised_directory_is_the_quantised_model(maker: Any, tmp_path: Path) -> None:
+    _, path = maker(0)
+    model = mk.quantize(path, "int8", out=tmp_path / "q", progress=False)
+    source, target = prompt_of(6, 12), [0, 4, 5]
+    expected = model.forward(source, decoder_input_ids=target)
+    again = mk.load(tmp_path / "q").forward(source, decoder_input_ids=target)
+    assert again.tobytes() == expected.tobytes()
+    exact = mk.load(path).forward(source, decoder_input_ids=target)
+    assert expected.tobytes() != exact.tobytes(), "both stacks are the quantised ones"
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        mk.quantize(path, "int4", [prompt_of(1, 50)], "gptq")
+
+
 def test_faults_of_a_configuration_are_named(maker: Any, tmp_path: Path) -> None:
     _, path = maker(0)
     for file in path.iterdir():

@@ -6,7 +6,7 @@ from typing import Any
 from . import checkpoint, models, ops
 from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
-from .models.reader import Formats, Reader
+from .models.reader import INTEGER_DTYPES, Formats, Reader
 from .nn import EncoderDecoder, Model
 from .ops.paged_experts import Pages
 from .packed_loading import load_packed
@@ -155,7 +155,8 @@ def outline_of(weights: checkpoint.Weights) -> dict[str, tuple[str, tuple[int, .
         dtype = "BF16"
         if info.scheme == "plain":
             dtype = weights.checkpoint.info(info.parts["weight"]).dtype
-        outline[name] = (dtype if dtype in checkpoint.KEPT_DTYPES else "BF16", info.shape)
+        kept = dtype in checkpoint.KEPT_DTYPES or dtype in INTEGER_DTYPES
+        outline[name] = (dtype if kept else "BF16", info.shape)
     return outline
 
 

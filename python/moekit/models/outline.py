@@ -1,8 +1,10 @@
 """A model whose weights are still to come: built as from a checkpoint, with nothing in it."""
 
+import numpy as np
+
 from ..checkpoint import Piece
 from ..ops import PackedWeight
-from .reader import Placed, Reader
+from .reader import Array, Placed, Reader
 
 
 class OutlineReader(Reader):
@@ -13,3 +15,10 @@ class OutlineReader(Reader):
     ) -> None:
         """Note where the piece belongs, and leave the memory as it is."""
         self.placed.append(Placed(piece, weight, slot, bank, role))
+
+    def tensor(self, name: str, *shape: int) -> Array:
+        """Zeros of its own: a part keeps this very array, by which it is found again."""
+        piece = self.piece(name, shape)
+        value = np.zeros(shape, np.float32)
+        self.placed.append(Placed(piece, value))
+        return value

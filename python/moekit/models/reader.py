@@ -26,7 +26,7 @@ Array = npt.NDArray[Any]
 
 # Tensors that hold nothing a model would need: tables derived from the configuration.
 _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
-_INTEGERS = ("I64", "I32")
+INTEGER_DTYPES = ("I64", "I32")
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
 
@@ -176,7 +176,7 @@ class Reader:
 
     def integers(self, name: str, *shape: int) -> Array:
         """A table of integers, such as a hash layer's."""
-        full = self._claim(name, shape, _INTEGERS)
+        full = self._claim(name, shape, INTEGER_DTYPES)
         value: Array = self._weights[full]
         self._note(Placed(Piece(full), value))
         return value

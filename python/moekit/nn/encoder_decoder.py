@@ -1,7 +1,7 @@
 """A model that reads a source with one stack of layers and writes with another."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -99,9 +99,8 @@ class EncoderDecoder(Model):
             raise ValueError(
                 f"[EncoderDecoder] start_id is {start_id}; 0 to {self.vocab_size - 1} is required"
             )
-        self.encoder = list(encoder)
         self.encoder_norm = encoder_norm
-        self.decoder = list(decoder)
+        self.encoder_depth = len(encoder)
         self.start_id = start_id
         self.decoder_embedding = self.embedding if decoder_embedding is None else decoder_embedding
         if self.decoder_embedding.shape != self.embedding.shape:
@@ -109,6 +108,16 @@ class EncoderDecoder(Model):
                 f"[EncoderDecoder] decoder_embedding is {list(self.decoder_embedding.shape)}; "
                 f"{list(self.embedding.shape)} is required"
             )
+
+    @property
+    def encoder(self) -> list[Layer]:
+        """The layers that read the source."""
+        return self.layers[: self.encoder_depth]
+
+    @property
+    def decoder(self) -> list[CrossBlock]:
+        """The layers that write."""
+        return cast("list[CrossBlock]", self.layers[self.encoder_depth :])
 
     def forward(
         self,
@@ -184,7 +193,7 @@ class EncoderDecoder(Model):
             self._encode(sources, batch, routing)
         batch.first_number = len(sequences)  # in a record, sources come before answers
         batch.routing = routing_pass(self, batch, routing)
-        x = self._through(batch, self.decoder_embedding, len(self.encoder), len(self.layers))
+        x = self._through(batch, self.decoder_embedding, self.encoder_depth, len(self.layers))
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
         return self.read_out(x)
@@ -196,8 +205,8 @@ class EncoderDecoder(Model):
             reader.request = sequence.request
         batch = Batch([len(source) for source in sources], readers, np.concatenate(sources))
         batch.routing = routing_pass(self, batch, routing)
-        encoded = self.encoder_norm(self._through(batch, self.embedding, 0, len(self.encoder)))
-        for n, block in enumerate(self.decoder, start=len(self.encoder)):
+        encoded = self.encoder_norm(self._through(batch, self.embedding, 0, self.encoder_depth))
+        for n, block in enumerate(self.decoder, start=self.encoder_depth):
             block.cross.remember(encoded, batch, decoder, n)
 
     def _through(self, batch: Batch, table: npt.NDArray[Any], first: int, end: int) -> Floats:

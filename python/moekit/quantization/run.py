@@ -76,6 +76,10 @@ def quantize(
     model = model_or_path if isinstance(model_or_path, Model) else loading.load(model_or_path)
     if getattr(model, "pages", None) is not None:
         raise ValueError("[quantize] a model with max_memory; one whose weights are in memory is")
+    if calibration is not None and model.encodes_prompt:
+        raise ValueError(
+            "[quantize] calibration for an encoder-decoder; it is not possible for one"
+        )
     wanted.check(model)
     windows = None if calibration is None else windows_of(model, calibration, window)
     if wanted.budget is not None:
