@@ -15,8 +15,11 @@ import pytest
 import recurrent_families
 import test_models_families
 import test_models_gguf
+import test_models_spellings
+import tokenizers
 import torch
 import transformers
+from tokenizers import pre_tokenizers
 
 import moekit as mk
 from moekit.checkpoint import target
@@ -241,6 +244,32 @@ def test_what_gguf_cannot_say_is_refused(checkpoint_maker: Any, tmp_path: Path) 
         with pytest.raises(ValueError, match=named):
             model.save(tmp_path / "x.gguf")
         assert not os.listdir(tmp_path)
+
+
+def test_deepseek_moe_goes_through_gguf(tmp_path: Path) -> None:
+    test_models_spellings.deepseek_moe(tmp_path / "source", 5)
+    model = mk.load(tmp_path / "source")
+    model.save(tmp_path / "x.gguf")
+    wanted = model.forward(IDS)
+    again = mk.load(tmp_path / "x.gguf")
+    assert again.forward(IDS).tobytes() == wanted.tobytes()
+    again.save(tmp_path / "out")
+    assert mk.load(tmp_path / "out").forward(IDS).tobytes() == wanted.tobytes()
+    if llama_cpp_oracle.find() is None:
+        return
+    again.tokenizer = letters()
+    again.save(tmp_path / "y.gguf")
+    answer = llama_cpp_oracle.ask(tmp_path / "y.gguf", ids=IDS, count=6)
+    np.testing.assert_allclose(wanted, answer["logits"], rtol=0, atol=0.1)
+    assert model.generate(IDS, max_new_tokens=6) == answer["greedy"]
+
+
+def letters() -> Any:
+    """A tokenizer of bytes, for files that nobody gives a text to."""
+    vocab = {letter: n for n, letter in enumerate(pre_tokenizers.ByteLevel.alphabet()[:97])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return mk.tokenizer.Tokenizer(backend)
 
 
 VARIANTS = [

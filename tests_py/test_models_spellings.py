@@ -227,7 +227,7 @@ def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path) -> None:
 _SIZES = {"hidden": 24, "heads": 3, "layers": 3, "experts": 6, "inner": 10, "dense": 14}
 
 
-def _deepseek_moe(path: Path, seed: int, **changes: Any) -> dict[str, np.ndarray]:
+def deepseek_moe(path: Path, seed: int, **changes: Any) -> dict[str, np.ndarray]:
     """A checkpoint of DeepSeekMoE-16B's architecture, as its own code names it."""
     rng = np.random.default_rng(seed)
     h, inner = _SIZES["hidden"], _SIZES["inner"]
@@ -337,7 +337,7 @@ def _expected(w: dict[str, np.ndarray], ids: list[int], normalize: bool) -> np.n
 @pytest.mark.parametrize("normalize", [False, True])
 def test_deepseek_moe_is_what_its_paper_says(tmp_path: Path, normalize: bool) -> None:
     path = tmp_path / "deepseek"
-    weights = _deepseek_moe(path, 5 + normalize, norm_topk_prob=normalize)
+    weights = deepseek_moe(path, 5 + normalize, norm_topk_prob=normalize)
     ids = prompt_of(8, 21)
     model = mk.load(path)
     assert model.moe_layers == [1, 2]

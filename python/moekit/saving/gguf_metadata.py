@@ -24,8 +24,8 @@ _SPECIAL_IDS = {
     "sep_token": "seperator_token_id",  # the format's own spelling
     "pad_token": "padding_token_id",
 }
-# Other families that are a row under another name: what they compute is the same.
-_ALIKE = {
+#: Other families that are a row under another name: what they compute is the same.
+ALIKE = {
     "kimi_k2": "deepseek_v3",
     "glm4_moe_lite": "deepseek_v3",
     "solar_open": "glm4_moe",
@@ -36,7 +36,7 @@ _ALIKE = {
 def architecture_of(config: Mapping[str, object]) -> Architecture:
     """The row that a model is written as; ValueError where GGUF has none."""
     family = str(config.get("model_type"))
-    family = _ALIKE.get(family, family)
+    family = ALIKE.get(family, family)
     for row in ARCHITECTURES:
         if row.family == family:
             return row
