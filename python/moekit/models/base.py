@@ -31,6 +31,8 @@ STANDARD_NAMES = Names()
 # Ten times what is published. Tables of these sizes are made before a tensor could say no.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 8192
+# Scalings that look at each frequency by itself.
+_ODD_KINDS = ("default", "linear", "llama3")
 
 
 _OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
@@ -64,28 +66,35 @@ def attention_heads(config: Config) -> tuple[int, int]:
     return heads, kv_heads
 
 
-def head_size(config: Config, hidden: int, heads: int) -> int:
-    """head_dim, or an equal share of the hidden size; even, since rotation takes pairs."""
+def head_size(config: Config, hidden: int, heads: int, *, even: bool = True) -> int:
+    """head_dim, or an equal share of the hidden size; `even` where all of it rotates in pairs."""
     size = config.optional_size("head_dim") or hidden // heads
-    if not 2 <= size <= MAX_HEAD_DIM or size % 2:
-        wanted = f"an even number of 2 to {MAX_HEAD_DIM} (hidden_size / heads: {hidden // heads})"
-        raise config.error("head_dim", wanted)
+    if not 1 + even <= size <= MAX_HEAD_DIM or (even and size % 2):
+        kind = "even number" if even else "integer"
+        share = f"(hidden_size / heads: {hidden // heads})"
+        raise config.error("head_dim", f"an {kind} of {1 + even} to {MAX_HEAD_DIM} {share}")
     return size
 
 
 def rope_table(rope: RopeSettings, dim: int) -> tuple[Floats, float]:
-    """(frequencies float32 [n], factor on cos and sin) for the part of `dim` that rotates."""
-    rotated = int(dim * rope.partial)
+    """(frequencies float32 [n], factor on cos and sin) for the part of `dim` that rotates.
+
+    A part that is odd rotates one dimension more: transformers makes a frequency of its last pair.
+    """
+    part = int(dim * rope.partial)
+    pairs = (part + 1) // 2
     rope.source.require(
-        rotated >= 2 and rotated % 2 == 0,
+        part >= 1 and 2 * pairs <= dim and (part % 2 == 0 or rope.kind in _ODD_KINDS),
         "partial_rotary_factor",
         f"an even number of a head's {dim} dimensions",
     )
     for name in ("short_factor", "long_factor"):
         factors = rope.scaling.get(name)
-        if isinstance(factors, list) and len(factors) != rotated // 2:
-            raise rope.source.error(name, f"a number for each of {rotated // 2} pairs")
-    frequencies, factor = ops.rope_frequencies(rotated, rope.theta, rope.scaling)
+        if isinstance(factors, list) and len(factors) != pairs:
+            raise rope.source.error(name, f"a number for each of {pairs} pairs")
+    # theta ** (2 i / part) as a power of the base for 2 * pairs dimensions.
+    theta = rope.theta if part % 2 == 0 else rope.theta ** (2 * pairs / part)
+    frequencies, factor = ops.rope_frequencies(2 * pairs, theta, rope.scaling)
     return frequencies, float(factor)
 
 

@@ -46,7 +46,8 @@ class GroupedQuery:
     ) -> None:
         self.hidden = config.size("hidden_size")
         self.heads, self.kv_heads = attention_heads(config)
-        self.head_dim = head_size(config, self.hidden, self.heads)
+        self.config = config
+        self.head_dim = head_size(config, self.hidden, self.heads, even=False)
         self.eps = eps
         self.bias = bias
         self.o_bias = bias if o_bias is None else o_bias
@@ -61,6 +62,8 @@ class GroupedQuery:
 
     def rotation(self, settings: RopeSettings) -> dict[str, Any]:
         """The options of `nn.Attention` for these settings; one table for all layers."""
+        if settings.partial == 1:
+            head_size(self.config, self.hidden, self.heads)
         frequencies, factor = rope_table(settings, self.head_dim)
         return {"frequencies": frequencies, "rope_factor": factor}
 
