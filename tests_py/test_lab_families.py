@@ -51,6 +51,24 @@ def test_a_bias_is_the_same_bias_from_a_function(model: Any) -> None:
     assert declared.tobytes() != model.forward(IDS).tobytes()
 
 
+def test_a_function_works_in_any_layer(model: Any) -> None:
+    """In the router's place, with its rule: the same bytes; with its own: another text."""
+    plain = model.forward(IDS)
+    for layer in model.moe_layers:
+        moe = model.layers[layer].moe
+        gate = moe.router
+        if gate.needs_ids:
+            continue
+        try:
+            moe.router = lambda x, logits, gate=gate: gate.route(logits)
+            assert model.forward(IDS).tobytes() == plain.tobytes()
+            moe.router = lambda x, logits: mk.ops.route(-logits, 1)
+            assert model.forward(IDS).tobytes() != plain.tobytes()
+        finally:
+            moe.router = gate
+    assert model.forward(IDS).tobytes() == plain.tobytes()
+
+
 def test_masks_and_requests(model: Any) -> None:
     layer = model.moe_layers[0]
     with model.record() as record:

@@ -332,7 +332,10 @@ class Record:
 
         vLLM (`--enable-return-routed-experts`, `output.routed_experts`) and SGLang
         (`return_routed_experts`, `meta_info["routed_experts"]`) give ids alone, of all layers,
-        dense ones included, which a replay passes over. Several sequences are a list of arrays.
+        dense ones included, which a replay passes over (`trace[:, model.moe_layers]` with
+        `layers=model.moe_layers` leaves them out of measures too). SGLang sends base64 of int32:
+        `np.frombuffer(base64.b64decode(text), np.int32).reshape(-1, layers, K)`. Several sequences
+        are a list of arrays.
 
         `layers`: the model's numbers of the layers, where the trace has those with experts only.
         `num_experts`: of every layer, or [layers]; by default the largest id there is, plus one.
