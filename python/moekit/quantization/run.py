@@ -78,7 +78,7 @@ def quantize(
         raise ValueError("[quantize] a model with max_memory; one whose weights are in memory is")
     if calibration is not None and model.encodes_prompt:
         raise ValueError(
-            "[quantize] calibration for an encoder-decoder; it is not possible for one"
+            "[quantize] calibration for an encoder-decoder; a recipe without it is required"
         )
     wanted.check(model)
     windows = None if calibration is None else windows_of(model, calibration, window)
