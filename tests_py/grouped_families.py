@@ -4,6 +4,7 @@ each that the tests go through."""
 from typing import Any
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+BLOCKS = "minimax_m3_sparse"
 
 FIELDS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {
@@ -158,6 +159,25 @@ FIELDS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 3,
         "kv_channels": 14,
         "rms_norm_eps": 1e-2,
+    },
+    "minimax_m3_vl_text": {
+        "intermediate_size": 40,
+        "dense_intermediate_size": 56,
+        "shared_intermediate_size": 28,
+        "num_local_experts": 5,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 20,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 9000.0,
+            "partial_rotary_factor": 0.4,
+        },
+        "swiglu_limit": 1.1,
+        "index_n_heads": 2,
+        "index_head_dim": 14,
+        "index_block_size": 3,
+        "index_topk_blocks": 3,
     },
     "cohere2_moe": {
         "intermediate_size": 40,
@@ -321,4 +341,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ),
     ("jetmoe", {}),
     ("jetmoe", {"num_experts_per_tok": 3, "tie_word_embeddings": False, "rope_parameters": YARN}),
+    ("minimax_m3_vl_text", {"mlp_layer_types": ["dense", "sparse", "sparse"]}),
+    ("minimax_m3_vl_text", {"layer_types": [FULL, BLOCKS, BLOCKS], "swiglu_limit": 7.0}),
+    ("minimax_m3_vl_text", {"layer_types": [BLOCKS] * 3, "index_local_blocks": 2}),
 ]

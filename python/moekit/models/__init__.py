@@ -47,6 +47,7 @@ FAMILIES = {
     "mimo_v2_flash": "mimo_v2_flash",
     "minimax": "minimax",
     "minimax_m2": "minimax_m2",
+    "minimax_m3_vl_text": "minimax_m3",
     "mistral4": "mistral4",
     "mixtral": "mixtral",
     "nemotron_h": "nemotron_h",

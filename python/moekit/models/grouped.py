@@ -73,9 +73,10 @@ class GroupedQuery:
         *,
         heads: int | None = None,
         kv_heads: int | None = None,
+        make: Callable[..., Attention] = Attention,
         **changes: Any,
     ) -> Attention:
-        """The attention of one layer; `changes` replace options for it."""
+        """The attention of one layer, by `make`; `changes` replace options for it."""
         heads, kv_heads = heads or self.heads, kv_heads or self.kv_heads
         q_size, k_size = heads * self.head_dim, kv_heads * self.head_dim
         options = {**self.options, **changes}
@@ -84,7 +85,7 @@ class GroupedQuery:
                 ("q_norm", "k_norm"), self.norms, (q_size, k_size), strict=True
             ):
                 options[role] = layer.norm(name, size if self.whole else self.head_dim, self.eps)
-        return Attention(
+        return make(
             layer.linear("q_proj", q_size, self.hidden, bias=self.bias),
             layer.linear("k_proj", k_size, self.hidden, bias=self.bias),
             layer.linear("v_proj", kv_heads * self.value_dim, self.hidden, bias=self.bias),

@@ -10,6 +10,7 @@ from .attention import Attention, LongContext, QueryTemperature
 from .attention_mixture import AttentionMixture
 from .batch import Batch, Cache
 from .block import Block, Layer
+from .block_sparse import BlockIndexer, BlockSparseAttention
 from .compressed_attention import CompressedAttention, EntrySelector
 from .compressor import Compressor
 from .delta_net import DeltaNet, DeltaSizes, GroupedInputs, SeparateInputs
@@ -39,6 +40,8 @@ __all__ = [
     "AttentionMixture",
     "Batch",
     "Block",
+    "BlockIndexer",
+    "BlockSparseAttention",
     "Cache",
     "CompressedAttention",
     "Compressor",

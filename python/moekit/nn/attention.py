@@ -231,7 +231,7 @@ class Attention:
             k = k if self.k_norm is None else self.k_norm(k)
         if self.temperature is not None:
             q = q * self.temperature(batch.positions)[:, None, None]
-        out = self._attend(q, k, v, batch, layer)
+        out = self._attend(x, q, k, v, batch, layer)
         if self.gate is not None:  # [T, heads, V], or [T, heads, 1] where a head has one value
             gates = self.gate(x).reshape(len(x), self.heads, -1)
         if gates is not None:
@@ -261,7 +261,9 @@ class Attention:
             ops.rope(k, angles=angles, interleaved=self.interleaved),
         )
 
-    def _attend(self, q: Floats, k: Floats, v: Floats, batch: Batch, layer: int) -> Floats:
+    def _attend(
+        self, x: Floats, q: Floats, k: Floats, v: Floats, batch: Batch, layer: int
+    ) -> Floats:
         parts = []
         for rows, cache in zip(batch.rows, batch.sequences, strict=True):
             keys, values = cache.append(layer, k[rows], v[rows])
