@@ -11,18 +11,30 @@ namespace moe {
 
 namespace {
 
-/// Copies `columns` of `rows` rows in or out of a block of kStateColumns, zeros behind.
+constexpr size_t kBlockRowBytes = kStateColumns * sizeof(float);
+
+/// Copies `columns` of `rows` rows in or out of a block of kStateColumns, zeros behind. Whole rows
+/// are the rule, and a copy of constant size is a few moves instead of a call.
 void load_block(const float* from, int64_t stride, int64_t rows, int columns, float* block) {
   for (int64_t i = 0; i < rows; ++i, block += kStateColumns) {
-    const auto given = from == nullptr ? 0 : static_cast<size_t>(columns);
-    if (given != 0) std::memcpy(block, from + i * stride, given * sizeof(float));
-    std::memset(block + given, 0, (kStateColumns - given) * sizeof(float));
+    if (from != nullptr && columns == kStateColumns) {
+      std::memcpy(block, from + i * stride, kBlockRowBytes);
+      continue;
+    }
+    const size_t given = from == nullptr ? 0 : static_cast<size_t>(columns) * sizeof(float);
+    std::memset(block, 0, kBlockRowBytes);
+    if (given != 0) std::memcpy(block, from + i * stride, given);
   }
 }
 
 void store_block(const float* block, int64_t rows, int columns, float* to, int64_t stride) {
+  const size_t given = static_cast<size_t>(columns) * sizeof(float);
   for (int64_t i = 0; i < rows; ++i, block += kStateColumns) {
-    std::memcpy(to + i * stride, block, static_cast<size_t>(columns) * sizeof(float));
+    if (columns == kStateColumns) {
+      std::memcpy(to + i * stride, block, kBlockRowBytes);
+    } else {
+      std::memcpy(to + i * stride, block, given);
+    }
   }
 }
 

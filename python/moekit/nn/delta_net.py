@@ -17,7 +17,7 @@ from .. import ops
 from ..ops.recurrence import GateActivation
 from .batch import Batch
 from .linear import Linear
-from .short_conv import ShortConvolution, through_time
+from .short_conv import ShortConvolution, columns, through_time
 from .types import Floats, Weights
 
 
@@ -102,10 +102,9 @@ class GroupedInputs:
         rows, groups, width = len(x), self.sizes.key_heads, self.sizes.key_dim
         wide = self.qkvz(x).reshape(rows, groups, -1)
         shared = self.sizes.values // groups
-        cuts = [width, 2 * width, 2 * width + shared]
-        q, k, v, gate = (p.reshape(rows, -1) for p in np.split(wide, cuts, axis=2))
+        q, k, v, gate = (p.reshape(rows, -1) for p in columns(wide, width, width, shared))
         both = self.ba(x).reshape(rows, groups, -1)
-        beta, decay = (p.reshape(rows, -1) for p in np.split(both, 2, axis=2))
+        beta, decay = (p.reshape(rows, -1) for p in columns(both, self.sizes.heads // groups))
         return np.concatenate([q, k, v], axis=1), gate, beta, decay
 
     def weights(self) -> Weights:
@@ -195,7 +194,7 @@ class DeltaNet:
             rows: slice, state: tuple[Floats | None, ...]
         ) -> tuple[Floats, tuple[Floats, ...]]:
             mixed, inputs = self.conv(joint[rows], state[0])
-            q, k, v = np.split(mixed, [sizes.keys, 2 * sizes.keys], axis=1)
+            q, k, v = columns(mixed, sizes.keys, sizes.keys)
             by_key = (len(mixed), sizes.key_heads, sizes.key_dim)
             v = v.reshape(len(mixed), sizes.heads, sizes.value_dim)
             if sizes.tiled:

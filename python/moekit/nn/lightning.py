@@ -9,7 +9,7 @@ from .block import Mixer
 from .linear import Linear
 from .moe import MLP, MoE
 from .norm import Norm
-from .short_conv import through_time
+from .short_conv import columns, through_time
 from .types import Floats, Weights
 
 
@@ -52,7 +52,8 @@ class LightningAttention:
         if batch is None:
             batch, layer = Batch.alone(x, ()), 0
         joint = ops.gate(None, self.qkv(x), "silu").reshape(len(x), self.heads, -1)
-        q, k, v = np.split(joint, 3, axis=2)
+        width = joint.shape[2] // 3
+        q, k, v = columns(joint, width, width)
 
         def step(rows: slice, state: tuple[Floats | None, ...]) -> tuple[Floats, tuple[Floats]]:
             y, after = ops.linear_attention(q[rows], k[rows], v[rows], self.decay, state=state[0])

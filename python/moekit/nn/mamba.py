@@ -7,7 +7,7 @@ from .. import ops
 from .batch import Batch
 from .linear import Linear
 from .norm import Norm
-from .short_conv import ShortConvolution, through_time
+from .short_conv import ShortConvolution, columns, through_time
 from .types import Floats, Weights
 
 
@@ -70,7 +70,7 @@ class Mamba:
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
             batch, layer = Batch.alone(x, ()), 0
-        values, gate = np.split(self.into(x), 2, axis=1)
+        values, gate = columns(self.into(x), self.out.cols)
 
         def step(
             rows: slice, state: tuple[Floats | None, ...]
@@ -84,7 +84,7 @@ class Mamba:
 
     def _scan(self, x: Floats, state: Floats | None) -> tuple[Floats, Floats]:
         rank, states = self.step.cols, len(self.rate)
-        step, b, c = np.split(self.select(x), [rank, rank + states], axis=1)
+        step, b, c = columns(self.select(x), rank, states)
         step = step if self.step_norm is None else self.step_norm(step)
         b = b if self.in_norm is None else self.in_norm(b)
         c = c if self.out_norm is None else self.out_norm(c)
@@ -169,15 +169,14 @@ class Mamba2:
         if batch is None:
             batch, layer = Batch.alone(x, ()), 0
         inner, shared = self.out.cols, self.groups * self.states
-        cuts = [inner, inner + self.conv.channels]
-        gate, joint, time = np.split(self.into(x), cuts, axis=1)
+        gate, joint, time = columns(self.into(x), inner, self.conv.channels)
         decay, times = ops.decay_factors(time, self.rate, self.step_bias, limits=self.step_limits)
 
         def step(
             rows: slice, state: tuple[Floats | None, ...]
         ) -> tuple[Floats, tuple[Floats, ...]]:
             mixed, inputs = self.conv(joint[rows], state[0])
-            values, b, c = np.split(mixed, [inner, inner + shared], axis=1)
+            values, b, c = columns(mixed, inner, shared)
             tokens = len(mixed)
             y, after = ops.linear_attention(
                 c.reshape(tokens, self.groups, self.states),

@@ -16,6 +16,15 @@ from .types import Floats, Weights
 Step = Callable[[slice, tuple[Floats | None, ...]], tuple[Floats, tuple[Floats, ...]]]
 
 
+def columns(x: Floats, *sizes: int) -> list[Floats]:
+    """Parts of x [..., n] of these sizes along the last axis; the last part is what is left."""
+    parts, end = [], 0
+    for size in sizes:
+        parts.append(x[..., end : end + size])
+        end += size
+    return [*parts, x[..., end:]]
+
+
 def through_time(batch: Batch, layer: int, states: int, step: Step) -> Floats:
     """Runs `step` for each sequence of the batch, with the `states` arrays that it carries on."""
     parts = []
@@ -88,7 +97,8 @@ class GatedConvolution:
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
             batch, layer = Batch.alone(x, ()), 0
-        before, after, values = np.split(self.into(x), 3, axis=1)
+        width = self.conv.channels
+        before, after, values = columns(self.into(x), width, width)
         values = before * values
 
         def step(rows: slice, state: tuple[Floats | None, ...]) -> tuple[Floats, tuple[Floats]]:
