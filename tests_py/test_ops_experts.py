@@ -7,10 +7,17 @@ import numpy as np
 import pytest
 
 from moekit import ops
+from moekit.checkpoint.ggml_types import QUANTISED
 from moekit.ops.routing import Assignment
 
 FORMATS = ops.format_names()
-GGUF = {"q8_0": "Q8_0", "q4_0": "Q4_0", "mxfp4": "MXFP4"}
+GGUF = [name for name in FORMATS if name.upper() in QUANTISED]
+# Those that are rounded from floats as ggml does it.
+ROUNDED_AS_GGML = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+# What a normal weight loses in the formats that are not near 4 bits.
+NMSE = {"f32": 0, "f16": 1e-6, "bf16": 1e-5, "int8": 3e-4, "q8_0": 2e-4, "q2_k": 0.1}
+NMSE |= {name: 0.05 for name in FORMATS if name.startswith(("int3", "q3_k", "iq3"))}
+NMSE |= {name: 0.2 for name in FORMATS if name.startswith(("int2", "iq2", "iq1", "tq"))}
 
 
 def nmse(got: np.ndarray, want: np.ndarray) -> float:
@@ -78,8 +85,19 @@ def test_a_token_has_the_same_bytes_in_any_batch(format):
 
 def test_every_expert_may_have_its_own_format():
     rng = np.random.default_rng(4)
-    formats = ["f32", "int4", "q8_0", "bf16", "mxfp4"]
-    layer = random_layer(rng, 5, 64, 96)
+    formats = [
+        "f32",
+        "int4",
+        "q4_k",
+        "bf16",
+        "mxfp4",
+        "q6_k",
+        "int3",
+        "q2_k",
+        "int4_zp_g32",
+        "int2",
+    ]
+    layer = random_layer(rng, len(formats), 64, 96)
     mixed = ops.Experts(*layer, format=formats)
     x = rng.standard_normal((9, 96), dtype=np.float32)
     for e, format in enumerate(formats):
@@ -102,8 +120,7 @@ def test_pack_keeps_shape_and_values(format, shape):
     back = packed.unpack()
     assert back.shape == shape
     assert back.dtype == np.float32
-    bound = {"f32": 0, "f16": 1e-6, "bf16": 1e-5, "int8": 3e-4, "q8_0": 2e-4}.get(format, 3e-2)
-    assert nmse(back, weight) <= bound
+    assert nmse(back, weight) <= NMSE.get(format, 3e-2)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float64, np.float32])
@@ -115,18 +132,58 @@ def test_pack_takes_any_float(dtype):
     np.testing.assert_array_equal(ops.pack(weight[:, ::2], exact).unpack(), want[:, ::2])
 
 
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    nan = np.isnan(a)
+    return bool((nan == np.isnan(b)).all() and (a.view("u4") == b.view("u4"))[~nan].all())
+
+
 @pytest.mark.parametrize("format", GGUF)
-def test_file_blocks_are_kept_to_the_bit(format):
+@pytest.mark.parametrize("seed", [1, 2])
+def test_file_blocks_are_kept_to_the_bit(format, seed):
+    """Any bytes: infinite, NaN and subnormal scales are among them."""
     gguf = pytest.importorskip("gguf")
-    kind = gguf.GGMLQuantizationType[GGUF[format]]
-    weight = np.random.default_rng(2).standard_normal((3 * 21, 160), dtype=np.float32)
-    blocks = gguf.quants.quantize(weight, kind)
-    want = gguf.quants.dequantize(blocks, kind)
-    np.testing.assert_array_equal(ops.pack_blocks(blocks, format, (63, 160)).unpack(), want)
-    bank = ops.pack_blocks(blocks, format, (3, 21, 160))
-    np.testing.assert_array_equal(bank.unpack(), want.reshape(3, 21, 160))
-    if format != "mxfp4":  # gguf-py takes another exponent for some blocks; both are valid
-        np.testing.assert_array_equal(ops.pack(weight, format).unpack(), want)
+    kind = gguf.GGMLQuantizationType[format.upper()]
+    size, size_in_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (3 * 21, 10 * size_in_bytes), dtype=np.uint8)
+    blocks[:2] = 0
+    blocks[2:4] = 255
+    with np.errstate(all="ignore"):
+        want = gguf.quants.dequantize(blocks, kind)
+    assert same_bits(ops.pack_blocks(blocks, format, (63, 10 * size)).unpack(), want)
+    bank = ops.pack_blocks(blocks, format, (3, 21, 10 * size))
+    assert same_bits(bank.unpack(), want.reshape(3, 21, 10 * size))
+
+
+@pytest.mark.parametrize("format", GGUF)
+@pytest.mark.parametrize("compute", ["exact", "fast"])
+def test_products_with_file_blocks(format, compute):
+    """Every code and every step of the inner scales takes part, as random bytes have them."""
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[format.upper()]
+    size, size_in_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(4)
+    blocks = rng.integers(0, 256, (49, 6 * size_in_bytes), dtype=np.uint8)
+    packed = ops.pack_blocks(blocks, format, (49, 6 * size))
+    weight = packed.unpack().astype(np.float64)
+    rows = np.abs(weight).max(axis=1) < 1e6  # leaves out the rows whose scales are not numbers
+    rows &= np.isfinite(weight).all(axis=1)
+    if not rows.any():
+        pytest.skip("no row of finite weights")
+    x = rng.standard_normal((9, 6 * size), dtype=np.float32)
+    got = ops.matmul(x, packed, compute=compute)[:, rows].astype(np.float64)
+    want = x.astype(np.float64) @ weight[rows].T
+    scale = np.sqrt((weight[rows] ** 2).sum(axis=1))
+    assert nmse(got / scale, want / scale) <= (1e-12 if compute == "exact" else 5e-4)
+
+
+@pytest.mark.parametrize("format", ROUNDED_AS_GGML)
+def test_floats_are_rounded_as_ggml_rounds_them(format):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[format.upper()]
+    weight = np.random.default_rng(2).standard_normal((63, 160), dtype=np.float32)
+    want = gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+    np.testing.assert_array_equal(ops.pack(weight, format).unpack(), want)
 
 
 def test_torch_tensors_share_memory_and_agree():

@@ -100,6 +100,7 @@ INSTANTIATE_TEST_SUITE_P(Format, EveryRounding, ::testing::Range(0, kFormatCount
 
 TEST_P(EveryRounding, WritesOneValueAndKeepsTheOthers) {
   const int64_t depth = std::max<int64_t>(2 * info_.depth, 8);
+  const int64_t group = info_.group != 0 ? info_.group : info_.depth;
   const std::vector<float> rows = testing::normal(kPanelRows * depth, 11, 0.02);
   const std::vector<float> wishes = testing::normal(kPanelRows * depth, 12, 0.02);
   Buffer buffer(static_cast<size_t>(info_.panel_bytes(depth)));
@@ -114,10 +115,10 @@ TEST_P(EveryRounding, WritesOneValueAndKeepsTheOthers) {
       const auto i = static_cast<size_t>(r * depth + k);
       // What the format can say it says again.
       EXPECT_EQ(info_.round(panel, depth, r, k, values[i]), values[i]) << r << ", " << k;
-      // Any value of this row and block is a candidate; none may be nearer than what was written.
+      // Any value of this row and group is a candidate; none may be nearer than what was written.
       const float got = info_.round(panel, depth, r, k, wishes[i]);
       EXPECT_EQ(got, info_.at(panel, depth, r, k));
-      for (int64_t j = k / info_.depth * info_.depth; j < k; ++j) {
+      for (int64_t j = k / group * group; j < k; ++j) {
         const float other = values[static_cast<size_t>(r * depth + j)];
         EXPECT_LE(std::fabs(got - wishes[i]), std::fabs(other - wishes[i]) * 1.0001f + 1e-7f);
       }

@@ -70,8 +70,8 @@ constinit const VecCheck kVecCheck = {
     .nibbles =
         [](const uint8_t* x, uint8_t* low, uint8_t* high, uint8_t* flipped) noexcept {
           const U8x64 bytes = load_u8(x);
-          store_u8(low, low_nibbles(bytes));
-          store_u8(high, high_nibbles(bytes));
+          store_u8(low, bit_field(bytes, 0, 15));
+          store_u8(high, bit_field(bytes, 4, 15));
           store_u8(flipped, xor_bytes(bytes, 0xa5));
         },
     .widen =

@@ -16,8 +16,8 @@
 namespace moe {
 
 /// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the
-/// integers' sum for every kScaleBlock columns and a sum for every 32. Padded with zeros to whole
-/// words.
+/// integers' sum for every kScaleBlock columns and a sum for every kSumGroup. Padded with zeros to
+/// whole words.
 struct ActivationLayout {
   int64_t words = 0;
   int64_t blocks = 0;  // of kScaleBlock columns (kU8S8)
@@ -27,7 +27,7 @@ struct ActivationLayout {
 
   static ActivationLayout of(Dot dot, int64_t cols);
 };
-inline constexpr int kSumGroup = 32;
+inline constexpr int kSumGroup = 16;
 
 /// One call: every given row against two panels (thirty-two outputs), the whole depth.
 struct GemmCall {

@@ -17,14 +17,14 @@ struct FloatRows {
   static constexpr int kDepth = 1;
   static constexpr int kUnitDepth = 1;
   static constexpr int64_t kBlockBytes = kPanelRows * sizeof(T);
+  static constexpr int64_t kUnitBytes = kBlockBytes;
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kF32;
   static constexpr Scales kScales = Scales::kNone;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
-                                                   typename V::F32* out) {
-    out[0] = V::load_f32(reinterpret_cast<const T*>(block));
+  [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {
+    out[0] = V::load_f32(reinterpret_cast<const T*>(unit));
   }
 
   static void encode(const float* rows, int64_t depth, std::byte* panel) {
@@ -45,21 +45,20 @@ struct Bf16Format {
   static constexpr int kDepth = 2;
   static constexpr int kUnitDepth = 2;
   static constexpr int64_t kBlockBytes = 64;
+  static constexpr int64_t kUnitBytes = 64;
   static constexpr int64_t kTrailerBytes = 0;
   static constexpr Dot kDot = Dot::kBf16;
   static constexpr Scales kScales = Scales::kNone;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte*, int,
-                                                   typename V::F32* out) {
-    const typename V::U8 pairs = V::load_bytes(block);
+  [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {
+    const typename V::U8 pairs = V::load_bytes(unit);
     out[0] = V::template pair<0>(pairs);
     out[1] = V::template pair<1>(pairs);
   }
   template <class V>
-  [[gnu::always_inline]] static inline void weights(const std::byte* block, int,
-                                                    typename V::U8* out) {
-    out[0] = V::load_bytes(block);
+  [[gnu::always_inline]] static inline void weights(const std::byte* unit, typename V::U8* out) {
+    out[0] = V::load_bytes(unit);
   }
 
   static int64_t index(int row, int64_t k) { return (k / 2 * kPanelRows + row) * 2 + k % 2; }

@@ -9,9 +9,18 @@ namespace {
 
 template <class F>
 constexpr FormatInfo info_of(std::string_view name, double max_error) {
-  FormatInfo info{name,    F::kDepth, F::kBlockBytes, F::kTrailerBytes,
-                  F::kDot, max_error, &F::encode,     &F::at,
-                  0,       nullptr,   nullptr};
+  FormatInfo info{};
+  info.name = name;
+  info.depth = F::kDepth;
+  info.block_bytes = F::kBlockBytes;
+  info.trailer_bytes = F::kTrailerBytes;
+  info.dot = F::kDot;
+  info.max_error = max_error;
+  info.encode = &F::encode;
+  info.at = &F::at;
+  info.has_zero = true;
+  if constexpr (requires { F::kGroup; }) info.group = F::kGroup;
+  if constexpr (requires { F::kHasZero; }) info.has_zero = F::kHasZero;
   if constexpr (requires { F::kFileBytes; }) {
     info.file_bytes = F::kFileBytes;
     info.repack = &F::repack;

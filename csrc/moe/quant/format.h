@@ -8,20 +8,26 @@
 //   kDepth              depth (input columns) of one block; a panel's depth is padded to a multiple
 //   kBlockBytes         bytes of a block for sixteen rows; blocks follow each other along the depth
 //   kTrailerBytes       bytes after the last block (scales that hold for a whole row)
-//   kUnitDepth          columns that are read from memory at once; a block is a row of units
+//   kUnitDepth          columns that are decoded at once; units follow each other in a block
+//   kUnitBytes          bytes of a unit, scales apart
 //   kDot                the dot product of its fast path (see Dot)
-//   kScales             where the scales of its integers are (Scales); kU8S8 formats only
-//   kOffset             the stored byte that means zero; kU8S8 formats only
-//   decode<V>(block, trailer, unit, out)     exact path: kUnitDepth vectors, the weights' exact
-//                                            values
-//   weights<V>(block, unit, out)             fast path: the unit's operands, one for each word
-//   scale<V>(block)                          fast path, Scales::kBlock: the block's sixteen scales
-//   encode(rows, depth, panel)               writes a panel from sixteen rows of floats
-//   at(panel, depth, row, k)                 one weight's value; packing written as one equation
-//   round(panel, depth, row, k, x)      optional, what GPTQ needs: writes the value nearest to x
-//                                       that the scales in the panel allow, and returns it
-//   kFileBytes, repack(rows, blocks, panel)  formats of GGUF files: a block's bytes in the file,
-//                                            and a panel from sixteen rows of such blocks, lossless
+//   kScales             what its scales belong to (Scales)
+//   values<V>(unit, out)                   the unit's columns as floats, scales left out; exact
+//   weights<V>(unit, out)                  fast path: the unit's operands, one for each word
+//   encode(rows, depth, panel)             writes a panel from sixteen rows of floats
+//   at(panel, depth, row, k)               one weight's value; packing written as one equation
+//   round(panel, depth, row, k, x)         optional, what GPTQ needs: writes the value nearest to x
+//                                          that the scales in the panel allow, and returns it
+// Where kDot is kU8S8:
+//   kOffset             the byte that means zero
+// Where kScales is kGroup:
+//   kGroup, kMin        columns that share a scale; whether the scale comes with a minimum
+//   scale<V>(block, group, scale, min)     sixteen rows' of a group: value = scale · q + min
+//   kHasZero            whether 0 is a value whatever the scale (padding is not 0 where it is not)
+// Formats of files:
+//   kFileBytes, repack(rows, blocks, panel)  a block's bytes in a GGUF file, and a panel from
+//   sixteen
+//                                            rows of such blocks, lossless
 //
 // No intrinsics here: V is the vector vocabulary of an instruction set (simd/vec.h).
 
@@ -56,11 +62,11 @@ inline constexpr int depth_per_word(Dot dot) {
   return dot == Dot::kF32 ? 1 : dot == Dot::kBf16 ? 2 : 4;
 }
 
-/// Where a format keeps the scales of its integers.
+/// What the scales of a format belong to.
 enum class Scales : uint8_t {
-  kNone,   // no integers
-  kRow,    // one per row, in the panel's trailer
-  kBlock,  // one per row and block
+  kNone,   // it has none
+  kRow,    // a row; they stand in the panel's trailer
+  kGroup,  // a row's group of kGroup columns; they stand in the block
 };
 
 enum class Format : uint8_t {
@@ -83,6 +89,8 @@ struct FormatInfo {
   float (*at)(const std::byte* panel, int64_t depth, int row, int64_t k);
   /// Bytes of one row's block in a GGUF file; 0 where GGUF has no such format.
   int64_t file_bytes;
+  int group;      // columns that share a scale; 0 where groups have none
+  bool has_zero;  // whether 0 is a value whatever the scale
   void (*repack)(const std::byte* const* rows, int64_t blocks, std::byte* panel);
   /// nullptr where a value cannot be rounded under scales that stand already.
   float (*round)(std::byte* panel, int64_t depth, int row, int64_t k, float x);

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "moe/quant/format.h"
+#include "moe/quant/codes.h"
 
 namespace moe {
 
@@ -14,26 +14,19 @@ struct Int8Format {
   static constexpr int kDepth = 4;
   static constexpr int kUnitDepth = 4;
   static constexpr int64_t kBlockBytes = 64;
+  static constexpr int64_t kUnitBytes = 64;
   static constexpr int64_t kTrailerBytes = 64;
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kRow;
   static constexpr int kOffset = 128;
 
   template <class V>
-  [[gnu::always_inline]] static inline void decode(const std::byte* block, const std::byte* trailer,
-                                                   int, typename V::F32* out) {
-    const typename V::U8 bytes = V::load_bytes(block);
-    const auto scale = V::load_f32(reinterpret_cast<const float*>(trailer));
-    const auto offset = V::fill(kOffset);
-    out[0] = mul(sub(V::template byte<0>(bytes), offset), scale);
-    out[1] = mul(sub(V::template byte<1>(bytes), offset), scale);
-    out[2] = mul(sub(V::template byte<2>(bytes), offset), scale);
-    out[3] = mul(sub(V::template byte<3>(bytes), offset), scale);
+  [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {
+    byte_values<V>(V::load_bytes(unit), kOffset, out);
   }
   template <class V>
-  [[gnu::always_inline]] static inline void weights(const std::byte* block, int,
-                                                    typename V::U8* out) {
-    out[0] = V::load_bytes(block);
+  [[gnu::always_inline]] static inline void weights(const std::byte* unit, typename V::U8* out) {
+    out[0] = V::load_bytes(unit);
   }
 
   static int64_t index(int row, int64_t k) { return (k / 4 * kPanelRows + row) * 4 + k % 4; }
@@ -50,7 +43,8 @@ struct Int8Format {
       scale[r] = largest / 127.0f;
       const float inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
       for (int64_t k = 0; k < depth; ++k) {
-        const float q = std::clamp(std::nearbyint(rows[r * depth + k] * inverse), -127.0f, 127.0f);
+        const float q =
+            std::min(std::max(-127.0f, std::nearbyint(rows[r * depth + k] * inverse)), 127.0f);
         out[index(r, k)] = static_cast<uint8_t>(static_cast<int>(q) + kOffset);
       }
     }

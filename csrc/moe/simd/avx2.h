@@ -32,6 +32,14 @@ MOE_INLINE __m256i load_half(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
 MOE_INLINE I32x16 load_i32(const int32_t* p) { return {load_half(p), load_half(p + 8)}; }
+MOE_INLINE I32x16 load_i32(const uint8_t* p) {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
+}
+MOE_INLINE I32x16 load_i32(const int8_t* p) {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(b), _mm256_cvtepi8_epi32(_mm_srli_si128(b, 8))};
+}
 MOE_INLINE U8x64 load_u8(const void* p) {
   return {load_half(p), load_half(static_cast<const char*>(p) + 32)};
 }
@@ -276,32 +284,19 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return {dot_half(acc.lo, x.v, w.lo), dot_half(acc.hi, x.v, w.hi)};
 }
 
-MOE_INLINE U8x64 low_nibbles(U8x64 a) {
-  const __m256i m = _mm256_set1_epi8(15);
+MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
+  const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
+  if (shift > 0) a = {_mm256_srli_epi16(a.lo, shift), _mm256_srli_epi16(a.hi, shift)};
+  if (shift < 0) a = {_mm256_slli_epi16(a.lo, -shift), _mm256_slli_epi16(a.hi, -shift)};
   return {_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)};
 }
-MOE_INLINE U8x64 high_nibbles(U8x64 a) {
-  const __m256i m = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), m),
-          _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), m)};
+MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) {
+  return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m256i t =
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
-}
-MOE_INLINE __m256 exponents_to_f32(__m128i e) {
-  const __m256i wide = _mm256_cvtepu8_epi32(e);
-  const __m256i zero = _mm256_cmpeq_epi32(wide, _mm256_setzero_si256());
-  const __m256i nan = _mm256_cmpeq_epi32(wide, _mm256_set1_epi32(255));
-  __m256i word = _mm256_slli_epi32(wide, 23);
-  word = _mm256_blendv_epi8(word, _mm256_set1_epi32(0x00400000), zero);
-  word = _mm256_blendv_epi8(word, _mm256_set1_epi32(0x7fc00000), nan);
-  return _mm256_castsi256_ps(word);
-}
-MOE_INLINE F32x16 load_e8m0(const uint8_t* p) {
-  const __m128i e = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {exponents_to_f32(e), exponents_to_f32(_mm_srli_si128(e, 8))};
 }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(b));

@@ -28,6 +28,12 @@ MOE_INLINE I32x16 set1_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 
 MOE_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 MOE_INLINE I32x16 load_i32(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+MOE_INLINE I32x16 load_i32(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+MOE_INLINE I32x16 load_i32(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
 MOE_INLINE U8x64 load_u8(const void* p) { return {_mm512_loadu_si512(p)}; }
 MOE_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
@@ -196,22 +202,17 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
 #endif
 }
 
-MOE_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-MOE_INLINE U8x64 high_nibbles(U8x64 a) {
-  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
+  const __m512i m = _mm512_set1_epi8(static_cast<char>(mask));
+  if (shift > 0) a.v = _mm512_srli_epi16(a.v, static_cast<unsigned>(shift));
+  if (shift < 0) a.v = _mm512_slli_epi16(a.v, static_cast<unsigned>(-shift));
+  return {_mm512_and_si512(a.v, m)};
 }
+MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m512i t =
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(t, a.v)};
-}
-MOE_INLINE F32x16 load_e8m0(const uint8_t* p) {
-  const __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  __m512i word = _mm512_slli_epi32(e, 23);
-  word = _mm512_mask_mov_epi32(word, _mm512_testn_epi32_mask(e, e), _mm512_set1_epi32(0x00400000));
-  word = _mm512_mask_mov_epi32(word, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)),
-                               _mm512_set1_epi32(0x7fc00000));
-  return {_mm512_castsi512_ps(word)};
 }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
   return {_mm512_xor_si512(a.v, _mm512_set1_epi8(static_cast<char>(b)))};

@@ -39,6 +39,17 @@ MOE_INLINE I32x16 load_i32(const int32_t* p) {
   std::memcpy(&r.v, p, 64);
   return r;
 }
+/// Sixteen bytes, widened.
+MOE_INLINE I32x16 load_i32(const uint8_t* p) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = p[i];
+  return r;
+}
+MOE_INLINE I32x16 load_i32(const int8_t* p) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = p[i];
+  return r;
+}
 MOE_INLINE U8x64 load_u8(const void* p) {
   U8x64 r;
   std::memcpy(&r.v, p, 64);
@@ -238,8 +249,12 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return acc;
 }
 
-MOE_INLINE U8x64 low_nibbles(U8x64 a) { return {a.v & 0x0f0f0f0fu}; }
-MOE_INLINE U8x64 high_nibbles(U8x64 a) { return {(a.v >> 4) & 0x0f0f0f0fu}; }
+/// (a >> shift) & mask in every byte, shifting left by −shift where it is negative. The mask has no
+/// bit that comes from another byte; |shift| < 8.
+MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
+  return {(shift >= 0 ? a.v >> shift : a.v << -shift) & (0x01010101u * mask)};
+}
+MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {a.v | b.v}; }
 /// table[a] for bytes a < 16; the table has sixteen bytes.
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   uint8_t bytes[64];
@@ -247,17 +262,6 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   for (int i = 0; i < 64; ++i) bytes[i] = table[bytes[i] & 15];
   std::memcpy(&a.v, bytes, 64);
   return a;
-}
-/// 2^(e - 127) from sixteen exponent bytes (OCP microscaling's E8M0); 255 is NaN.
-MOE_INLINE F32x16 load_e8m0(const uint8_t* p) {
-  F32x16 r;
-  for (int i = 0; i < 16; ++i) {
-    const uint32_t word = p[i] == 0 ? 0x00400000u : p[i] == 255 ? 0x7fc00000u : p[i] * 0x00800000u;
-    float value;
-    std::memcpy(&value, &word, 4);
-    r.v[i] = value;
-  }
-  return r;
 }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) { return {a.v ^ (0x01010101u * b)}; }
 /// Byte j of each lane's word, zero-extended to float.

@@ -43,6 +43,7 @@ MOE_INLINE void touch(const void* p) {
 /// on the vectors themselves is found by their types.
 struct Vec {
   using F32 = F32x16;
+  using I32 = I32x16;
   using U8 = U8x64;
   template <class T>
   MOE_INLINE F32 load_f32(const T* p) {
@@ -50,7 +51,9 @@ struct Vec {
   }
   MOE_INLINE U8 load_bytes(const void* p) { return load_u8(p); }
   MOE_INLINE F32 fill(float x) { return set1(x); }
-  MOE_INLINE F32 power_of_two(const uint8_t* p) { return load_e8m0(p); }
+  MOE_INLINE I32 fill_i32(int32_t x) { return set1_i32(x); }
+  MOE_INLINE I32 widen_u8(const uint8_t* p) { return load_i32(p); }
+  MOE_INLINE I32 widen_s8(const int8_t* p) { return load_i32(p); }
   template <int j>
   MOE_INLINE F32 byte(U8 a) {
     return byte_to_f32<j>(a);

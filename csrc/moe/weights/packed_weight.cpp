@@ -29,15 +29,24 @@ void widen(const void* values, DType dtype, int64_t begin, int64_t count, float*
   }
 }
 
-/// The sixteen rows of panel `p` as floats [16, depth], zero where the matrix ends.
+// Fills the rest of the last group with its own values: zeros that the format cannot express would
+// pull the group's scale away from the weights. Activations are 0 there.
+void repeat_last_group(float* row, int64_t count, int group) {
+  const int64_t begin = count / group * group;
+  for (int64_t k = count; k % group != 0; ++k) row[k] = row[begin + (k - begin) % (count - begin)];
+}
+
+/// The sixteen rows of panel `p` as floats [16, depth], zero where the matrix ends (but see above).
 void panel_rows(const PackedMatrix& matrix, int64_t depth, const void* values, DType dtype,
                 int64_t p, float* out) {
+  const FormatInfo& info = format_info(matrix.format);
   for (int r = 0; r < kPanelRows; ++r) {
     float* row = out + r * depth;
     const int64_t source = p * kPanelRows + r;
     const int64_t count = source < matrix.rows ? matrix.cols : 0;
     widen(values, dtype, source * matrix.cols, count, row);
     std::memset(row + count, 0, static_cast<size_t>(depth - count) * 4);
+    if (!info.has_zero) repeat_last_group(row, count, info.group);
   }
 }
 

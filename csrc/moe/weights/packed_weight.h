@@ -14,8 +14,8 @@
 
 namespace moe {
 
-/// One expert's matrix. Panel p holds rows 16p … 16p + 15; rows and columns beyond the matrix are
-/// 0.
+/// One expert's matrix. Panel p holds rows 16p … 16p + 15; rows beyond the matrix are 0, columns
+/// are 0 or meet activations that are.
 struct PackedMatrix {
   Format format;
   const std::byte* data;

@@ -1,0 +1,142 @@
+#pragma once
+// Weights decoded into a buffer, for products whose rows read them more than once: a depth block
+// of any format becomes one of the few layouts below, and what multiplies those is shared by all
+// formats. A tile that reads a format directly computes the same bits.
+
+#include "moe/kernels/table.h"
+#include "moe/quant/formats.h"
+#include "moe/simd/vec.h"
+
+namespace moe::MOE_ISA {
+
+/// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima. The
+/// byte that means zero is the format's that they come from (TileCall::offset).
+template <int group, bool min>
+struct ByteGroups {
+  static constexpr bool kInCache = true;
+  static constexpr int kDepth = group, kGroup = group, kUnitDepth = 4;
+  static constexpr int64_t kUnitBytes = 64;
+  static constexpr int64_t kScalesAt = group * kPanelRows;
+  static constexpr int64_t kBlockBytes = kScalesAt + (min ? 128 : 64);
+  static constexpr Dot kDot = Dot::kU8S8;
+  static constexpr Scales kScales = Scales::kGroup;
+  static constexpr bool kMin = min;
+
+  template <class V>
+  MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
+    out[0] = V::load_bytes(unit);
+  }
+  template <class V>
+  MOE_INLINE void scale(const std::byte* block, int, typename V::F32& factor,
+                        typename V::F32& least) {
+    factor = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt));
+    if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 64));
+  }
+};
+
+/// Pairs of bfloat16, then the group's sixteen scales.
+template <int group>
+struct PairGroups {
+  static constexpr bool kInCache = true;
+  static constexpr int kDepth = group, kGroup = group, kUnitDepth = 2;
+  static constexpr int64_t kUnitBytes = 64;
+  static constexpr int64_t kScalesAt = group * kPanelRows * 2;
+  static constexpr int64_t kBlockBytes = kScalesAt + 64;
+  static constexpr Dot kDot = Dot::kBf16;
+  static constexpr Scales kScales = Scales::kGroup;
+  static constexpr bool kMin = false;
+
+  template <class V>
+  MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
+    out[0] = V::load_bytes(unit);
+  }
+  template <class V>
+  MOE_INLINE void scale(const std::byte* block, int, typename V::F32& factor, typename V::F32&) {
+    factor = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt));
+  }
+};
+
+/// What multiplies many rows of format F: F itself where a word needs no decoding.
+template <class F>
+struct FastLayout {
+  using Type = F;
+};
+template <class F>
+  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 && F::kUnitDepth > 4)
+struct FastLayout<F> {
+  using Type = ByteGroups<F::kGroup, F::kMin>;
+};
+template <class F>
+  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kBf16)
+struct FastLayout<F> {
+  using Type = PairGroups<F::kGroup>;
+};
+
+/// How far ahead of a single tile's reads the weights are requested, in bytes of one panel.
+inline constexpr int64_t kPrefetchBytes = 2048;
+
+template <class F>
+MOE_INLINE void prefetch_unit(const std::byte* unit) {
+  MOE_UNROLL
+  for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(unit + kPrefetchBytes + i);
+}
+
+/// One panel's blocks as floats [depth][16], for the exact path.
+template <class F>
+[[gnu::noinline]] static void expand_values(const std::byte* block, const std::byte* trailer,
+                                            int64_t blocks, std::byte* to) noexcept {
+  auto* out = reinterpret_cast<float*>(to);
+  for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
+    for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
+      F32x16 value[F::kUnitDepth], scale = set1(1.0f), min = zero_f32();
+      prefetch_unit<F>(block + u * F::kUnitBytes);
+      F::template values<Vec>(block + u * F::kUnitBytes, value);
+      if constexpr (F::kScales == Scales::kRow) {
+        scale = load(reinterpret_cast<const float*>(trailer));
+      }
+      for (int k = 0; k < F::kUnitDepth; ++k, out += kPanelRows) {
+        if constexpr (F::kScales == Scales::kGroup) {
+          const int column = u * F::kUnitDepth + k;
+          if (k == 0 || column % F::kGroup == 0) {
+            F::template scale<Vec>(block, column / F::kGroup, scale, min);
+          }
+          value[k] = mul(value[k], scale);
+          if constexpr (F::kMin) value[k] = add(value[k], min);
+        } else {
+          value[k] = mul(value[k], scale);
+        }
+        store(out, value[k]);
+      }
+    }
+  }
+}
+
+/// One panel's blocks as operands of the fast path, in E's layout.
+template <class F, class E>
+[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte*,
+                                             int64_t blocks, std::byte* out) noexcept {
+  constexpr int kDepthOfWord = depth_per_word(F::kDot);
+  constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
+  constexpr int kGroupWords = F::kGroup / kDepthOfWord;
+  for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
+    for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
+      U8x64 word[kUnitWords];
+      prefetch_unit<F>(block + u * F::kUnitBytes);
+      F::template weights<Vec>(block + u * F::kUnitBytes, word);
+      MOE_UNROLL
+      for (int i = 0; i < kUnitWords; ++i) {
+        const int w = u * kUnitWords + i;
+        store_u8(out + w / kGroupWords * E::kBlockBytes + w % kGroupWords * 64, word[i]);
+      }
+    }
+    for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
+      F32x16 scale, min;
+      F::template scale<Vec>(block, g, scale, min);
+      auto* to = reinterpret_cast<float*>(out + E::kScalesAt);
+      store(to, scale);
+      if constexpr (E::kMin) store(to + kPanelRows, min);
+    }
+  }
+}
+
+}  // namespace moe::MOE_ISA
