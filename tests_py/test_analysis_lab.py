@@ -105,6 +105,32 @@ class TestSpecialisation:
         assert found.vocabulary_strength.verdicts == ["clear"]
         assert found.domain_strength.verdicts == ["none"]
 
+    def test_words_that_follow(self) -> None:
+        """Experts that look ahead: only the next id explains them, within its own sequence."""
+        draw = np.random.default_rng(3)
+        ids = draw.integers(0, 5, 1000)
+        experts = np.append(ids[1:], 0)[:, None, None]
+        sequences, positions = np.arange(1000) // 100, np.arange(1000) % 100
+        parts = {
+            name: mk.Record(
+                experts[rows],
+                np.ones((500, 1, 1)),
+                [0],
+                num_experts=[5],
+                ids=ids[rows],
+                sequences=sequences[rows] - sequences[rows][0],
+                positions=positions[rows],
+            )
+            for name, rows in (("a", slice(0, 500)), ("b", slice(500, None)))
+        }
+        read = analysis.specialisation(parts)
+        following = analysis.specialisation(parts, words="next")
+        assert read.vocabulary_strength.verdicts == ["none"]
+        assert following.vocabulary_strength.explained[0] > 0.95
+        np.testing.assert_array_equal(following.vocabulary[0], np.eye(5))
+        with pytest.raises(ValueError, match="words is 'all'"):
+            analysis.specialisation(parts, words="all")
+
     def test_the_same_seed_gives_the_same_figures(self) -> None:
         pair = {"a": routed(300, 1, 1), "b": routed(300, 0, 2)}
         one, two = (analysis.specialisation(pair, seed=4) for _ in range(2))

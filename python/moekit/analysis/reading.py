@@ -95,12 +95,16 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> Doubles:
 
 def token_losses(logits: npt.NDArray[np.float32], following: Ids) -> Doubles:
     """-log p of each following token, in nats: float64 [T] of logits [T, V] and ids [T]."""
-    losses = np.empty(len(following))
-    # In parts: a softmax in double of a whole text and a large vocabulary is gigabytes.
-    step = max(1, (1 << 24) // logits.shape[1])
+    # Exponentials in float32, four times as fast, summed in double: errors of some 1e-8 nats.
+    top = logits.max(axis=1)
+    total = np.empty(len(following))
+    # In parts: a second array of a whole text and a large vocabulary would be gigabytes.
+    step = max(1, (1 << 22) // logits.shape[1])
     for at in range(0, len(following), step):
-        part = log_softmax(logits[at : at + step])
-        losses[at : at + step] = -part[np.arange(len(part)), following[at : at + step]]
+        rows = slice(at, at + step)
+        total[rows] = np.exp(logits[rows] - top[rows, None]).sum(axis=1, dtype=np.float64)
+    chosen = logits[np.arange(len(following)), following]
+    losses: Doubles = np.log(total) + (top - chosen.astype(np.float64))
     return losses
 
 

@@ -142,6 +142,7 @@ def specialisation(
     records: Mapping[str, Record],
     *,
     k: int | None = None,
+    words: str = "read",
     block: int = 32,
     min_count: int = 8,
     resamples: int = 400,
@@ -153,6 +154,7 @@ def specialisation(
     Args:
         records: domain -> record, all of one policy and the same layers; two or more.
         k: count only the first k slots (OLMoE also looks at k = 1); None counts all.
+        words: the vocabulary is of the ids that a token "read", or of those that follow ("next").
         block: neighbouring tokens go to similar experts, so shuffling and resampling move blocks of
             this many tokens of one sequence, not single tokens.
         min_count: ids that occur less often have no vocabulary specialisation.
@@ -168,6 +170,8 @@ def specialisation(
             f"[specialisation] block {block}, min_count {min_count}, resamples {resamples}, "
             f"permutations {permutations}; at least 1, 1, 20 and 20 are required"
         )
+    if words not in ("read", "next"):
+        raise ValueError(f"[specialisation] words is {words!r}; read or next is required")
     whole = Record.join(records.values())  # refuses what does not belong together
     rng = np.random.default_rng(seed)
     label = np.repeat(np.arange(len(records)), [len(r) for r in records.values()])
@@ -190,7 +194,13 @@ def specialisation(
     for shares in domain[:3]:
         shares[beyond] = np.nan
     ids, vocabulary, strength = _by_word(
-        experts, whole.ids, most, min_count, rng, resamples // 4, permutations // 4
+        experts,
+        whole.ids if words == "read" else _following(whole),
+        most,
+        min_count,
+        rng,
+        resamples // 4,
+        permutations // 4,
     )
     vocabulary[np.broadcast_to(beyond[:, None], vocabulary.shape)] = np.nan
     return Specialisation(
@@ -203,6 +213,14 @@ def specialisation(
         strength,
         _names(whole, ids),
     )
+
+
+def _following(record: Record) -> npt.NDArray[np.int32]:
+    """The id after each token in its sequence, -1 where none was read."""
+    following = np.full(len(record), -1, np.int32)
+    goes_on = (np.diff(record.sequences) == 0) & (np.diff(record.positions) == 1)
+    following[:-1][goes_on] = record.ids[1:][goes_on]
+    return following
 
 
 def _units(label: Longs, sequences: npt.NDArray[np.int32], block: int) -> Longs:
