@@ -1,16 +1,15 @@
 """dots.llm1 (arXiv 2506.05767): DeepSeek-V3's router; q and k normalised by head."""
 
 from ..config import Config
-from ..nn import MLP, Model, MoE
+from ..nn import Model
 from .base import layer_count, sparse_layers
-from .grouped import GroupedQuery, decoder, layer_windows
+from .grouped import GroupedQuery, decoder, feed_forwards, layer_windows
 from .latent import grouped_mixture
 from .reader import Reader
 
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a dots.llm1 checkpoint."""
-    hidden = config.size("hidden_size")
     layers = layer_count(config)
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     dense = config.size("first_k_dense_replace", default=0, least=0)
@@ -27,15 +26,10 @@ def build(config: Config, reader: Reader) -> Model:
     )
     mixture = grouped_mixture(config, normalize=config.flag("norm_topk_prob", default=False))
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
     return decoder(
         config,
         reader,
         lambda n, layer: attention.read(layer, window=windows[n]),
-        feed_forward,
+        feed_forwards(config, sparse, mixture),
         eps=eps,
     )

@@ -1,9 +1,9 @@
 """K-EXAONE (LG AI Research): DeepSeek-V3's router; windowed layers rotate, full ones do not."""
 
 from ..config import Config
-from ..nn import MLP, Attention, Model, MoE
+from ..nn import Attention, Model
 from .base import layer_count, sparse_layers, top_k
-from .grouped import GroupedQuery, decoder, layer_windows
+from .grouped import GroupedQuery, decoder, feed_forwards, layer_windows
 from .mixture import Mixture, group_rule
 from .reader import Reader
 
@@ -41,13 +41,15 @@ def build(config: Config, reader: Reader) -> Model:
             return attention.read(layer, window=windows and windows[n])
         return attention.read(layer, frequencies=None)
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture.read(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
     # Multi-token prediction is not run.
-    return decoder(config, reader, attend, feed_forward, eps=eps, ignored=("mtp",))
+    return decoder(
+        config,
+        reader,
+        attend,
+        feed_forwards(config, sparse, mixture.read),
+        eps=eps,
+        ignored=("mtp",),
+    )
 
 
 def _windows(config: Config, layers: int) -> list[int | None] | None:

@@ -5,9 +5,9 @@ multi-token prediction that follow the model's are not run.
 """
 
 from ..config import Config
-from ..nn import MLP, Model, MoE
+from ..nn import Model
 from .base import layer_count, sparse_layers
-from .grouped import GroupedQuery, decoder
+from .grouped import GroupedQuery, decoder, feed_forwards
 from .latent import grouped_mixture
 from .reader import Reader
 from .rope import read_rope
@@ -15,7 +15,6 @@ from .rope import read_rope
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a GLM-4-MoE checkpoint."""
-    hidden = config.size("hidden_size")
     layers = layer_count(config)
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     dense = config.size("first_k_dense_replace", default=1, least=0)
@@ -30,9 +29,10 @@ def build(config: Config, reader: Reader) -> Model:
     )
     mixture = grouped_mixture(config)
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
-    return decoder(config, reader, lambda n, layer: attention.read(layer), feed_forward, eps=eps)
+    return decoder(
+        config,
+        reader,
+        lambda n, layer: attention.read(layer),
+        feed_forwards(config, sparse, mixture),
+        eps=eps,
+    )

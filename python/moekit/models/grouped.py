@@ -5,7 +5,7 @@ A family's file says which choices it makes; `nn.Attention`, `nn.Block` and `ops
 they mean.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from ..config import Config
@@ -66,6 +66,13 @@ class GroupedQuery:
             head_size(self.config, self.hidden, self.heads)
         frequencies, factor = rope_table(settings, self.head_dim)
         return {"frequencies": frequencies, "rope_factor": factor}
+
+    def rotations(self, **settings: Any) -> dict[str, dict[str, Any]]:
+        """The options of `rotation` by layer type, for a `rope_parameters` with a section each."""
+        return {
+            kind: self.rotation(read_rope(self.config, layer_type=kind, **settings))
+            for kind in (FULL, SLIDING)
+        }
 
     def read(
         self,
@@ -131,6 +138,21 @@ def decoder(
     return assemble(config, reader, hidden, eps, block, norm=norm, **options)
 
 
+def feed_forwards(
+    config: Config, sparse: Sequence[bool], mixture: Callable[[Reader], MoE], **options: Any
+) -> MakeFeedForward:
+    """`mixture` in the layers that are `sparse`, else a dense layer of intermediate_size; both
+    under `mlp`. Options are those of `Reader.mlp`."""
+    hidden = config.size("hidden_size")
+
+    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
+        if sparse[n]:
+            return mixture(layer.under("mlp"))
+        return layer.mlp("mlp", config.size("intermediate_size"), hidden, **options)
+
+    return feed_forward
+
+
 def layer_windows(
     config: Config, layers: int, default: Callable[[int], bool] = lambda n: False
 ) -> list[int | None]:
@@ -138,22 +160,16 @@ def layer_windows(
 
     `layer_types` says which layers slide; where it is absent, `default(n)` does.
     """
-    slides = layer_slides(config, layers, default)
+    types = config.get("layer_types")
+    if types is None:
+        slides = [default(n) for n in range(layers)]
+    else:
+        if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
+            raise config.error("layer_types", f'a list of "{SLIDING}" and "{FULL}"')
+        if len(types) < layers:
+            raise config.error("layer_types", f"an entry for each of {layers} layers")
+        slides = [kind == SLIDING for kind in types[:layers]]
     if not any(slides):
         return [None] * layers
     window = config.size("sliding_window")
     return [window if sliding else None for sliding in slides]
-
-
-def layer_slides(
-    config: Config, layers: int, default: Callable[[int], bool] = lambda n: False
-) -> list[bool]:
-    """Which layers have sliding attention."""
-    types = config.get("layer_types")
-    if types is None:
-        return [default(n) for n in range(layers)]
-    if not isinstance(types, list) or not all(kind in (SLIDING, FULL) for kind in types):
-        raise config.error("layer_types", f'a list of "{SLIDING}" and "{FULL}"')
-    if len(types) < layers:
-        raise config.error("layer_types", f"an entry for each of {layers} layers")
-    return [kind == SLIDING for kind in types[:layers]]

@@ -5,9 +5,9 @@ Router: sigmoid scores plus a bias for the selection, the best k, renormalised, 
 """
 
 from ..config import Config
-from ..nn import MLP, Model, MoE
+from ..nn import Model
 from .base import layer_count, sparse_layers
-from .grouped import GroupedQuery, decoder
+from .grouped import GroupedQuery, decoder, feed_forwards
 from .mixture import Mixture
 from .reader import Reader
 from .rope import read_rope
@@ -15,7 +15,6 @@ from .rope import read_rope
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Hunyuan 3 checkpoint."""
-    hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     mlp_bias = config.flag("mlp_bias", default=False)
     sparse = sparse_layers(config, layer_count(config), 1, [0])
@@ -41,9 +40,10 @@ def build(config: Config, reader: Reader) -> Model:
         shared_bias=mlp_bias,
     )
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture.read(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden, bias=mlp_bias)
-
-    return decoder(config, reader, lambda n, layer: attention.read(layer), feed_forward, eps=eps)
+    return decoder(
+        config,
+        reader,
+        lambda n, layer: attention.read(layer),
+        feed_forwards(config, sparse, mixture.read, bias=mlp_bias),
+        eps=eps,
+    )

@@ -5,12 +5,11 @@ renormalised, times `moe_routed_scaling_factor`; a shared expert beside them.
 """
 
 from ..config import Config
-from ..nn import MLP, Attention, Model, MoE
+from ..nn import Attention, Model
 from .base import layer_count, sparse_layers
-from .grouped import FULL, SLIDING, GroupedQuery, decoder, layer_windows
+from .grouped import FULL, SLIDING, GroupedQuery, decoder, feed_forwards, layer_windows
 from .mixture import Mixture
 from .reader import Reader
-from .rope import read_rope
 
 _ROPE = {
     FULL: {"rope_type": "default", "rope_theta": 500000.0, "partial_rotary_factor": 0.5},
@@ -49,9 +48,7 @@ def build(config: Config, reader: Reader) -> Model:
     config.require(
         gating in (True, "per-head", "per-element"), "gating", "true, per-head or per-element"
     )
-    rotations = {
-        kind: attention.rotation(read_rope(config, layer_type=kind)) for kind in (FULL, SLIDING)
-    }
+    rotations = attention.rotations()
     softcap = config.number("moe_router_logit_softcapping", default=0.0)
     mixture = Mixture.of(
         config,
@@ -77,9 +74,4 @@ def build(config: Config, reader: Reader) -> Model:
             **rotations[FULL if windows[n] is None else SLIDING],
         )
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture.read(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
-    return decoder(config, reader, attend, feed_forward, eps=eps)
+    return decoder(config, reader, attend, feed_forwards(config, sparse, mixture.read), eps=eps)

@@ -1,12 +1,11 @@
 """Mellum (JetBrains): Qwen3-MoE's layers, some with a window and a rotation of their own."""
 
 from ..config import Config
-from ..nn import MLP, Attention, Model, MoE
+from ..nn import Attention, Model
 from .base import layer_count, sparse_layers
-from .grouped import FULL, SLIDING, GroupedQuery, decoder, layer_windows
+from .grouped import FULL, SLIDING, GroupedQuery, decoder, feed_forwards, layer_windows
 from .mixture import Mixture
 from .reader import Reader
-from .rope import read_rope
 
 _ROPE = {
     FULL: {"rope_type": "default", "rope_theta": 500000.0},
@@ -17,7 +16,6 @@ _ROPE = {
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Mellum checkpoint."""
     config = config.with_defaults(rope_parameters=_ROPE)
-    hidden = config.size("hidden_size")
     layers = layer_count(config)
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     windows = layer_windows(config, layers)
@@ -29,9 +27,7 @@ def build(config: Config, reader: Reader) -> Model:
         norms=("q_norm", "k_norm"),
         rope=False,
     )
-    rotations = {
-        kind: attention.rotation(read_rope(config, layer_type=kind)) for kind in (FULL, SLIDING)
-    }
+    rotations = attention.rotations()
     mixture = Mixture.of(
         config,
         "moe_intermediate_size",
@@ -42,10 +38,12 @@ def build(config: Config, reader: Reader) -> Model:
         rotation = rotations[FULL if windows[n] is None else SLIDING]
         return attention.read(layer, window=windows[n], **rotation)
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture.read(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
     # Multi-token prediction is not run.
-    return decoder(config, reader, attend, feed_forward, eps=eps, ignored=("mtp.",))
+    return decoder(
+        config,
+        reader,
+        attend,
+        feed_forwards(config, sparse, mixture.read),
+        eps=eps,
+        ignored=("mtp.",),
+    )

@@ -7,12 +7,11 @@ layer type; values are narrower than keys and scaled.
 from typing import Any
 
 from ..config import Config
-from ..nn import MLP, Attention, Model, MoE
+from ..nn import Attention, Model
 from .base import layer_count, sparse_layers
-from .grouped import FULL, SLIDING, GroupedQuery, decoder, layer_windows
+from .grouped import FULL, SLIDING, GroupedQuery, decoder, feed_forwards, layer_windows
 from .latent import grouped_mixture
 from .reader import Reader
-from .rope import read_rope
 
 _ROPE = {
     FULL: {"rope_type": "default", "rope_theta": 5000000.0},
@@ -28,7 +27,6 @@ def build(config: Config, reader: Reader) -> Model:
     config = config.with_defaults(
         rope_parameters=_ROPE, sliding_window=129, n_shared_experts=0, routed_scaling_factor=1.0
     )
-    hidden = config.size("hidden_size")
     layers = layer_count(config)
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     windows = layer_windows(config, layers, lambda n: n > 0 and (n + 1) % 6 != 0)
@@ -45,10 +43,7 @@ def build(config: Config, reader: Reader) -> Model:
         rope=False,
         value_scale=value_scale,
     )
-    rotations = {
-        kind: attention.rotation(read_rope(config, layer_type=kind, default_partial=0.334))
-        for kind in (FULL, SLIDING)
-    }
+    rotations = attention.rotations(default_partial=0.334)
     config.require(
         not any(windows) or attention.heads % (2 * attention.kv_heads) == 0,
         "num_key_value_heads",
@@ -63,10 +58,12 @@ def build(config: Config, reader: Reader) -> Model:
         sinks = layer.tensor(layer.first_of("attention_sink_bias", "sinks"), attention.heads)
         return attention.read(layer, kv_heads=2 * attention.kv_heads, sinks=sinks, **options)
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
     # Multi-token prediction is not run.
-    return decoder(config, reader, attend, feed_forward, eps=eps, ignored=("model.mtp.",))
+    return decoder(
+        config,
+        reader,
+        attend,
+        feed_forwards(config, sparse, mixture),
+        eps=eps,
+        ignored=("model.mtp.",),
+    )

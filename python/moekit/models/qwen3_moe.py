@@ -4,16 +4,15 @@ Router: softmax over all experts, the best k, renormalised where norm_topk_prob 
 """
 
 from ..config import Config
-from ..nn import MLP, Model, MoE
+from ..nn import Model
 from .base import layer_count, sparse_layers
-from .grouped import GroupedQuery, decoder
+from .grouped import GroupedQuery, decoder, feed_forwards
 from .mixture import Mixture
 from .reader import Reader
 
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Qwen3-MoE checkpoint."""
-    hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     windowed = config.flag("use_sliding_window", default=False)
     attention = GroupedQuery(
@@ -35,9 +34,10 @@ def build(config: Config, reader: Reader) -> Model:
         {"score": "softmax", "normalize": config.flag("norm_topk_prob", default=False)},
     )
 
-    def feed_forward(n: int, layer: Reader) -> MoE | MLP:
-        if sparse[n]:
-            return mixture.read(layer.under("mlp"))
-        return layer.mlp("mlp", config.size("intermediate_size"), hidden)
-
-    return decoder(config, reader, lambda n, layer: attention.read(layer), feed_forward, eps=eps)
+    return decoder(
+        config,
+        reader,
+        lambda n, layer: attention.read(layer),
+        feed_forwards(config, sparse, mixture.read),
+        eps=eps,
+    )
