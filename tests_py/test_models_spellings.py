@@ -186,6 +186,45 @@ def test_faults_of_a_configuration_are_named(
         mk.load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("family", "gone"),
+    [
+        ("deepseek_v2", ["routed_scaling_factor", "topk_method", "n_shared_experts"]),
+        ("deepseek_v3", ["routed_scaling_factor", "norm_topk_prob", "n_group", "topk_group"]),
+        ("deepseek_v32", ["routed_scaling_factor", "index_topk", "topk_group"]),
+        ("deepseek_v4", ["routed_scaling_factor", "hc_eps", "scoring_func", "hc_sinkhorn_iters"]),
+        ("glm_moe_dsa", ["routed_scaling_factor", "index_topk", "rms_norm_eps", "n_group"]),
+        ("glm4_moe_lite", ["routed_scaling_factor", "mlp_layer_types", "rms_norm_eps"]),
+        ("mistral4", ["rope_parameters", "n_group", "norm_topk_prob"]),
+        ("axk1", ["routed_scaling_factor", "rms_norm_eps", "mlp_layer_types"]),
+        ("longcat_flash", ["routed_scaling_factor", "rope_parameters", "rms_norm_eps"]),
+        (
+            "llama4_text",
+            ["num_experts_per_tok", "attention_chunk_size", "floor_scale", "rope_parameters"],
+        ),
+    ],
+)
+def test_what_a_file_leaves_out_is_what_transformers_fills_in(
+    tmp_path: Path, family: str, gone: list[str]
+) -> None:
+    changes: dict[str, Any] = {}
+    if family in ("deepseek_v3", "deepseek_v32"):
+        changes = {"n_routed_experts": 16, "n_group": 8, "topk_group": 4}
+    if family == "deepseek_v3":
+        changes["num_experts_per_tok"] = 8
+    path = checkpoints.save(checkpoints.tiny_model(family, 8, **changes), tmp_path / "full")
+    kind = checkpoints.CLASSES.get(family, "AutoModelForCausalLM")
+    for field in gone:
+        fields = json.loads((path / "config.json").read_text())
+        assert fields.pop(field, None) is not None, field
+        (path / "config.json").write_text(json.dumps(fields))
+    theirs = getattr(transformers, kind).from_pretrained(
+        path, attn_implementation="eager", dtype=torch.float32
+    )
+    theirs.set_experts_implementation("eager")
+    family_checks.logits_and_experts(theirs.eval(), path, 8)
+
+
 def test_llama4_inside_of_its_wrapper(tmp_path: Path) -> None:
     theirs = checkpoints.tiny_model("llama4_text", 2, num_experts_per_tok=1)
     path = checkpoints.save(theirs, tmp_path / "wrapped")

@@ -246,6 +246,9 @@ def _read_flags(config: dict[str, object], row: Architecture, checkpoint: Checkp
         scale = config.get("routed_scaling_factor")
         config["routed_scaling_factor"] = scale or 1.0  # 0 means unset
         config.setdefault("norm_topk_prob", False)
+        # A file says nothing of groups where there is one.
+        for name in ("n_group", "topk_group"):
+            config.setdefault(name, 1)
     if row.gating == SOFTMAX:
         groups = config.get("n_group")
         grouped = type(groups) is int and groups > 1

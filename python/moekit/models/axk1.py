@@ -9,11 +9,14 @@ from ..nn import Model, MoE, RMSNorm
 from .latent import grouped_mixture, latent_attention, latent_decoder
 from .reader import Reader
 
+# What a file may leave out, as transformers fills it in.
+_DEFAULTS = {"n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "routed_scaling_factor": 2.5}
 _NORM = "post_mlp_layernorm"
 
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of an A.X-K1 checkpoint."""
+    config = config.with_defaults(**_DEFAULTS)
     hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
 

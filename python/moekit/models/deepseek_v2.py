@@ -14,6 +14,7 @@ from .reader import Reader
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a DeepSeek-V2 checkpoint."""
+    config = config.with_defaults(n_shared_experts=2)
     config.choice("scoring_func", ["softmax"], default="softmax")
     config.require(not config.flag("mlp_bias", default=False), "mlp_bias", "false")
     method = config.choice("topk_method", ["greedy", "group_limited_greedy"], default="greedy")

@@ -10,9 +10,13 @@ from ..nn import Model
 from .latent import grouped_mixture, latent_attention, latent_decoder
 from .reader import Reader
 
+# What a file may leave out, as transformers fills it in.
+_DEFAULTS = {"n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "routed_scaling_factor": 2.5}
+
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a DeepSeek-V3 checkpoint."""
+    config = config.with_defaults(**_DEFAULTS)
     config.choice("scoring_func", ["sigmoid"], default="sigmoid")
     config.choice("topk_method", ["noaux_tc"], default="noaux_tc")
     mixture = grouped_mixture(config)

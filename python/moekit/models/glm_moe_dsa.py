@@ -10,11 +10,20 @@ from .base import layer_count
 from .latent import grouped_mixture, latent_attention, latent_decoder, own_indexer
 from .reader import Reader
 
+# What a file may leave out, as transformers fills it in.
+_DEFAULTS = {
+    "num_experts_per_tok": 8,
+    "routed_scaling_factor": 2.5,
+    "index_topk": 2048,
+    "index_head_dim": 128,
+    "index_n_heads": 32,
+}
 _KINDS = {"F": "full", "S": "shared", "full": "full", "shared": "shared"}
 
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a GLM-5 checkpoint."""
+    config = config.with_defaults(**_DEFAULTS)
     kinds = _indexer_types(config, layer_count(config))
     indexer, selected = own_indexer(config, interleaved=True), config.size("index_topk")
 

@@ -31,6 +31,7 @@ def build(config: Config, reader: Reader) -> Model:
 
 
 def _text_model(config: Config, reader: Reader) -> Model:
+    config = config.with_defaults(num_experts_per_tok=1)
     layers = layer_count(config)
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     # The norm of queries and keys has no weight.
@@ -92,6 +93,8 @@ def _rotated_layers(config: Config, layers: int) -> list[bool]:
 def _chunked_layers(config: Config, layers: int) -> list[int | None]:
     """The chunk that a layer sees, None for layers that see all."""
     chunk = config.optional_size("attention_chunk_size")
+    if "attention_chunk_size" not in config:  # null, too, says something: no chunks
+        chunk = 8192
     types = config.get("layer_types")
     if types is None:
         return [chunk if rotated else None for rotated in _rotated_layers(config, layers)]

@@ -55,7 +55,7 @@ def _mixture(config: Config, layer: Reader, hidden: int) -> MoE:
         k,
         score="softmax",
         select_bias=bias,
-        scale=config.number("routed_scaling_factor", default=1.0),
+        scale=config.number("routed_scaling_factor", default=6.0),
     )
     # Transformers keeps a bias that it does not add, and writes halves of the zero experts.
     layer.ignore("router.classifier.bias")

@@ -12,9 +12,24 @@ from .latent import grouped_mixture, latent_attention, latent_decoder
 from .reader import Reader
 from .rope import read_rope
 
+# What a file may leave out, as transformers fills it in.
+_DEFAULTS = {"num_experts_per_tok": 4}
+_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 128.0,
+    "original_max_position_embeddings": 8192,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
+
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Mistral Small 4 checkpoint."""
+    config = config.with_defaults(**_DEFAULTS)
+    if not config.get("rope_scaling"):
+        config = config.with_defaults(rope_parameters=_ROPE)
     # The part that rotates is given of the whole head; here it has a size of its own.
     rope = replace(read_rope(config), partial=1.0)
     temperature = None
