@@ -302,10 +302,12 @@ def open_packed(directory: str | os.PathLike[str]) -> PackedReader:
 class Outline(Weights):
     """The packed checkpoint as its family sees it: names and shapes, zeros for values.
 
-    The zeros cost no memory; `mk.load` puts the weights in their places afterwards.
+    The zeros cost no memory; `mk.load` puts the weights in their places afterwards. Tensors that
+    parts keep only in another form have their values.
     """
 
     def __init__(self, reader: PackedReader) -> None:
+        self._reader = reader
         tensors = {
             name: TensorInfo(name, dtype, shape, 0, 0, "")
             for name, (dtype, shape) in reader.outline.items()
@@ -330,6 +332,8 @@ class Outline(Weights):
         return piece.of(matrix if piece.expert is None else matrix[piece.expert])
 
     def __getitem__(self, name: str) -> Array:
+        if TENSOR + name in self._reader.entries:
+            return self._reader.read(TENSOR + name)
         shape = self.info(name).shape
         # Vectors are kept by parts as they are, and told apart by what they are.
         if len(shape) < 2:

@@ -72,9 +72,11 @@ def quantize(
         raise ValueError(f"[quantize] method {method!r} without calibration; texts are required")
     if wanted.budget is not None and calibration is None:
         raise ValueError("[quantize] a budget without calibration; texts are required")
-    own = not isinstance(model_or_path, Model)
-    model = model_or_path if isinstance(model_or_path, Model) else loading.load(model_or_path)
-    if getattr(model, "pages", None) is not None:
+    own = isinstance(model_or_path, (str, os.PathLike))
+    model: Any = loading.load(model_or_path) if own else model_or_path  # type: ignore[arg-type]
+    if not isinstance(model, Model):
+        raise TypeError(f"[quantize] {type(model).__name__}; a decoder is required")
+    if model.pages is not None:
         raise ValueError("[quantize] a model with max_memory; one whose weights are in memory is")
     if calibration is not None and model.encodes_prompt:
         raise ValueError(

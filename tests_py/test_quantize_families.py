@@ -1,0 +1,44 @@
+"""Every family goes through quantisation, moekit's own layout and the report."""
+
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import grouped_families
+import latent_families
+import numpy as np
+import pytest
+import recurrent_families
+
+import moekit as mk
+
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17, 44, 8, 61]
+TEXTS = [IDS, IDS[::-1], [i + 1 for i in IDS]]
+_MODULES = (grouped_families, latent_families, recurrent_families)
+EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _MODULES for family in m.FIELDS)})
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_a_packed_directory_is_the_same_model(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    _, source = checkpoint_maker(family, 4)
+    full = mk.load(source)
+    if not isinstance(full, mk.nn.Model):
+        with pytest.raises(TypeError, match="decoder"):
+            mk.quantize(source, "int8", out=tmp_path / "q")
+        assert not list(tmp_path.iterdir())
+        return
+    recipe = {"default": "int8", "gate_up": "int4_g32", "head": "f32"}
+    made = mk.quantize(source, recipe, TEXTS, "gptq", out=tmp_path / "q", min_tokens=3)
+    read = mk.load(tmp_path / "q")
+    assert read.forward(IDS).tobytes() == made.forward(IDS).tobytes()
+    assert sum(read.memory().values()) < 0.6 * sum(full.memory().values())
+    report = mk.quant_report(full, read, TEXTS)
+    assert np.isfinite(report.kl) and report.tokens == 39
+    held = mk.quant_report(full, read, TEXTS, hold_routing=True)
+    assert held.kl_routing == 0.0
+    if full.moe_layers:
+        assert {row.layer for row in report.layers} == set(full.moe_layers)
+        assert set(made.quantization.tokens) == set(full.moe_layers)
+        assert any(row.error for row in report.experts)
