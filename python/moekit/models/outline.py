@@ -17,8 +17,8 @@ class OutlineReader(Reader):
         self.placed.append(Placed(piece, weight, slot, bank, role))
 
     def tensor(self, name: str, *shape: int) -> Array:
-        """Zeros of its own: a part keeps this very array, by which it is found again."""
+        """An array of its own: a part keeps this very one, by which it is found again."""
         piece = self.piece(name, shape)
-        value = np.zeros(shape, np.float32)
+        value = np.array(self._weights[piece.name], np.float32)
         self.placed.append(Placed(piece, value))
         return value
