@@ -18,6 +18,14 @@ _EXAMPLES = """\
   moekit plot cat.npz --kind text --by margin --out cat.html
   moekit plot code.npz prose.npz --kind specialisation --out who.png
 """
+_KINDS_HELP = """\
+load            the load of every expert in every layer
+coactivation    which experts of a layer work together
+time            the load of a layer along the text
+text            the text, each token in the colour of its first expert or its margin
+specialisation  what domain (a file each) and word explain of the routing, against shuffled labels
+
+Pictures need matplotlib: moekit[plots]."""
 _KINDS = ("load", "coactivation", "time", "text", "specialisation")
 
 
@@ -27,10 +35,7 @@ def add_parser(subparsers: Any) -> None:
         subparsers,
         "plot",
         "draw a recorded routing",
-        "load: every expert in every layer. coactivation: which experts of a layer work together. "
-        "time: the load of a layer along the text. text: the text, each token in the colour of its "
-        "expert or its margin. specialisation: what domain (a file each) and word explain of the "
-        "routing, against shuffled labels. Pictures need matplotlib: moekit[plots].",
+        _KINDS_HELP,
         _EXAMPLES,
     )
     add = parser.add_argument
