@@ -136,6 +136,7 @@ def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
 # What transformers takes where a config.json says nothing.
 _DEFAULTS: dict[str, object] = {
     "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 4096,
     "first_k_dense_replace": 0,
     "n_shared_experts": None,
     "routed_scaling_factor": 1.0,
