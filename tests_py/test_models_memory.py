@@ -3,12 +3,15 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 from checkpoints import rewrite_config, tiny_config
 from safetensors.numpy import save_file
+
+import moekit as mk
 
 LAYERS, E, H, F, V = 3, 8, 512, 1024, 1000
 
@@ -81,3 +84,18 @@ def test_peak_memory_is_what_stays_and_one_tensor(tmp_path: Path, format: str) -
     grown, kept = map(int, out.stdout.split())
     assert kept > 30e6
     assert grown < 1.15 * kept + largest
+
+
+@pytest.mark.parametrize("format", ["int8", "mxfp4", "f16"])
+def test_large_matrices_are_the_same_in_parts(
+    checkpoint_maker: Any, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    _, path = checkpoint_maker("qwen3_moe", 0, vocab_size=300)
+    whole = mk.load(path, format=format)
+    monkeypatch.setattr("moekit.models.reader._PART_VALUES", 1000)
+    parts = mk.load(path, format=format)
+    assert parts.embedding.tobytes() == whole.embedding.tobytes()
+    for mine, theirs in zip(parts.placed, whole.placed, strict=True):
+        if mine.slot >= 0:
+            found = mine.weight.expert_bytes(mine.slot)
+            np.testing.assert_array_equal(found, theirs.weight.expert_bytes(theirs.slot))

@@ -99,6 +99,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
     with checkpoint.open_model(name) as file:
         if file.format == "gguf":
             architecture = str(file.metadata.get("general.architecture", "unknown"))
+            runs = architecture in checkpoint.gguf_architecture_names()
             start = architecture + "."
             fields: Mapping[str, Any] = {
                 key.removeprefix(start): value
@@ -108,6 +109,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         else:
             fields = checkpoint.read_config(name) if os.path.isdir(name) else {}
             architecture = str(fields.get("model_type", "unknown"))
+            runs = architecture in FAMILIES
         facts = _facts(fields)
         rows = _rows(file, fields, facts.get("layers"))
         tied = fields.get("tie_word_embeddings") is True
@@ -120,7 +122,7 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
     return Contents(
         name,
         architecture,
-        architecture in FAMILIES,
+        runs,
         facts,
         total,
         total - routed + round(routed * share),

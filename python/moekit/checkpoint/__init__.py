@@ -44,7 +44,7 @@ from .directory import (
 )
 from .ggml_dequant import dequantize
 from .gguf import open_gguf
-from .gguf_config import read_gguf_config
+from .gguf_config import gguf_architecture_names, read_gguf_config
 from .open_weights import open_weights
 from .packed import Outline, PackedEntry, PackedReader, PackedWriter, is_packed, open_packed
 from .pieces import ALL, Piece
@@ -70,6 +70,7 @@ __all__ = [
     "WeightInfo",
     "Weights",
     "dequantize",
+    "gguf_architecture_names",
     "has_file",
     "is_packed",
     "open",

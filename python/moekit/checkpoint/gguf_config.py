@@ -28,6 +28,11 @@ _WIDTHS = {
 _BY_LAYER = ("attention.head_count_kv", "feed_forward_length")
 
 
+def gguf_architecture_names() -> list[str]:
+    """The values of `general.architecture` that are read."""
+    return sorted({row.name for row in (*ARCHITECTURES, *HYBRIDS)})
+
+
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
     """The row of the table that a GGUF file is; FileError naming the architecture if none is."""
     name = checkpoint.field("general.architecture", str)

@@ -107,6 +107,9 @@ class GgufWeights(Weights):
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         if name in self._orders:
             return self[name][start:stop]
+        info = self.info(name)
+        if info.scheme == "ggml" and len(info.shape) == 2:
+            return self.checkpoint.read_rows(info.parts["weight"], start, stop)
         return super().read_rows(name, start, stop)
 
     def formats(self, name: str) -> tuple[str, ...]:

@@ -6,8 +6,9 @@ few.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -29,6 +30,10 @@ _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
 INTEGER_DTYPES = ("I64", "I32")
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
+# Larger matrices, heads and embeddings, are converted in parts of so many values.
+_PART_VALUES = 1 << 21
+# Panels have 16 rows, the largest blocks of scales 128.
+_PART_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,13 @@ class Formats:
         head = format if bits >= 8 else "int8"
         table = {"f32": "f32", "f16": "f16"}.get(format, "bf16")
         return cls(format, format, format, head, table, router_format)
+
+
+def _parts(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows of a large matrix, whole panels and blocks of scales each."""
+    step = max(_PART_ROWS, _PART_VALUES // cols // _PART_ROWS * _PART_ROWS)
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
 
 
 def _bits_of(format: str) -> int:
@@ -211,10 +223,25 @@ class Reader:
         formats = weight.format
         format = formats if isinstance(formats, str) else formats[slot]
         blocks = self._weights.blocks(piece, format)
-        if blocks is None:
-            weight.fill(slot, self._weights.take(piece))
-        else:
+        if blocks is not None:
             weight.fill_blocks(slot, blocks)
+        elif piece.whole and piece.expert is None and prod(weight.shape) > _PART_VALUES:
+            weight.fill_bytes(slot, self._packed_in_parts(piece, format, weight.shape[-2:]))
+        else:
+            weight.fill(slot, self._weights.take(piece))
+
+    def _packed_in_parts(self, piece: Piece, format: str, shape: tuple[int, ...]) -> Array:
+        """The panels of a large matrix [N, K], of which only some rows are floats at a time."""
+        rows, cols = shape
+        panels = np.empty(ops.packed_bytes(format, rows, cols), np.uint8)
+        end = 0
+        for first, last in _parts(rows, cols):
+            part = PackedWeight.empty(format, (last - first, cols))
+            part.fill(0, np.ascontiguousarray(self._weights.read_rows(piece.name, first, last)))
+            found = part.expert_bytes(0)
+            panels[end : end + len(found)] = found
+            end += len(found)
+        return panels
 
     def packed(self, name: str, rows: int, cols: int, format: str | None) -> PackedWeight:
         """A matrix [rows, cols], packed; `format` None keeps the stored one."""
@@ -267,7 +294,14 @@ class Reader:
         piece = self.piece(full, (vocab, hidden))
         format = self.formats.embedding or self.stored_format(full)
         dtype = _TABLE_DTYPES.get(format, ml_dtypes.bfloat16)
-        table: Array = self._weights.take(piece).astype(dtype, copy=False)
+        table: Array
+        as_stored = format == self.stored_format(full) and format in ("f32", "f16", "bf16")
+        if as_stored or vocab * hidden <= _PART_VALUES:
+            table = self._weights.take(piece).astype(dtype, copy=False)
+        else:
+            table = np.empty((vocab, hidden), dtype)
+            for first, last in _parts(vocab, hidden):
+                table[first:last] = self._weights.read_rows(piece.name, first, last)
         self._note(Placed(piece, table))
         return table
 
