@@ -48,8 +48,17 @@ def importance(
         tap, _, feeds = tapped(block)
         stream.states = stream.through(tap, n)
         if block.moe is not None:
-            found[n] = _scores(block.moe, feeds[id(block.moe)], by)
+            found[n] = _scores(block.moe, _inputs_of(block.moe, feeds, n), by)
     return found
+
+
+def _inputs_of(moe: MoE, feeds: Mapping[int, ExpertInputs], layer: int) -> ExpertInputs:
+    if id(moe) not in feeds:
+        raise ValueError(
+            f"[edit] the inputs of {type(moe).__name__}'s experts in layer {layer} are not known; "
+            "an MoE is required"
+        )
+    return feeds[id(moe)]
 
 
 def _scores(moe: MoE, seen: ExpertInputs, by: str) -> npt.NDArray[np.float64]:
@@ -289,7 +298,7 @@ def constant(
         stream.states = stream.through(tap, n)
         if n in wanted:
             moe = _moe_of(model, n)
-            changes[id(moe)] = _with_constants(moe, feeds[id(moe)], wanted[n])
+            changes[id(moe)] = _with_constants(moe, _inputs_of(moe, feeds, n), wanted[n])
     return _changed(model, changes, {})
 
 

@@ -93,7 +93,7 @@ def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
         axes.plot(
             numbers,
             [100 * row.agreement for row in report.layers],
-            "o-",
+            marker="o",
             color=COLOURS[i % 7],
             linestyle="--" if i >= 7 else "-",
             label=name,

@@ -50,6 +50,12 @@ class BlockQuantiser:
         changes: dict[int, Any] = {}
         for ffn in feed_forwards(part):
             seen = inputs.of(ffn)
+            if (inputs.linears or inputs.feeds) and not seen.parts:
+                # A family's own kind of mixture, whose experts' inputs are not those of the layer.
+                bank = next((p for p in places if p.weight is ffn.experts.up), None)
+                if bank is not None and bank.routed:
+                    lost = [(bank.layer, expert, 0) for expert in range(bank.experts)]
+                    self._notes.fallbacks += lost
             self._experts(ffn.experts, by_id, seen, changes)
             if isinstance(ffn, MoE) and ffn.shared is not None:
                 self._experts(ffn.shared, by_id, one_for_all(seen), changes)

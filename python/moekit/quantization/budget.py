@@ -238,18 +238,22 @@ def _of_experts(
     units: list[Unit] = []
     identity = identity_of(experts)
     for expert in range(experts.count):
-        x, weights = seen.rows_of(expert)
-        if options.all_experts:
-            x = seen.x
-            weights = np.ones(len(x), np.float32)
+        x, weights = np.zeros((0, experts.hidden), np.float32), np.zeros(0, np.float32)
+        if seen.parts:
+            x, weights = seen.rows_of(expert)
+            if options.all_experts:
+                x = seen.x
+                weights = np.ones(len(x), np.float32)
         hidden = hidden_of(experts, expert, x, identity, {})
+        unknown = not seen.parts  # then weights count as they are
         for names, rows in ((("gate", "up"), x), (("down",), hidden)):
             weights_of = [getattr(experts, n) for n in names if getattr(experts, n) is not None]
             found = tuple(by_id[id(weight)] for weight in weights_of if id(weight) in by_id)
             if not found:
                 continue
             unit = _unit(found, (expert,) * len(found), len(candidates))
-            hessian = gram(rows, weights)
+            width = found[0].weight.shape[-1]
+            hessian = np.eye(width) if unknown else gram(rows, weights)
             for place in found:
                 unit.add(place.weight.unpack_expert(expert), hessian, candidates)
             units.append(unit)
