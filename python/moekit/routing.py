@@ -178,7 +178,9 @@ class CountingPass:
 
     def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
         """The router's own choice."""
-        chosen = moe.limited(moe.assign(x, self._ids), self._rows)
+        chosen = moe.assign(x, self._ids)
+        if moe.capacity is not None:
+            chosen = moe.limited(chosen, self._rows)
         self._add((layer, chosen.experts))
         return chosen
 

@@ -256,8 +256,8 @@ class Model:
 
         `logits` keeps the routers' logits too, `margins` how far the K-th score lies above the next
         one (which takes some 50 us a layer and pass). `counters` only counts how often each expert
-        was used, which costs nothing: it gives `Counters` with `.counts` [layers, E] instead of a
-        `Record`.
+        was used, for a microsecond or two a layer: it gives `Counters` with `.counts` [layers, E]
+        instead of a `Record`.
 
         A record holds one policy: ValueError from a pass that another intervention routes.
         """
@@ -345,8 +345,11 @@ class Model:
             requests=requests,
         )
         check_feasible(open_intervention(self).then(wanted), moes)
-        with pushed(self, wanted):
-            yield wanted
+        if wanted.layers or wanted.requests:
+            with pushed(self, wanted):
+                yield wanted
+        else:
+            yield wanted  # nothing to look for in any pass: exactly the way without hooks
 
     def _mixtures(self) -> Iterator[tuple[int, MoE]]:
         for n, block in enumerate(self.layers):
