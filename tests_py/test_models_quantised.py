@@ -244,6 +244,7 @@ def test_packed_fp4_with_exponents_is_mxfp4(tmp_path: Path) -> None:
 
 def test_gpt_oss_as_it_is_published(checkpoint_maker: Any, tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 32, "head_dim": 16, "num_local_experts": 4}
+    sizes |= {"swiglu_limit": 7.0}
     _, plain = checkpoint_maker("gpt_oss", 3, **sizes)
     target = tmp_path / "q"
     shutil.copytree(plain, target)
