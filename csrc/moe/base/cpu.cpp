@@ -4,6 +4,7 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
 
 #include <cstring>
 #endif
@@ -33,6 +34,13 @@ uint64_t saved_state() {
 
 bool has(unsigned word, unsigned bit) { return (word >> bit) & 1u; }
 
+// Tiles are 8 KB of state that a process has to ask for: arch_prctl(ARCH_REQ_XCOMP_PERM,
+// XTILEDATA), Linux 5.16.
+bool tiles_granted() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 }  // namespace
 
 uint32_t cpu_features() {
@@ -49,12 +57,18 @@ uint32_t cpu_features() {
   if (ymm_saved && has(one.ecx, 12) && has(one.ecx, 28) && has(one.ecx, 29) && has(seven.ebx, 5) &&
       has(seven.ebx, 3) && has(seven.ebx, 8) && has(extended.ecx, 5)) {
     features |= kAvx2;
+    if (has(seven_one.eax, 4)) features |= kAvxVnni;
   }
   if ((features & kAvx2) && zmm_saved && has(seven.ebx, 16) && has(seven.ebx, 17) &&
       has(seven.ebx, 30) && has(seven.ebx, 31)) {
     features |= kAvx512;
     if (has(seven.ecx, 11)) features |= kAvx512Vnni;
     if (has(seven_one.eax, 5)) features |= kAvx512Bf16;
+    const bool tiles_saved = (state & 0x60000) == 0x60000;
+    if (tiles_saved && has(seven.edx, 22) && has(seven.edx, 24) && has(seven.edx, 25) &&
+        tiles_granted()) {
+      features |= kAmx;
+    }
   }
   return features;
 }

@@ -11,9 +11,12 @@ enum CpuFeature : uint32_t {
   kAvx512 = 1u << 1,      // AVX-512 F, BW, DQ, VL
   kAvx512Vnni = 1u << 2,  // int8 dot products
   kAvx512Bf16 = 1u << 3,  // bfloat16 pair dot products
+  kAvxVnni = 1u << 4,     // int8 dot products of AVX2's width
+  kAmx = 1u << 5,         // tiles: int8 and bfloat16 products
 };
 
-/// A set of CpuFeature bits: CPUID and the state that the operating system saves (XCR0), both.
+/// A set of CpuFeature bits: CPUID and the state that the operating system saves (XCR0), both. Asks
+/// Linux for the use of tiles, which it grants to a whole process and not before.
 uint32_t cpu_features();
 
 /// The processor's own name, e.g. "AMD EPYC"; "unknown" where it cannot be asked.

@@ -47,6 +47,8 @@ inline constexpr int64_t kGemmRows = 256;
 struct GemmKernels {
   /// [format][dot]; null where the format has no such path. [f][kF32] is the exact one.
   GemmFn run[kFormatCount][kDotKinds];
+  /// Faster where a call's rows follow each other in memory (GemmCall::rows is null).
+  bool rows_together = false;
 };
 
 struct ConvertKernels {

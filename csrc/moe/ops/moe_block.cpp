@@ -111,7 +111,8 @@ class Pass {
       hidden_floats += s.count * inter;
       hidden_bytes += ActivationRows::bytes(dot, s.count, inter);
     }
-    input_rows_ = assignment_.weighs_input ? sorted_rows_ : x_.rows;
+    sorted_inputs_ = assignment_.weighs_input || (kernels().gemm->rows_together && x_.rows > 1);
+    input_rows_ = sorted_inputs_ ? sorted_rows_ : x_.rows;
     for (int d = 0; d < kDotKinds; ++d) {
       if (used[d]) input_bytes += ActivationRows::bytes(static_cast<Dot>(d), input_rows_, x_.cols);
     }
@@ -151,7 +152,7 @@ class Pass {
       const int64_t inter = bank.up->rows();
       Product hidden;
       hidden.x = &inputs_[static_cast<int>(dot_of(*bank.up, s, compute_))];
-      if (assignment_.weighs_input) {
+      if (sorted_inputs_) {
         hidden.first_row = s.first;
       } else {
         hidden.rows = s.tokens;
@@ -184,12 +185,14 @@ class Pass {
   void prepare_inputs() noexcept {
     const KernelTable& k = kernels();
     for (int64_t r = inputs_done_.take(); r < input_rows_; r = inputs_done_.take()) {
-      const float* row = x_.row(r);
+      const int64_t token = !sorted_inputs_ ? r
+                            : r < routed_   ? plan_.rows[r]
+                                            : (r - routed_) % x_.rows;
+      const float* row = x_.row(token);
       if (assignment_.weighs_input) {
-        const int64_t token = r < routed_ ? plan_.rows[r] : (r - routed_) % x_.rows;
         const float weight =
             r < routed_ ? assignment_.weights[token * assignment_.k + plan_.slots[r]] : 1.0f;
-        k.rowwise->scale(scaled_ + r * x_.cols, x_.row(token), weight, x_.cols);
+        k.rowwise->scale(scaled_ + r * x_.cols, row, weight, x_.cols);
         row = scaled_ + r * x_.cols;
       }
       for (int d = 0; d < kDotKinds; ++d) {
@@ -241,6 +244,8 @@ class Pass {
 
   Plan plan_;
   int64_t routed_ = 0, sorted_rows_ = 0, input_rows_ = 0;
+  bool sorted_inputs_ =
+      false;  // an input row for each row of the sorted order, else for each token
   std::vector<Segment> segments_;
   std::vector<int32_t> position_;
   ActivationRows inputs_[kDotKinds];

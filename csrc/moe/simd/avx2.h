@@ -272,13 +272,18 @@ MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
   return {_mm256_fmadd_ps(x1, odd_bf16(w.lo), lo), _mm256_fmadd_ps(x1, odd_bf16(w.hi), hi)};
 }
 
-// The one-instruction product of unsigned and signed bytes saturates at 16 bits; even and odd bytes
-// are widened instead, which is exact.
+// AVX2's own product of unsigned and signed bytes saturates at 16 bits; even and odd bytes are
+// widened instead, which is exact.
 MOE_INLINE __m256i dot_half(__m256i acc, __m256i x, __m256i w) {
+#ifdef __AVXVNNI__
+  __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(acc) : "x"(w), "x"(x));
+  return acc;
+#else
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),
                                          _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
   return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+#endif
 }
 MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return {dot_half(acc.lo, x.v, w.lo), dot_half(acc.hi, x.v, w.hi)};

@@ -12,7 +12,7 @@ namespace moe::MOE_ISA {
 inline constexpr int kSumVectors = 1;
 MOE_INLINE void sum_lanes(const F32x16 (&a)[1], float* out) { *out = reduce_add(a[0]); }
 
-#elif defined(MOE_ISA_avx2)
+#elif !defined(__AVX512F__)
 
 inline constexpr int kSumVectors = 4;
 MOE_INLINE void sum_lanes(const F32x16 (&a)[4], float* out) {

@@ -26,7 +26,7 @@
 
 #if defined(MOE_ISA_scalar)
 #include "moe/simd/scalar.h"
-#elif defined(MOE_ISA_avx2)
+#elif !defined(__AVX512F__)
 #include "moe/simd/avx2.h"
 #else
 #include "moe/simd/avx512.h"

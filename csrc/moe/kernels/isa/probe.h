@@ -9,6 +9,9 @@
 
 #include "moe/kernels/probe.h"
 #include "moe/simd/vec.h"
+#ifdef __AMX_TILE__
+#include "moe/kernels/isa/amx.h"
+#endif
 
 namespace moe::MOE_ISA {
 
@@ -79,6 +82,38 @@ static float probe_multiply(int64_t rounds) noexcept {
   return total;
 }
 
+#ifdef __AMX_TILE__
+/// Four independent tiles of sums: the next product starts every 16 cycles, and a sum is ready
+/// after 52.
+template <Dot kind>
+static float probe_tiles(int64_t rounds) noexcept {
+  configure_tiles(kTileHeight, kTileHeight);
+  MOE_TILE_ZERO(0);
+  MOE_TILE_ZERO(1);
+  MOE_TILE_ZERO(2);
+  MOE_TILE_ZERO(3);
+  MOE_TILE_ZERO(4);
+  MOE_TILE_ZERO(5);
+  MOE_TILE_ZERO(6);
+  MOE_TILE_ZERO(7);
+  for (int64_t r = 0; r < rounds; ++r) {
+    if constexpr (kind == Dot::kBf16) {
+      MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
+      MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
+      MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
+      MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
+    } else {
+      MOE_TILE_DOT(tdpbsud, 0, 4, 6);
+      MOE_TILE_DOT(tdpbsud, 1, 4, 7);
+      MOE_TILE_DOT(tdpbsud, 2, 5, 6);
+      MOE_TILE_DOT(tdpbsud, 3, 5, 7);
+    }
+  }
+  release_tiles();
+  return 0.0f;
+}
+#endif
+
 static uint32_t probe_read(const std::byte* data, int64_t bytes) noexcept {
   constexpr int kLines = kProbeReadBytes / 64;
   constexpr int64_t kAheadBytes = 1024;
@@ -104,11 +139,19 @@ static uint32_t probe_read(const std::byte* data, int64_t bytes) noexcept {
 }
 
 constexpr int64_t probe_operations(Dot dot) {
+#ifdef __AMX_TILE__
+  if (dot != Dot::kF32)
+    return int64_t{4} * kTileHeight * kTileWords * kLanes * 2 * depth_per_word(dot);
+#endif
   return int64_t{2} * kLanes * depth_per_word(dot) * kProbeChains * kProbeSteps;
 }
 
 static constexpr ProbeKernels kProbeKernels = {
+#ifdef __AMX_TILE__
+    {&probe_multiply<Dot::kF32>, &probe_tiles<Dot::kBf16>, &probe_tiles<Dot::kU8S8>},
+#else
     {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_multiply<Dot::kU8S8>},
+#endif
     {probe_operations(Dot::kF32), probe_operations(Dot::kBf16), probe_operations(Dot::kU8S8)},
     &probe_read};
 
