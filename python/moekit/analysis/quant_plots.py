@@ -99,9 +99,13 @@ def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
             label=name,
         )
     axes.set(xlabel="layer", ylabel="experts chosen by both models (%)", xticks=numbers)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _plain(axes)
     return figure
+
+
+# Labels right above, right below and left of their points, series by series.
+_LABEL_OFFSETS = ((5, 4), (5, -10), (-6, -3))
 
 
 def pareto(series: Mapping[str, Sequence[tuple[str, float, float]]]) -> Any:
@@ -111,14 +115,14 @@ def pareto(series: Mapping[str, Sequence[tuple[str, float, float]]]) -> Any:
     for i, (name, points) in enumerate(series.items()):
         ordered = sorted(points, key=lambda point: point[1])
         x, y = [p[1] / 1e6 for p in ordered], [p[2] for p in ordered]
-        axes.plot(x, y, "o-", color=COLOURS[i % 7], alpha=0.9, label=name)
+        axes.plot(x, y, "os^Dv"[i % 5], color=COLOURS[i % 7], alpha=0.9, label=name)
         for label, size, kl in ordered:
-            above = i % 2 == 0
             axes.annotate(
                 label,
                 (size / 1e6, kl),
                 textcoords="offset points",
-                xytext=(4, 5 if above else -11),
+                xytext=_LABEL_OFFSETS[i % 3],
+                ha=("left", "left", "right")[i % 3],
                 fontsize=7,
                 color=COLOURS[i % 7],
             )
