@@ -17,7 +17,7 @@ ROUNDED_AS_GGML = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 # What a normal weight loses in the formats that are not near 4 bits.
 NMSE = {"f32": 0, "f16": 1e-6, "bf16": 1e-5, "int8": 3e-4, "q8_0": 2e-4, "q2_k": 0.1}
 NMSE |= {name: 0.05 for name in FORMATS if name.startswith(("int3", "q3_k", "iq3"))}
-NMSE |= {name: 0.2 for name in FORMATS if name.startswith(("int2", "iq2", "iq1", "tq"))}
+NMSE |= {name: 0.25 for name in FORMATS if name.startswith(("int2", "iq2", "iq1", "tq"))}
 
 
 def nmse(got: np.ndarray, want: np.ndarray) -> float:
@@ -56,7 +56,9 @@ def test_block_agrees_with_float64(format, tokens, hidden, inter):
     exact = ops.moe_ffn(x, Assignment(ids, weights), experts, compute="exact")
     assert nmse(exact, want) <= 1e-12
     fast = ops.moe_ffn(x, Assignment(ids, weights), experts, compute="fast")
-    assert nmse(fast, want) <= {"f32": 1e-12, "f16": 1e-12, "bf16": 2e-5}.get(format, 5e-4)
+    assert nmse(fast, want) <= {"f32": 1e-12, "f16": 1e-12, "bf16": 2e-5, "fp8": 2e-5}.get(
+        format, 5e-4
+    )
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -184,6 +186,47 @@ def test_floats_are_rounded_as_ggml_rounds_them(format):
     weight = np.random.default_rng(2).standard_normal((63, 160), dtype=np.float32)
     want = gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
     np.testing.assert_array_equal(ops.pack(weight, format).unpack(), want)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (128, 128), (200, 300), (3, 130, 257)])
+def test_fp8_keeps_what_is_stored(shape):
+    rng = np.random.default_rng(6)
+    codes = rng.integers(0, 256, shape, dtype=np.uint8)
+    blocks = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
+    scales = rng.random(blocks, dtype=np.float32) * 1e-3
+    spread = scales.repeat(128, axis=-2).repeat(128, axis=-1)[..., : shape[-2], : shape[-1]]
+    want = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32) * spread
+    for stored in (codes, codes.view(ml_dtypes.float8_e4m3fn)):
+        assert same_bits(ops.pack_fp8(stored, scales).unpack(), np.ascontiguousarray(want))
+    with pytest.raises(ValueError, match="is required"):
+        ops.pack_fp8(codes, np.zeros((*blocks[:-1], blocks[-1] + 1), np.float32))
+
+
+def test_fp8_rounds_blocks_of_128_by_128():
+    weight = np.random.default_rng(7).standard_normal((200, 300), dtype=np.float32)
+    weight[150, 290] = 30.0
+    want = np.zeros_like(weight)
+    for i in range(0, 200, 128):
+        for j in range(0, 300, 128):
+            part = weight[i : i + 128, j : j + 128]
+            scale = np.float32(np.abs(part).max() / np.float32(448))
+            stored = (part / scale).astype(ml_dtypes.float8_e4m3fn).astype(np.float32)
+            want[i : i + 128, j : j + 128] = stored * scale
+    np.testing.assert_array_equal(ops.pack(weight, "fp8").unpack(), want)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_zero_points_keep_what_is_stored(group):
+    rng = np.random.default_rng(8)
+    codes = rng.integers(0, 16, (37, 256), dtype=np.uint8)
+    scales = rng.random((37, 256 // group)).astype(np.float16)
+    zeros = rng.integers(0, 17, scales.shape)
+    want = (codes - zeros.repeat(group, 1)).astype(np.float32)
+    want *= scales.astype(np.float32).repeat(group, 1)
+    packed = ops.pack_zero_points(codes, scales, zeros)
+    np.testing.assert_array_equal(packed.unpack(), want)
+    with pytest.raises(ValueError, match="float16"):
+        ops.pack_zero_points(codes, scales.astype(np.float32) * 1.0001, zeros)
 
 
 def test_torch_tensors_share_memory_and_agree():

@@ -74,6 +74,20 @@ constinit const VecCheck kVecCheck = {
           store_u8(high, bit_field(bytes, 4, 15));
           store_u8(flipped, xor_bytes(bytes, 0xa5));
         },
+    .fields =
+        [](const uint8_t* x, uint8_t* left, uint8_t* right, uint16_t* low,
+           uint16_t* high) noexcept {
+          const U8x64 bytes = load_u8(x);
+          store_u8(left, or_bytes(bit_field(bytes, -2, 0x3c), bytes));
+          store_u8(right, or_bytes(bit_field(bytes, 1, 0x55), bytes));
+          store_u8(low, e4m3_pairs(bytes, false));
+          store_u8(high, e4m3_pairs(bytes, true));
+        },
+    .widen_bytes =
+        [](const uint8_t* x, int32_t* y, int32_t* z) noexcept {
+          store_i32(y, load_i32(x));
+          store_i32(z, load_i32(reinterpret_cast<const int8_t*>(x)));
+        },
     .widen =
         [](const uint8_t* x, float* y, float* z) noexcept {
           const U8x64 bytes = load_u8(x);

@@ -39,6 +39,11 @@ struct VecCheck {
 
   /// 64 bytes in, 64 bytes out: low nibbles, high nibbles, x ^ 0xa5.
   void (*nibbles)(const uint8_t* x, uint8_t* low, uint8_t* high, uint8_t* flipped) noexcept;
+  /// (x << 2) & 0x3c, (x >> 1) & 0x55, each | x; then bfloat16 of E4M3 in low and in high bytes.
+  void (*fields)(const uint8_t* x, uint8_t* left, uint8_t* right, uint16_t* low,
+                 uint16_t* high) noexcept;
+  /// Sixteen bytes as integers, unsigned and signed.
+  void (*widen_bytes)(const uint8_t* x, int32_t* y, int32_t* z) noexcept;
   /// y[j][i]: byte j of word i as a float; z[j][i]: bfloat16 j of word i.
   void (*widen)(const uint8_t* x, float* y, float* z) noexcept;
 

@@ -14,6 +14,7 @@
 #include "moe/base/half.h"
 #include "moe/base/rng.h"
 #include "moe/kernels/table.h"
+#include "moe/quant/fp8.h"
 #include "simd/vec_check.h"
 
 namespace moe {
@@ -404,6 +405,27 @@ TEST_P(Vec, TakesBytesApart) {
   for (int i = 0; i < 32; ++i) {
     const auto half = static_cast<uint16_t>(x[2 * i] | (x[2 * i + 1] << 8));
     EXPECT_TRUE(same(pairs[i % 2 * 16 + i / 2], to_float(bf16{half})));
+  }
+}
+
+TEST_P(Vec, FieldsOfBytesAndTinyFloats) {
+  for (int start = 0; start < 256; start += 64) {
+    uint8_t x[64], left[64], right[64];
+    uint16_t low[32], high[32];
+    int32_t wide[16], narrow[16];
+    for (int i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(start + i);
+    vec().fields(x, left, right, low, high);
+    vec().widen_bytes(x, wide, narrow);
+    for (int i = 0; i < 64; ++i) {
+      EXPECT_EQ(left[i], ((x[i] << 2) & 0x3c) | x[i]);
+      EXPECT_EQ(right[i], ((x[i] >> 1) & 0x55) | x[i]);
+      const float got = to_float(bf16{i % 2 == 0 ? low[i / 2] : high[i / 2]});
+      EXPECT_TRUE(same(got, e4m3_to_float(x[i]))) << static_cast<int>(x[i]);
+    }
+    for (int i = 0; i < 16; ++i) {
+      EXPECT_EQ(wide[i], x[i]);
+      EXPECT_EQ(narrow[i], static_cast<int8_t>(x[i]));
+    }
   }
 }
 

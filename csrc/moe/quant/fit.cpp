@@ -72,6 +72,25 @@ float fit_scale(const float* x, int n, int low, int high) {
   return best.d;
 }
 
+float fit_ternary(const float* x, int n) {
+  const float largest = std::fabs(signed_largest(x, n));
+  if (!(largest > 1e-30f)) return 0.0f;
+  BestScale best;
+  // Weights above a threshold from 1/2 to 1/8 of the largest one count as ±1.
+  for (int c = 0; c <= 24; ++c) {
+    const float threshold = largest / (2.0f + 0.25f * static_cast<float>(c));
+    double sum = 0.0;
+    int count = 0;
+    for (int i = 0; i < n; ++i) {
+      if (std::fabs(x[i]) <= threshold) continue;
+      sum += std::fabs(x[i]);
+      ++count;
+    }
+    best.consider(sum, count);
+  }
+  return best.d;
+}
+
 float fit_table(const float* x, int n, const NearestTable& table) {
   const float largest = signed_largest(x, n);
   if (!(std::fabs(largest) > 1e-30f)) return 0.0f;

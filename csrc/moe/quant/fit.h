@@ -14,6 +14,9 @@ float signed_largest(const float* x, int n);
 /// multiple of 8. 0 if all are 0.
 float fit_scale(const float* x, int n, int low, int high);
 
+/// d for codes −1, 0, 1 as fit_scale; n is a multiple of 8.
+float fit_ternary(const float* x, int n);
+
 struct Affine {
   float scale, min;
 };

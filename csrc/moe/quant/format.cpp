@@ -25,7 +25,13 @@ constexpr FormatInfo info_of(std::string_view name, double max_error) {
     info.file_bytes = F::kFileBytes;
     info.repack = &F::repack;
   }
-  if constexpr (requires { &F::round; }) info.round = &F::round;
+  if constexpr (requires { F::kCutBlocks; }) info.cut_blocks = F::kCutBlocks;
+  if constexpr (requires { F::kScaleRows; }) {
+    info.scale_rows = F::kScaleRows;
+    info.max_value = F::kMaxValue;
+    info.encode_scaled = &F::encode_scaled;
+  }
+  if constexpr (requires { &F::round; } && !requires { F::kGridPoints; }) info.round = &F::round;
   return info;
 }
 

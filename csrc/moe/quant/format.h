@@ -92,6 +92,12 @@ struct FormatInfo {
   int group;      // columns that share a scale; 0 where groups have none
   bool has_zero;  // whether 0 is a value whatever the scale
   void (*repack)(const std::byte* const* rows, int64_t blocks, std::byte* panel);
+  bool cut_blocks;  // whether the last block of such bytes may hold columns beyond the matrix
+  /// Rows that share a scale where a panel cannot tell it alone, and encode with scales that are
+  /// given, one for each block: max|x| / max_value of those rows.
+  int scale_rows;
+  float max_value;
+  void (*encode_scaled)(const float* rows, int64_t depth, const float* scales, std::byte* panel);
   /// nullptr where a value cannot be rounded under scales that stand already.
   float (*round)(std::byte* panel, int64_t depth, int row, int64_t k, float x);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "moe/quant/fp8.h"
 #include "moe/quant/ggml_fields.h"
 
 namespace moe {
@@ -42,14 +43,6 @@ void quantise_affine(const float* x, int levels, uint8_t* codes, HalfScaleMin::R
     const float q = (x[k] - low) * inverse + 0.5f;
     codes[k] = static_cast<uint8_t>(std::min(std::max(0.0f, q), static_cast<float>(levels)));
   }
-}
-
-// The E4M3 code of the value nearest to x in [0, 448]; 126 is the largest number.
-uint8_t nearest_e4m3(float x) {
-  if (!(x > 0.0f)) return 0;
-  const int exponent = std::clamp(std::ilogb(x), -6, 8);
-  const int steps = static_cast<int>(std::nearbyint(std::ldexp(x, 3 - exponent)));  // 8 … 16
-  return static_cast<uint8_t>(std::min((exponent + 6) * 8 + steps, 126));
 }
 
 }  // namespace

@@ -38,11 +38,15 @@ struct Int2Format : GroupBlock<Int2Format<group>, group, group, Codes<2, 1>, Hal
   }
 };
 
-/// d · (q − zero) with q in [0, 15] and zero in [0, 255], both as a checkpoint has them.
+/// d · (q − zero) with q in [0, 15] and zero in [0, 255], both as a checkpoint has them. In the
+/// bytes that are packed without a loss: f16 d, zero, then a byte for two columns, the low half
+/// first.
 template <int group>
 struct Int4ZeroFormat : GroupBlock<Int4ZeroFormat<group>, group, group, Codes<4>, HalfScaleZero> {
   using Row = HalfScaleZero::Row;
   static constexpr int kOffset = 0;
+  static constexpr int64_t kFileBytes = 3 + group / 2;
+  static constexpr bool kCutBlocks = true;
 
   static void quantise(const float* x, uint8_t* codes, Row& by) {
     const Affine fit = fit_affine(x, group, 15);
@@ -57,8 +61,11 @@ struct Int4ZeroFormat : GroupBlock<Int4ZeroFormat<group>, group, group, Codes<4>
     by.zero = static_cast<uint8_t>(std::min(-fit.min / d + 0.5f, 255.0f));
     affine_codes(x, group, {d, -d * static_cast<float>(by.zero)}, 15, codes);
   }
-  /// From a checkpoint's integers.
-  static void store(const uint8_t* codes, f16 d, uint8_t zero, int row, std::byte* block);
+  static void read(const uint8_t* file, uint8_t* codes, Row& by) {
+    std::memcpy(&by.d, file, 2);
+    by.zero = file[2];
+    for (int k = 0; k < group; ++k) codes[k] = (file[3 + k / 2] >> (k % 2 * 4)) & 15;
+  }
 };
 
 }  // namespace moe

@@ -209,6 +209,23 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   return {_mm512_and_si512(a.v, m)};
 }
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
+  // By the size: eight subnormal numbers, and NaN, whose low five bits are 31.
+  const __m512i odd_ones = _mm512_castsi128_si512(
+      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  const __m512i table =
+      _mm512_inserti32x4(odd_ones, _mm_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0x7fc0), 3);
+  const __m512i moved = high ? _mm512_srli_epi16(a.v, 4) : _mm512_slli_epi16(a.v, 4);
+  const __m512i sign = high ? a.v : _mm512_slli_epi16(a.v, 8);
+  const __m512i size = _mm512_and_si512(moved, _mm512_set1_epi16(0x07f0));
+  const __m512i normal = _mm512_add_epi16(size, _mm512_set1_epi16(0x3c00));
+  const __mmask32 odd = _mm512_cmpge_epu16_mask(_mm512_sub_epi16(size, _mm512_set1_epi16(0x80)),
+                                                _mm512_set1_epi16(0x770));
+  const __m512i value =
+      _mm512_mask_permutexvar_epi16(normal, odd, _mm512_srli_epi16(size, 4), table);
+  return {_mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(static_cast<short>(0x8000)), value,
+                                    0xea)};  // (sign & top bit) | value
+}
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m512i t =
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));

@@ -255,6 +255,20 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   return {(shift >= 0 ? a.v >> shift : a.v << -shift) & (0x01010101u * mask)};
 }
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {a.v | b.v}; }
+/// bfloat16 of the E4M3 numbers in the low (or high) bytes of the 16-bit lanes; exact.
+MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
+  constexpr uint16_t kSubnormal[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  uint16_t lanes[32];
+  std::memcpy(lanes, &a.v, 64);
+  for (uint16_t& lane : lanes) {
+    const auto code = static_cast<unsigned>(high ? lane >> 8 : lane & 255);
+    const unsigned size = code & 127;
+    const unsigned normal = size == 127 ? 0x7fc0u : (size << 4) + 0x3c00u;
+    lane = static_cast<uint16_t>((code & 128) << 8 | (size < 8 ? kSubnormal[size] : normal));
+  }
+  std::memcpy(&a.v, lanes, 64);
+  return a;
+}
 /// table[a] for bytes a < 16; the table has sixteen bytes.
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   uint8_t bytes[64];

@@ -1,6 +1,7 @@
 #include "moe/weights/packed_weight.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <set>
 
@@ -48,6 +49,28 @@ void panel_rows(const PackedMatrix& matrix, int64_t depth, const void* values, D
     std::memset(row + count, 0, static_cast<size_t>(depth - count) * 4);
     if (!info.has_zero) repeat_last_group(row, count, info.group);
   }
+}
+
+/// The scales of blocks of several panels: [row blocks, blocks along the depth].
+std::vector<float> shared_scales(const PackedMatrix& matrix, const FormatInfo& info,
+                                 const void* values, DType dtype) {
+  const int64_t blocks = info.blocks(matrix.cols);
+  const int64_t row_blocks = (matrix.rows + info.scale_rows - 1) / info.scale_rows;
+  std::vector<float> scales(static_cast<size_t>(row_blocks * blocks), 0.0f);
+  const auto measure = [&](int64_t begin, int64_t end) {
+    auto* row = scratch_of<float>(Scratch::kTile, static_cast<size_t>(matrix.cols));
+    for (int64_t r = begin * info.scale_rows; r < std::min(end * info.scale_rows, matrix.rows);
+         ++r) {
+      widen(values, dtype, r * matrix.cols, matrix.cols, row);
+      float* to = scales.data() + r / info.scale_rows * blocks;
+      for (int64_t k = 0; k < matrix.cols; ++k) {
+        to[k / info.depth] = std::max(to[k / info.depth], std::fabs(row[k]));
+      }
+    }
+  };
+  parallel_for(row_blocks, 1, measure);
+  for (float& scale : scales) scale /= info.max_value;
+  return scales;
 }
 
 }  // namespace
@@ -153,6 +176,8 @@ void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
   const PackedMatrix packed = matrix(expert);
   const FormatInfo& info = format_info(packed.format);
   const int64_t depth = info.blocks(cols_) * info.depth;
+  std::vector<float> scales;
+  if (info.scale_rows != 0) scales = shared_scales(packed, info, values, dtype);
   const auto pack_panels = [&](int64_t begin, int64_t end) {
     auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
     for (int64_t p = begin; p < end; ++p) {
@@ -160,7 +185,12 @@ void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
       std::byte* panel = base + p * packed.panel_bytes;
       // The panel's last cache line may be longer than its blocks.
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
-      info.encode(block, depth, panel);
+      if (info.scale_rows != 0) {
+        const int64_t first = p * kPanelRows / info.scale_rows * info.blocks(cols_);
+        info.encode_scaled(block, depth, scales.data() + first, panel);
+      } else {
+        info.encode(block, depth, panel);
+      }
     }
   };
   parallel_for(packed.panels(), 4, pack_panels);
@@ -213,8 +243,8 @@ void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
   const PackedMatrix packed = matrix(expert);
   const FormatInfo& info = format_info(packed.format);
   MOE_CHECK(info.repack != nullptr, "[pack_blocks] ", info.name, " is not a format of GGUF files");
-  MOE_CHECK(cols_ % info.depth == 0, "[pack_blocks] ", cols_, " columns; blocks of ", info.name,
-            " hold ", info.depth);
+  MOE_CHECK(info.cut_blocks || cols_ % info.depth == 0, "[pack_blocks] ", cols_,
+            " columns; blocks of ", info.name, " hold ", info.depth);
   const int64_t blocks = info.blocks(cols_);
   const int64_t row_bytes = blocks * info.file_bytes;
   const std::vector<std::byte> zeros(static_cast<size_t>(row_bytes));

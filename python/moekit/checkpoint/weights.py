@@ -133,7 +133,9 @@ class HfWeights(Weights):
         if info.scheme == "plain":
             return super().formats(name)
         if info.scheme == "fp8":
-            return "fp8", "q8_0"
+            # Rounding to fp8 a second time would be exact only where a piece's rows and columns
+            # start at its blocks of 128; parts of a projection do not.
+            return ("q8_0",)
         if info.scheme in ("mxfp4", "fp4"):
             return ("mxfp4",) if self._has_exponents(info) else ("q8_0",)
         return self._integers(info).formats()

@@ -48,6 +48,8 @@ from moekit.ops.weights import (
     matmul,
     pack,
     pack_blocks,
+    pack_fp8,
+    pack_zero_points,
     packed_bytes,
 )
 
@@ -81,6 +83,8 @@ __all__ = [
     "moe_ffn",
     "pack",
     "pack_blocks",
+    "pack_fp8",
+    "pack_zero_points",
     "packed_bytes",
     "permute",
     "plan",

@@ -196,6 +196,94 @@ def pack_blocks(blocks: Any, format: Formats, shape: Sequence[int]) -> PackedWei
     return packed
 
 
+def pack_fp8(weight: Any, scales: Any) -> PackedWeight:
+    """Keeps a stored FP8 weight as it is: ``unpack()`` is float32(weight) * scale, to the bit.
+
+    Args:
+        weight: E4M3 numbers [N, K] or [E, N, K], float8_e4m3fn or their bytes as uint8.
+        scales: float32 [ceil(N / 128), ceil(K / 128)], or [E, ...] (``weight_scale_inv`` of a
+            checkpoint): one for 128 x 128 weights, fewer at the edges.
+
+    Raises ValueError where the shapes do not fit, TypeError for another dtype.
+    """
+    codes = to_numpy(weight, "pack_fp8", "weight")
+    if codes.dtype.name not in ("uint8", "float8_e4m3fn"):
+        raise TypeError(f"[pack_fp8] weight has dtype {codes.dtype}; float8_e4m3fn is required")
+    check_ndim(codes, (2, 3), "pack_fp8", "weight")
+    factors = as_float32(scales, "pack_fp8", "scales", codes.ndim)
+    rows, cols = codes.shape[-2:]
+    wanted = (*codes.shape[:-2], -(-rows // 128), -(-cols // 128))
+    if factors.shape != wanted:
+        raise ValueError(
+            f"[pack_fp8] scales {list(factors.shape)} of weight {list(codes.shape)}; "
+            f"{list(wanted)} is required"
+        )
+    packed = PackedWeight.empty("fp8", codes.shape)
+    experts = packed.core.experts
+    codes = codes.view(np.uint8).reshape(experts, rows, cols)
+    factors = factors.reshape(experts, *wanted[-2:])
+    for expert in range(experts):
+        packed.fill_blocks(expert, fp8_blocks(codes[expert], factors[expert]))
+    return packed
+
+
+def fp8_blocks(codes: Array, scales: Float32) -> Array:
+    """What ``pack_blocks`` takes as ``fp8``: for 128 columns of a row a scale and 128 codes.
+
+    ``codes`` uint8 [N, K], ``scales`` float32 [ceil(N / 128), ceil(K / 128)]; uint8 [N, ... * 132].
+    """
+    rows, cols = codes.shape
+    blocks = scales.shape[1]
+    out = np.zeros((rows, blocks, 132), np.uint8)
+    factors = np.repeat(np.ascontiguousarray(scales, np.float32), 128, axis=0)[:rows]
+    out[:, :, :4] = factors.view(np.uint8).reshape(rows, blocks, 4)
+    padded = np.zeros((rows, blocks * 128), np.uint8)
+    padded[:, :cols] = codes
+    out[:, :, 4:] = padded.reshape(rows, blocks, 128)
+    return out.reshape(rows, -1)
+
+
+def pack_zero_points(codes: Any, scales: Any, zeros: Any) -> PackedWeight:
+    """Keeps 4-bit integers of a GPTQ or AWQ layer: ``unpack()`` is scale * (code - zero).
+
+    Args:
+        codes: uint8 [N, K] of 0 to 15.
+        scales: [N, groups], values that float16 holds.
+        zeros: [N, groups], integers of 0 to 255. A group has 32, 64 or 128 columns (K / groups).
+
+    Raises ValueError where shapes or values do not fit.
+    """
+    values = to_numpy(codes, "pack_zero_points", "codes")
+    check_ndim(values, 2, "pack_zero_points", "codes")
+    rows, cols = values.shape
+    steps = as_float32(scales, "pack_zero_points", "scales", 2)
+    points = as_float32(zeros, "pack_zero_points", "zeros", 2)
+    groups = steps.shape[1]
+    group = cols // max(groups, 1)
+    if steps.shape != points.shape or len(steps) != rows or group * groups != cols:
+        raise ValueError(
+            f"[pack_zero_points] codes {list(values.shape)}, scales {list(steps.shape)}, zeros "
+            f"{list(points.shape)}; [N, K], [N, K / group] twice are required"
+        )
+    names = {32: "int4_zp_g32", 64: "int4_zp_g64", 128: "int4_zp"}
+    if group not in names:
+        raise ValueError(f"[pack_zero_points] groups of {group}; 32, 64 or 128 is required")
+    with np.errstate(over="ignore"):
+        halves = steps.astype("<f2")
+    whole = points.astype(np.uint8)
+    if (halves != steps).any() or (whole != points).any() or (values > 15).any():
+        raise ValueError(
+            "[pack_zero_points] a code above 15, a scale that is no float16 or a zero that is no "
+            "byte; the values of a 4-bit checkpoint are required"
+        )
+    out = np.empty((rows, groups, 3 + group // 2), np.uint8)
+    out[:, :, :2] = halves.view(np.uint8).reshape(rows, groups, 2)
+    out[:, :, 2] = whole
+    pairs = values.astype(np.uint8).reshape(rows, groups, group // 2, 2)
+    out[:, :, 3:] = pairs[..., 0] | pairs[..., 1] << 4
+    return pack_blocks(out.reshape(rows, -1), names[group], (rows, cols))
+
+
 def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "auto") -> Float32:
     """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
 

@@ -86,6 +86,8 @@ def _table() -> dict[str, Format]:
             size = group * bits / 8 + _GROUP_SCALE_BYTES
             table[f"int{bits}_g{group}"] = Format(f"int{bits}_g{group}", bits, group, size)
         table[f"int{bits}"] = Format(f"int{bits}", bits, 128, 16 * bits + _GROUP_SCALE_BYTES)
+    for name, group in (("", 128), ("_g64", 64), ("_g32", 32)):  # a float16 scale, a byte of zero
+        table[f"int4_zp{name}"] = Format(f"int4_zp{name}", 4, group, group / 2 + 3)
     for name, (label, block, size) in _GGUF.items():
         table[name] = Format(name, label, block, size, source="ggml")
     return table
