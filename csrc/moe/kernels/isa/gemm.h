@@ -16,6 +16,9 @@
 #include "moe/kernels/table.h"
 #include "moe/quant/formats.h"
 #include "moe/simd/vec.h"
+#ifdef __AMX_TILE__
+#include "moe/kernels/isa/group_tiles.h"
+#endif
 
 namespace moe::MOE_ISA {
 
@@ -412,6 +415,17 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
   }
 }
 
+/// Whether AMX multiplies the layout: bytes in long groups, a block each.
+template <class E, class D>
+constexpr bool has_group_tiles() {
+#ifdef __AMX_TILE__
+  if constexpr (D::kKind == Dot::kU8S8 && E::kScales == Scales::kGroup) {
+    return E::kUnitDepth == 4 && E::kGroup == E::kDepth && E::kGroup >= kTileGroup;
+  }
+#endif
+  return false;
+}
+
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
 template <class F, class D, class E, class DE>
 static void gemm(const GemmCall& call) noexcept {
@@ -464,6 +478,14 @@ static void gemm(const GemmCall& call) noexcept {
         panels[p] = expanded[p];
       }
       tile_call.blocks = blocks * F::kDepth / E::kDepth;
+#ifdef __AMX_TILE__
+      if constexpr (has_group_tiles<E, DE>()) {
+        if (call.count >= kFewestTileRows) {
+          run_group_tiles<E>(tile_call, call.count, call.rows == nullptr, panels);
+          continue;
+        }
+      }
+#endif
       run_tiles<E, DE, tile_rows<E, DE>()>(tile_call, call.count, panels, next, kShift);
     }
   }
