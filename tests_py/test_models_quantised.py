@@ -298,9 +298,14 @@ QUANTISERS: dict[str, tuple[Any, dict[str, object]]] = {
 _FIELDS = (grouped_families, latent_families, recurrent_families)
 EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _FIELDS for family in m.FIELDS)})
 
+# Published with every large matrix stacked in three dimensions, which GPTQ and AWQ do not pack.
+STACKED = {"jetmoe"}
 
-@pytest.mark.parametrize("scheme", list(QUANTISERS))
-@pytest.mark.parametrize("family", EVERY)
+
+@pytest.mark.parametrize(
+    ("family", "scheme"),
+    [(f, s) for f in EVERY for s in QUANTISERS if s == "fp8" or f not in STACKED],
+)
 def test_every_family_finds_its_quantised_layers(
     checkpoint_maker: Any, tmp_path: Path, family: str, scheme: str
 ) -> None:

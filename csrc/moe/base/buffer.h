@@ -53,7 +53,17 @@ class Buffer {
 
 /// A thread's own scratch of at least `bytes`, kept between calls so that decoding a token
 /// allocates nothing. `slot` tells apart buffers that live at the same time.
-enum class Scratch { kActivations, kHidden, kRows, kPlan, kTile, kAttention, kGathered, kRouter, kCount };
+enum class Scratch {
+  kActivations,
+  kHidden,
+  kRows,
+  kPlan,
+  kTile,
+  kAttention,
+  kGathered,
+  kRouter,
+  kCount
+};
 std::byte* scratch(Scratch slot, size_t bytes);
 
 template <class T>

@@ -117,7 +117,6 @@ class Mla:
     """
 
     q_lora: int | None = 1536  # the family's default; JSON null means a plain query projection
-    direct: bool = False  # no low-rank query in this family at all
     kv_lora: int = 512
     nope: int = 128
     rope: int = 64
@@ -150,7 +149,7 @@ class Mla:
 
     def _query(self, f: Fields, hidden: int, rows: int, bias: bool) -> tuple[Block, int]:
         plain = "q_lora_rank" in f.config and f.config["q_lora_rank"] is None
-        if self.direct or plain or (self.q_lora is None and not f.has("q_lora_rank")):
+        if plain or (self.q_lora is None and not f.has("q_lora_rank")):
             return matrix(_ATTENTION, "q", rows, hidden), hidden
         rank = f.size("q_lora_rank", self.q_lora)
         block = matrix(_ATTENTION, "q_a", rank, hidden, bias)

@@ -268,7 +268,7 @@ FAMILIES: dict[str, Family] = {
         ties=False,
     ),
     "bailing_hybrid": Family(
-        Mla(direct=True, gate=True), _KIMI_MOE, Dense(),
+        Mla(q_lora=None, gate=True), _KIMI_MOE, Dense(),
         kinds=s.layer_types(s.every("layer_group_size", 6, s.FULL, s.LINEAR)),
         sparse=s.mlp_types(s.first_dense(default=2)), linear=KimiDelta(low_rank=False),
         ties=False,
