@@ -95,11 +95,13 @@ ctest: $(VENV)/.built
 pytest: $(VENV)/.built
 	@$(PYTEST) -m "not slow"
 
-# ctest walks through the instruction sets by itself; what runs no kernel needs no repetition.
-NO_KERNELS := $(foreach t,planner checkpoint architecture package readme demo_model,--ignore-glob='*test_$(t)*')
+# ctest walks through the instruction sets by itself; here go the operations, the parts and a share of
+# the families. What reads files, plans or draws needs no repetition.
+ISA_TESTS := $(wildcard $(foreach t,ops_* nn* router* routing* models_families models_latent models_recurrent \
+               models_mxfp4 kv_cache record intervene generate,tests_py/test_$(t).py))
 test-isas: $(VENV)/.built ## The tests of kernels and models under this machine's other instruction sets
 	@for isa in $$($(BIN)/python -c 'from moekit import _core; print(*_core.runnable_isas()[:-1])'); do \
-	  echo "MOEKIT_ISA=$$isa"; MOEKIT_ISA=$$isa $(PYTEST) -m "not slow" $(NO_KERNELS); \
+	  echo "MOEKIT_ISA=$$isa"; MOEKIT_ISA=$$isa $(PYTEST) -m "not slow" $(ISA_TESTS); \
 	done
 
 test-slow: $(VENV)/.built ## The tests that take longer than a minute each
