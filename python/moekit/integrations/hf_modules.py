@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from moekit import ops
 from moekit.checkpoint import hf_quant
 from moekit.ops.arrays import Array, to_numpy
 
@@ -107,7 +106,7 @@ class _Stored:
         if dtype in OWN_FORMATS and self.scale is None:
             return OWN_FORMATS[dtype]
         if dtype in _FP8 and self.scale is not None:
-            return "fp8" if "fp8" in ops.format_names() else "bf16"
+            return "q8_0"  # blocks of another shape would round a second time in fp8
         if dtype == torch.int8 and self.scale is not None:
             return "mxfp4"
         found = f"{dtype}" + ("" if self.scale is None else " with scales")

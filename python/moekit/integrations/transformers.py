@@ -50,10 +50,10 @@ def register(*, fallback: str = "error") -> None:
     Step 3.7 do not use it: ``set_experts_implementation`` gives their modules our forward pass
     instead, and their own back.
 
-    ``"moekit"`` keeps the weights' own numbers (float32, bfloat16, float16, FP8, packed FP4);
-    ``"moekit_int8"`` and ``"moekit_int4"`` quantise the packed copy. Where a gradient is needed
-    ``"moekit"`` computes the model's own; the quantised ones raise RuntimeError in the backward
-    pass.
+    ``"moekit"`` keeps the weights' own numbers (float32, bfloat16, float16, packed FP4; FP8 as
+    ``q8_0``); ``"moekit_int8"`` and ``"moekit_int4"`` quantise the packed copy. Where a
+    gradient is needed ``"moekit"`` computes the model's own; the quantised ones raise RuntimeError
+    in the backward pass.
 
     Args:
         fallback: what happens to experts that cannot run here (on another device, sharded, in a
