@@ -38,11 +38,29 @@ def ask(path: Path, **request: Any) -> dict[str, Any]:
     return answer
 
 
+def _without_tiles(library: Any) -> None:
+    """Keep llama.cpp from its AMX buffers, in which the wheels die of an illegal instruction.
+
+    g++ up to 14 declares to `_tile_loadconfig` eight of the 64 bytes that it reads, so the wheel's
+    libggml-cpu loads a configuration without rows and columns, and the first `tilezero` raises
+    SIGILL: for Q4_0, Q4_1, Q8_0 and K types, whoever wrote the file.
+    """
+    defaults = library.llama_model_default_params
+
+    def plain() -> Any:
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    library.llama_model_default_params = plain
+
+
 def main() -> None:
     import llama_cpp
 
     request = json.loads(sys.stdin.read())
     only = not request.get("ids")
+    _without_tiles(llama_cpp.llama_cpp)
     model = llama_cpp.Llama(
         request["path"],
         n_ctx=256,
@@ -51,6 +69,9 @@ def main() -> None:
         n_threads_batch=1,
         logits_all=not only,
         vocab_only=only,
+        # The default is a cache in float16.
+        type_k=llama_cpp.GGML_TYPE_F32,
+        type_v=llama_cpp.GGML_TYPE_F32,
         verbose=bool(os.environ.get("MOEKIT_LLAMA_VERBOSE")),
     )
     answer: dict[str, Any] = {}

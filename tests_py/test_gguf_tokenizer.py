@@ -205,3 +205,35 @@ def test_llama_cpp_cuts_alike(tmp_path: Path, pre: str) -> None:
     for text, wanted in zip(texts, theirs, strict=True):
         assert found.encode(text) == wanted, text
     assert np.array(theirs[0]).size
+
+
+def test_a_tokenizer_without_rules_goes_along_whole(tmp_path: Path) -> None:
+    model = mk.demo_model()
+    with pytest.warns(UserWarning, match="ids alone"):
+        model.save(tmp_path / "x.gguf")
+    again = mk.load(tmp_path / "x.gguf")
+    text = "Sort 12345 items,\n\n\tnäive 🙂 " + mk.tokenizer.__doc__
+    assert again.tokenizer.encode(text) == model.tokenizer.encode(text)
+    assert again.tokenizer.special.items() <= model.tokenizer.special.items()
+    assert again.tokenizer.special["eos_token"] == model.tokenizer.special["eos_token"]
+    assert again.generate("def main", max_new_tokens=12) == model.generate(
+        "def main", max_new_tokens=12
+    )
+
+
+@pytest.mark.parametrize("document", ["", "{}", "[" * 100_000, '{"model": 1}', 7])
+def test_a_broken_whole_tokenizer_is_an_error(tmp_path: Path, document: Any) -> None:
+    with mk.checkpoint.open(_demo_file(tmp_path)) as file:
+        metadata = {**file.metadata, "tokenizer.huggingface.json": document}
+        specs = {name: (file.info(name).dtype, file.info(name).shape) for name in file}
+        arrays = [(name, file[name]) for name in file]
+        mk.checkpoint.write_gguf(tmp_path / "y.gguf", metadata, specs, arrays)
+    with pytest.raises(mk.FileError, match="tokenizer"):
+        mk.load(tmp_path / "y.gguf")
+
+
+def _demo_file(folder: Path) -> Path:
+    model = mk.load(mk.demo_path(), format="f32")
+    model.tokenizer = None
+    model.save(folder / "x.gguf")
+    return folder / "x.gguf"

@@ -349,7 +349,7 @@ def test_llama_cpp_agrees_about_a_file(checkpoint_maker: Any, tmp_path: Path, fa
     answer = llama_cpp_oracle.ask(tmp_path / "x.gguf", ids=IDS, count=6)
     model = mk.load(tmp_path / "x.gguf")
     # Its cache of keys and values has 16 bits.
-    np.testing.assert_allclose(model.forward(IDS), answer["logits"], rtol=0, atol=0.1)
+    np.testing.assert_allclose(model.forward(IDS), answer["logits"], rtol=0, atol=2e-3)
     assert model.generate(IDS, max_new_tokens=6) == answer["greedy"]
 
 

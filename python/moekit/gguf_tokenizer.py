@@ -13,9 +13,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from .checkpoint import Checkpoint
 from .gguf_splitting import BEGINNING, SPLITTING, WHOLE_PIECES
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, backend_of
 
 _KEY = "tokenizer.ggml."
+#: The key of a whole tokenizer.json, for readers that know what is in it.
+WHOLE = "tokenizer.huggingface.json"
 # enum llama_token_type: only these are found in a text before it is cut.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 _SPECIAL = {
@@ -33,7 +35,7 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     kind that is not read."""
     kind = checkpoint.metadata.get(f"{_KEY}model")
     if kind is None or kind == "none":
-        return None
+        return _whole(checkpoint) if WHOLE in checkpoint.metadata else None
     if kind not in ("gpt2", "llama", "t5"):
         problem = f"tokenizer.ggml.model is {ascii(kind)[:40]}; gpt2, llama or t5 is required"
         raise checkpoint.error(None, problem)
@@ -51,6 +53,18 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         raise
     except Exception as error:  # the binding raises plain Exception
         raise checkpoint.error(None, f"tokenizer: {str(error)[:200]}") from error
+    return Tokenizer(backend, special, _templates(checkpoint), checkpoint.path)
+
+
+def _whole(checkpoint: Checkpoint) -> Tokenizer:
+    backend = backend_of(checkpoint.field(WHOLE, str), checkpoint.path)
+    count = backend.get_vocab_size(with_added_tokens=True)
+    special = {}
+    for name, key in _SPECIAL.items():
+        value = checkpoint.metadata.get(_KEY + key)
+        token = backend.id_to_token(value) if type(value) is int and 0 <= value < count else None
+        if token is not None:
+            special[name] = token
     return Tokenizer(backend, special, _templates(checkpoint), checkpoint.path)
 
 

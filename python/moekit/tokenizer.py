@@ -115,6 +115,17 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
         return None
     path = os.path.join(os.fsdecode(directory), "tokenizer.json")
     text = checkpoint.read_text(directory, "tokenizer.json", MAX_TOKENIZER_BYTES)
+    backend = backend_of(text, path)
+    config = _optional_json(directory, "tokenizer_config.json")
+    special = _special_tokens(_optional_json(directory, "special_tokens_map.json"))
+    special |= _special_tokens(config)
+    result = Tokenizer(backend, special, _chat_templates(directory, config), path)
+    _add_begin_and_end(result, config)
+    return result
+
+
+def backend_of(text: str, path: str) -> tokenizers.Tokenizer:
+    """What a tokenizer.json says; FileError where it is broken."""
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the binding raises plain Exception
@@ -122,12 +133,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
     # Padding and truncation of a training run would cut prompts.
     backend.no_padding()
     backend.no_truncation()
-    config = _optional_json(directory, "tokenizer_config.json")
-    special = _special_tokens(_optional_json(directory, "special_tokens_map.json"))
-    special |= _special_tokens(config)
-    result = Tokenizer(backend, special, _chat_templates(directory, config), path)
-    _add_begin_and_end(result, config)
-    return result
+    return backend
 
 
 def _optional_json(directory: str | os.PathLike[str], name: str) -> dict[str, object]:

@@ -32,8 +32,9 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
     """Write `model` as the GGUF file `path`; whole or not at all.
 
     Weights in ggml's types keep their bytes, 16- and 32-bit ones their type; others are written
-    as float16. ValueError for a model that GGUF has no architecture for, or a setting, or a way of
-    cutting text, that it cannot say.
+    as float16. ValueError for a model that GGUF has no architecture for, or a setting that it
+    cannot say. A tokenizer that llama.cpp has no rules for is kept for moekit alone, with a
+    UserWarning.
     """
     if not model.placed:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The metadata of a GGUF file for a model: hyperparameters and vocabulary."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from ..checkpoint.gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
 from ..checkpoint.gguf_config import take, window_layers, yarn_attention_factor
 from ..gguf_splitting import name_of
+from ..gguf_tokenizer import WHOLE
 from ..tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -253,22 +255,22 @@ _THETA = {"mixtral": 1e6, "gpt_oss": 1.5e5, "minimax_m2": 5e6, "ernie4_5_moe": 5
 
 
 def vocabulary(tokenizer: Tokenizer | None, size: int, end_ids: Sequence[int]) -> dict[str, Any]:
-    """The keys `tokenizer.*`; ValueError for a tokenizer that llama.cpp has no kind for."""
+    """The keys `tokenizer.*`.
+
+    A tokenizer that llama.cpp has no rules for goes along as Hugging Face's document, under the
+    key that the format has for it, with a warning: llama.cpp then takes ids and no text.
+    """
     if tokenizer is None:
         return {"tokenizer.ggml.model": "none"}
     document = json.loads(tokenizer.backend.to_str())
-    model = document["model"]
-    kind = model.get("type") or ("BPE" if "merges" in model else "?")
-    if kind != "BPE":
-        raise ValueError(f"[save] the tokenizer is a {kind} model; BPE is required")
-    tokens, kinds = _tokens(document, size)
-    found: dict[str, Any] = {}
-    if model.get("byte_fallback"):
-        found = _sentencepiece(document, tokens, kinds)
-    else:
-        found = _byte_level(document)
-    found["tokenizer.ggml.tokens"] = tokens
-    found["tokenizer.ggml.token_type"] = np.array(kinds, np.int32)
+    found = _tables(document, size)
+    if found is None:
+        warnings.warn(
+            "[save] llama.cpp has no rules that cut text as this tokenizer does; the file has the "
+            "tokenizer for moekit, and llama.cpp runs it on ids alone",
+            stacklevel=2,
+        )
+        found = {"tokenizer.ggml.model": "none", WHOLE: tokenizer.backend.to_str()}
     for name, key in _SPECIAL_IDS.items():
         token = tokenizer.id_of(tokenizer.special[name]) if name in tokenizer.special else None
         if token is not None and token < size:
@@ -289,6 +291,22 @@ def vocabulary(tokenizer: Tokenizer | None, size: int, end_ids: Sequence[int]) -
     return found
 
 
+def _tables(document: Mapping[str, Any], size: int) -> dict[str, Any] | None:
+    """The vocabulary as llama.cpp reads it; None for a kind or a way of cutting it has not."""
+    model = document["model"]
+    if (model.get("type") or ("BPE" if "merges" in model else "?")) != "BPE":
+        return None
+    tokens, kinds = _tokens(document, size)
+    if model.get("byte_fallback"):
+        found = _sentencepiece(document, tokens, kinds)
+    else:
+        found = _byte_level(document)
+    if found is not None:
+        found["tokenizer.ggml.tokens"] = tokens
+        found["tokenizer.ggml.token_type"] = np.array(kinds, np.int32)
+    return found
+
+
 def _tokens(document: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
     tokens = [f"[PAD{n}]" for n in range(size)]
     kinds = [_UNUSED] * size
@@ -302,15 +320,12 @@ def _tokens(document: Mapping[str, Any], size: int) -> tuple[list[str], list[int
     return tokens, kinds
 
 
-def _byte_level(document: Mapping[str, Any]) -> dict[str, Any]:
+def _byte_level(document: Mapping[str, Any]) -> dict[str, Any] | None:
     rules = _rules(document.get("pre_tokenizer"))
     whole = bool(document["model"].get("ignore_merges"))
     name = name_of(rules, whole)
     if name is None or (document.get("normalizer") or {}).get("type") not in (None, "NFC"):
-        raise ValueError(
-            f"[save] the tokenizer cuts text by {list(rules)!r:.200}; expressions that llama.cpp "
-            "knows are required"
-        )
+        return None
     merges = [
         pair if isinstance(pair, str) else " ".join(pair) for pair in document["model"]["merges"]
     ]
