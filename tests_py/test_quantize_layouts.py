@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import gptqmodel_oracle
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -56,6 +58,47 @@ def test_gptq_files_mean_the_weights_to_the_bit(written):
     # Routers and what is no four-bit integer stay plain.
     assert "model.layers.1.mlp.gate.weight" in tensors
     assert "model.layers.3.mlp.shared_experts.up_proj.weight" in tensors
+
+
+def test_gptq_readers_are_told_which_layers_are_plain(written):
+    """By the rules of GPTQModel and vLLM (first match from the start) and by those of optimum."""
+    _, folder = written
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    (suffixes,) = config["modules_in_block_to_quantize"]
+    assert all(rule.startswith("-:") for rule in config["dynamic"])
+    rules = [re.compile(rule.removeprefix("-:")) for rule in config["dynamic"]]
+    # GPTQModel asks for attention, experts, shared and dense layers alike; routers are Linear too.
+    packed = {name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")}
+    plain = {
+        name.removesuffix(".weight")
+        for name, value in tensors.items()
+        if ".layers." in name and name.endswith(".weight") and value.ndim == 2
+    }
+    assert {"model.layers.1.mlp.gate", "model.layers.2.self_attn.kv_b_proj"} < plain
+    assert "model.layers.3.mlp.shared_experts.up_proj" in plain
+    assert "model.layers.2.mlp.shared_experts.up_proj" in packed
+    for name in packed | plain:
+        assert any(rule.match(name) for rule in rules) == (name in plain), name
+        assert any(name.endswith(suffix) for suffix in suffixes) == (name in packed), name
+
+
+@pytest.mark.skipif(gptqmodel_oracle.find() is None, reason="MOEKIT_GPTQMODEL_PYTHON is not set")
+def test_gptqmodel_loads_them_and_means_the_same(written, tmp_path):
+    model, folder = written
+    ids = list(range(50, 80))
+    places = {p.piece.name: p for p in model.placed if isinstance(p.weight, PackedWeight)}
+    layers = [f"model.layers.{n}.mlp.experts.{e}.up_proj" for n, e in ((1, 0), (2, 31), (4, 7))]
+    layers += ["model.layers.1.mlp.experts.3.down_proj", "model.layers.0.mlp.gate_proj"]
+    found = gptqmodel_oracle.ask(folder, tmp_path / "answer.npz", ids, layers)
+    for name in layers:
+        place = places[f"{name}.weight"]
+        want = place.weight.unpack_expert(place.slot).astype(np.float16)
+        np.testing.assert_array_equal(found[name], want, name)
+    # In float16 a token's experts may fall otherwise; most tokens' do not.
+    want = mk.load(folder, format="f32").forward(ids)
+    close = np.abs(found["logits"] - want).max(axis=1) < 0.05
+    assert close.mean() > 0.7 and close[0]
 
 
 def test_gptq_files_load_with_the_same_weights(written):

@@ -1,6 +1,6 @@
 """How the linear layers of a Hugging Face checkpoint are quantised: its `quantization_config`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from .tensors import Checkpoint
@@ -56,8 +56,10 @@ def read_scheme(checkpoint: Checkpoint, config: object) -> Scheme:
         if version != "gemm":
             raise refuse("version", version, "gemm")
         return Scheme(method, 4, group_size, 0)
-    if config.get("dynamic"):
-        raise refuse("dynamic", config["dynamic"], "one setting for all layers")
+    rules = config.get("dynamic") or {}
+    # Negative rules only say which layers are plain, and that is seen from the tensors.
+    if not isinstance(rules, Mapping) or any(not str(rule).startswith("-:") for rule in rules):
+        raise refuse("dynamic", rules, "one setting for all layers that are quantised")
     bits = integer("bits", 4, lambda n: n in (2, 3, 4, 8), "2, 3, 4 or 8")
     stored = config.get("checkpoint_format", config.get("format", "gptq"))
     if stored not in ("gptq", "gptq_v2"):

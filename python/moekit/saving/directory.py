@@ -101,7 +101,7 @@ def save_directory(
     try:
         with Bar("saving", sum(prod(shape) for _, shape in specs.values()), progress) as bar:
             write_model(stage, specs, _arrays(plain, matrices, specs, bar.advance))
-        extra = {"quantization_config": quantization_config(matrices)} if matrices else {}
+        extra = {"quantization_config": quantization_config(matrices, tensors)} if matrices else {}
         for file, text in _small_files(model, specs, extra).items():
             with replacing(os.path.join(stage, file)) as fd:
                 write_all(fd, text.encode(), 0)

@@ -4,10 +4,13 @@ A linear layer [N, K] becomes `qweight` int32 [K / 8, N] (eight consecutive inpu
 word, the first in the lowest bits), `qzeros` int32 [groups, N / 8] (zero points minus one, packed
 along N), `scales` float16 [groups, N] and `g_idx` int32 [K], with w = scale · (q - zero). moekit's
 symmetric integers have the zero point 8, so nothing is rounded on the way.
+
+GPTQModel loads such a mixture into transformers' modules, experts included. transformers 5 by itself
+(with optimum) has no place for single experts: it keeps each bank in one tensor.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +27,8 @@ _ZERO = 8
 _PER_WORD = 32 // _BITS
 # Routers are linear layers too, but no engine reads them quantised.
 _LINEAR = re.compile(r"\.(?!gate\.|router\.)[^.]+\.weight$")
+_IN_BLOCK = re.compile(r"^.*?\.layers\.\d+\.")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +93,21 @@ def gptq_matrices(tensors: Mapping[str, Tensor]) -> dict[str, GptqMatrix]:
     return {name: matrix for name, matrix in found.items() if matrix.group == common}
 
 
-def quantization_config(matrices: Mapping[str, GptqMatrix]) -> dict[str, Any]:
-    """What config.json says of them."""
+def quantization_config(
+    matrices: Mapping[str, GptqMatrix], tensors: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What config.json says of them, and of the linear layers that stay plain.
+
+    Readers take every linear layer of a block for quantised unless told: GPTQModel and vLLM by the
+    negative rules of `dynamic`, optimum (which transformers asks) by `modules_in_block_to_quantize`.
+    """
+    linears = [
+        name.removesuffix(".weight")
+        for name, tensor in tensors.items()
+        if _IN_BLOCK.match(name) and name.endswith(".weight") and len(tensor.shape) == 2
+    ]
+    packed = {matrix.base for matrix in matrices.values()}
+    plain = [name for name in linears if name not in packed]
     return {
         "quant_method": "gptq",
         "bits": _BITS,
@@ -99,7 +117,30 @@ def quantization_config(matrices: Mapping[str, GptqMatrix]) -> dict[str, Any]:
         "lm_head": any(matrix.base == "lm_head" for matrix in matrices.values()),
         "checkpoint_format": "gptq",
         "pack_dtype": "int32",
+        "dynamic": {rule: {} for rule in _rules(plain, packed)},
+        "modules_in_block_to_quantize": [_suffixes(plain, packed)],
     }
+
+
+def _rules(plain: Sequence[str], packed: Set[str]) -> list[str]:
+    """Negative rules for the plain layers: one for all layers and experts where that is true."""
+    mixed = {_NUMBER.sub("#", name) for name in packed}
+    rules: dict[str, None] = {}
+    for name in plain:
+        form = _NUMBER.sub("#", name)
+        exact = re.escape(name if form in mixed else form).replace(r"\#", r"\d+")
+        rules[f"-:^{exact}$"] = None
+    return list(rules)
+
+
+def _suffixes(plain: Sequence[str], packed: Set[str]) -> list[str]:
+    """Endings by which the packed layers are known: without the layer's number where all agree."""
+    found: dict[str, None] = {}
+    for name in sorted(packed):
+        short = _IN_BLOCK.sub("", name)
+        clash = any(other.endswith(short) for other in plain)
+        found[name if clash else short] = None
+    return list(found)
 
 
 def codes_of(

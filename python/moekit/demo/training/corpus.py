@@ -40,6 +40,7 @@ def download(work: Path) -> None:
         if not list((work / "deb").glob(f"{package}_*.deb")):
             subprocess.run(["apt-get", "-q", "download", package], cwd=work / "deb", check=True)
         deb = next((work / "deb").glob(f"{package}_*.deb"))
+        target.parent.mkdir(exist_ok=True)
         subprocess.run(["dpkg-deb", "-x", str(deb), str(target)], check=True)
         for tarball in target.glob("usr/src/**/*.tar.xz"):
             subprocess.run(["tar", "-xf", str(tarball), "-C", str(target)], check=True)

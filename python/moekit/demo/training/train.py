@@ -1,11 +1,15 @@
 """Trains the demo model for a given number of minutes on the CPU.
 
     python train.py WORKDIR --minutes 95 [--resume]
+    python train.py WORKDIR --tokens 9.4e6 --dense 280 --processes 1 --name dense
 
 The learning rate follows the clock and not a step count (warmup, stable, decay), so a run ends
 annealed however fast the machine was. State is saved every few minutes to ``WORKDIR/state.pt``;
 ``--resume`` goes on from there with the minutes already used counted, and SIGTERM ends a run with
 its state saved. Training time excludes nothing: evaluation and saving are inside it.
+
+With ``--tokens`` the schedule follows the tokens instead, and with ``--dense`` all layers have one
+feed-forward part of that inner size: 280 gives the mixture's active parameters, for a comparison.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +185,10 @@ class Team:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path)
-    parser.add_argument("--minutes", type=float, required=True)
+    budget = parser.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--minutes", type=float)
+    budget.add_argument("--tokens", type=float)
+    parser.add_argument("--dense", type=int, metavar="INNER")
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--name", default="state")
     parser.add_argument("--processes", type=int, default=2)
@@ -201,6 +209,12 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     config = Config()
+    if args.dense:
+        config = replace(
+            config,
+            intermediate_size=args.dense,
+            first_k_dense_replace=config.num_hidden_layers,
+        )
     model = DeepseekV3(config)
     optimiser = Optimiser(model, args.muon_rate, args.adam_rate, args.weight_decay)
     state_path = args.work / f"{args.name}.pt"
@@ -234,6 +248,11 @@ def main() -> None:
         values = {domain: round(value, 4) for domain, value in held_loss(model, held).items()}
         print("held", json.dumps(values), flush=True)
 
+    def progress_now() -> float:
+        if args.tokens:
+            return tokens / float(args.tokens)
+        return (time.monotonic() - started) / 60 / float(args.minutes)
+
     stopping = False
 
     def stop(*_: object) -> None:
@@ -242,7 +261,7 @@ def main() -> None:
 
     with Team(model, args) as team:
         signal.signal(signal.SIGTERM, stop)  # after the fork: ends this run with its state saved
-        while not stopping and (progress := (time.monotonic() - started) / 60 / args.minutes) < 1:
+        while not stopping and (progress := progress_now()) < 1:
             # The first 200 steps warm up by count: a schedule by the clock knows no step size.
             rate = min(1.0, (step + 1) / 200) * learning_rate_share(progress, args.decay)
             batch = args.batch if progress < 0.35 else args.large_batch
@@ -262,11 +281,12 @@ def main() -> None:
             now = time.monotonic()
             if now - last_print > 20:
                 layers = model.moe_layers()
-                worst = max(float(m.counts.max() / m.counts.float().mean()) for m in layers)
-                idle = min(int(m.counts.min()) for m in layers)
+                loads = [m.counts.float() / m.counts.float().mean() for m in layers]
+                worst = max((float(load.max()) for load in loads), default=1.0)
+                idle = min((int(m.counts.min()) for m in layers), default=0)
                 speed = (tokens - recent_tokens) / (now - last_print)
                 print(
-                    f"{progress * args.minutes:6.1f} min step {step:5d} {tokens / 1e6:7.2f} M "
+                    f"{(now - started) / 60:6.1f} min {progress:6.1%} step {step:5d} {tokens / 1e6:7.2f} M "
                     f"tokens loss {np.mean(recent):.4f} rate {rate:.3f} {speed:6.0f} tok/s "
                     f"load max/mean {worst:.2f} min {idle}",
                     flush=True,
