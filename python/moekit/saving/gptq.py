@@ -5,8 +5,8 @@ word, the first in the lowest bits), `qzeros` int32 [groups, N / 8] (zero points
 along N), `scales` float16 [groups, N] and `g_idx` int32 [K], with w = scale · (q - zero). moekit's
 symmetric integers have the zero point 8, so nothing is rounded on the way.
 
-GPTQModel loads such a mixture into transformers' modules, experts included. transformers 5 by itself
-(with optimum) has no place for single experts: it keeps each bank in one tensor.
+GPTQModel loads such a mixture into transformers' modules, experts included. transformers 5 by
+itself (with optimum) has no place for single experts: it keeps each bank in one tensor.
 """
 
 import re
@@ -98,8 +98,8 @@ def quantization_config(
 ) -> dict[str, Any]:
     """What config.json says of them, and of the linear layers that stay plain.
 
-    Readers take every linear layer of a block for quantised unless told: GPTQModel and vLLM by the
-    negative rules of `dynamic`, optimum (which transformers asks) by `modules_in_block_to_quantize`.
+    Readers take every linear layer of a block for quantised unless told: GPTQModel and vLLM by
+    negative rules in `dynamic`, optimum (for transformers) by `modules_in_block_to_quantize`.
     """
     linears = [
         name.removesuffix(".weight")

@@ -286,8 +286,8 @@ def main() -> None:
                 idle = min((int(m.counts.min()) for m in layers), default=0)
                 speed = (tokens - recent_tokens) / (now - last_print)
                 print(
-                    f"{(now - started) / 60:6.1f} min {progress:6.1%} step {step:5d} {tokens / 1e6:7.2f} M "
-                    f"tokens loss {np.mean(recent):.4f} rate {rate:.3f} {speed:6.0f} tok/s "
+                    f"{(now - started) / 60:6.1f} min {progress:6.1%} step {step:5d} "
+                    f"{tokens / 1e6:7.2f} M tokens loss {np.mean(recent):.4f} rate {rate:.3f} {speed:6.0f} tok/s "
                     f"load max/mean {worst:.2f} min {idle}",
                     flush=True,
                 )
