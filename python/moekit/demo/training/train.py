@@ -287,8 +287,8 @@ def main() -> None:
                 speed = (tokens - recent_tokens) / (now - last_print)
                 print(
                     f"{(now - started) / 60:6.1f} min {progress:6.1%} step {step:5d} "
-                    f"{tokens / 1e6:7.2f} M tokens loss {np.mean(recent):.4f} rate {rate:.3f} {speed:6.0f} tok/s "
-                    f"load max/mean {worst:.2f} min {idle}",
+                    f"{tokens / 1e6:7.2f} M tokens loss {np.mean(recent):.4f} "
+                    f"rate {rate:.3f} {speed:6.0f} tok/s load max/mean {worst:.2f} min {idle}",
                     flush=True,
                 )
                 recent, recent_tokens, last_print = [], tokens, now
