@@ -34,7 +34,7 @@ def test_counters_count_what_a_record_holds(model: Any) -> None:
             np.testing.assert_array_equal(mine, theirs)
 
 
-def test_counters_fold_many_passes_and_see_interventions(model: Any) -> None:
+def test_counters_see_many_passes_and_interventions(model: Any) -> None:
     layer = model.moe_layers[-1]
     with model.record(counters=True) as counters, model.intervene(mask={(layer, 2)}):
         for _ in range(600):
@@ -85,6 +85,49 @@ def test_margins_are_of_the_scores_that_rank(checkpoint_maker: Any) -> None:
     with model.record(margins=True) as forced, model.intervene(force={("*", 0), ("*", 1)}):
         model.forward(IDS)
     assert forced.margins is not None and (forced.margins < 0).any()
+
+
+def test_many_passes_are_laid_out_as_they_came(
+    checkpoint_maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folded often or never, ranked at once or later: the same columns; K may change between."""
+    model = mk.load(checkpoint_maker("deepseek_v3", 1)[1])
+    first = model.moe_layers[0]
+
+    def table(folds: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> mk.Record:
+        monkeypatch.setattr("moekit.record._FOLD_PASSES", folds)
+        monkeypatch.setattr("moekit.routing._KEPT_LOGITS", kept)
+        # One policy for several K: requests, each with its own.
+        with (
+            model.record(logits=kept == 7, margins=True) as record,
+            model.intervene(requests=[{"k": 3}, {"k": {first: 1}}, {}]),
+        ):
+            cache = model.new_cache()
+            model.forward([[1, 2], [3], [4, 5, 6]], cache=cache)
+            for token in range(20):
+                model.forward([[token], [token + 1], [7]], cache=cache)
+            model.forward([[9, 9, 9]])
+        return record
+
+    tables = [table(f, k, monkeypatch) for f, k in ((1000, 1 << 16), (3, 1 << 16), (2, 0), (5, 7))]
+    assert len(tables[0]) == 6 + 60 + 3
+    assert tables[0].experts.shape[2] == 3
+    for other in tables[1:]:
+        assert other == tables[0]
+        assert other.margins is not None and tables[0].margins is not None
+        np.testing.assert_array_equal(other.margins, tables[0].margins)
+    assert tables[3].logits is not None and tables[0].logits is None
+    assert tables[0].sequences.tolist()[:6] == [0, 0, 1, 2, 2, 2]
+    assert tables[0].sequences.tolist()[-3:] == [3, 3, 3]
+    assert tables[0].positions.tolist()[6:12] == [2, 1, 3, 3, 2, 4]
+
+
+def test_what_a_caller_does_with_its_ids_leaves_the_record(model: Any) -> None:
+    ids = np.array(IDS, np.int32)
+    with model.record() as record:
+        model.logits([ids])
+        ids[:] = 1
+    assert record.ids.tolist() == IDS
 
 
 def test_margins_are_kept_in_files(model: Any, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 // The order in which experts see their tokens, the way there and back.
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <tuple>
@@ -50,6 +51,24 @@ void bind_plan(py::module_& m) {
         return std::tuple(array_of(plan.offsets), array_of(plan.rows), array_of(plan.slots));
       },
       py::arg("experts"), py::arg("expert_count"), "offsets, rows and slots of a Plan.");
+  m.def(
+      "count_experts",
+      [](const std::vector<py::array>& experts, const std::vector<int64_t>& rows,
+         py::array_t<int64_t, py::array::c_style>& counts) {
+        MOE_CHECK(experts.size() == rows.size() && counts.ndim() == 2, "[count_experts] ",
+                  experts.size(), " layers, ", rows.size(), " rows of counts ", shape_text(counts),
+                  "; a row of [layers, E] for each is required");
+        int64_t* table = counts.mutable_data();
+        for (size_t i = 0; i < rows.size(); ++i) {
+          MOE_CHECK(rows[i] >= 0 && rows[i] < counts.shape(0), "[count_experts] row ", rows[i],
+                    "; there are ", counts.shape(0));
+          const int32_t* ids = data_of<int32_t>(experts[i], 2, "count_experts", "experts");
+          count_slots(ids, experts[i].shape(0), static_cast<int>(experts[i].shape(1)),
+                      counts.shape(1), table + rows[i] * counts.shape(1));
+        }
+      },
+      py::arg("experts"), py::arg("rows"), py::arg("counts").noconvert(),
+      "Adds to counts [layers, E] what each layer's assignment has; rows says which row is whose.");
   m.def(
       "permute",
       [](const py::array& x, const py::array& rows) {

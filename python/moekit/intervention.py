@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 from zlib import crc32
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from .balance import BiasController
 from .ops import Assignment
-from .record import swapped
+from .record_edit import swapped
 
 if TYPE_CHECKING:
     from .nn.batch import Batch
@@ -215,6 +216,10 @@ class Intervention:
         )
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         texts = [f"layer {n}: {change}" for n, change in sorted(self.layers.items())]
         for i, request in enumerate(self.requests):
             texts += [f"request {i}, layer {n}: {change}" for n, change in sorted(request.items())]

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import record_file
-from .passes import Pass
+from .passes import Part, Pass, part_of
+from .record_columns import MOST_EXPERTS, column_of, int32_of, trace_columns, widened
+from .record_edit import edited
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 _EDITED = "edited"
-# A file says how many experts a layer has; tables of that width follow.
-_MOST_EXPERTS = 1 << 20
+# Passes that wait to be laid out as tables.
+_FOLD_PASSES = 128
+_FOLD_TOKENS = 4096
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
@@ -59,7 +62,7 @@ class Record:
         policy: str = "",
         tokenizer: "Tokenizer | None" = None,
     ) -> None:
-        table = _int32(experts, "experts")
+        table = int32_of(experts, "experts")
         if table.ndim != 3:
             raise ValueError(
                 f"[Record] experts has shape {table.shape}; [tokens, layers, K] is required"
@@ -67,12 +70,12 @@ class Record:
         tokens, count, _ = table.shape
         self._experts: Ints = table
         self._weights = None if weights is None else np.ascontiguousarray(weights, np.float32)
-        self.layers: Ints = _column(layers, np.arange(count), count, "layers")
+        self.layers: Ints = column_of(layers, np.arange(count), count, "layers")
         most = int(table.max(initial=0)) + 1
-        self.num_experts: Ints = _column(num_experts, np.full(count, most), count, "num_experts")
-        self._sequences = _column(sequences, np.zeros(tokens), tokens, "sequences")
-        self._positions = _column(positions, np.arange(tokens), tokens, "positions")
-        self._ids = _column(ids, np.full(tokens, -1), tokens, "ids")
+        self.num_experts: Ints = column_of(num_experts, np.full(count, most), count, "num_experts")
+        self._sequences = column_of(sequences, np.zeros(tokens), tokens, "sequences")
+        self._positions = column_of(positions, np.arange(tokens), tokens, "positions")
+        self._ids = column_of(ids, np.full(tokens, -1), tokens, "ids")
         self._logits = None if logits is None else np.ascontiguousarray(logits, np.float32)
         self._margins = None if margins is None else np.ascontiguousarray(margins, np.float32)
         self._on_input = None if on_input is None else np.ascontiguousarray(on_input, np.bool_)
@@ -106,13 +109,15 @@ class Record:
             )
         if len(set(self.layers.tolist())) != count:
             raise ValueError(f"[Record] layers are {self.layers.tolist()}; each once is required")
-        if count and not 0 <= self.num_experts.min() <= self.num_experts.max() <= _MOST_EXPERTS:
+        if count and not 0 <= self.num_experts.min() <= self.num_experts.max() <= MOST_EXPERTS:
             raise ValueError(
                 f"[Record] num_experts is {self.num_experts.min()} to {self.num_experts.max()}; "
-                f"0 to {_MOST_EXPERTS} is required"
+                f"0 to {MOST_EXPERTS} is required"
             )
         self._tokenizer = tokenizer
         self._pending: list[Pass] = []
+        self._pending_tokens = 0
+        self._parts: list[Part] = []
 
     @property
     def experts(self) -> Ints:
@@ -226,43 +231,48 @@ class Record:
 
     # -- recording -------------------------------------------------------------------------
 
-    def add(self, part: Pass) -> None:
+    def add(self, one: Pass) -> None:
         """Append the tokens of one forward pass."""
-        self.require_policy(part.policy)
-        self._policy = part.policy
-        self._pending.append(part)
+        self._policy = one.policy
+        self._pending.append(one)
+        self._pending_tokens += len(one.ids)
         self._texts = None
+        if self._pending_tokens > _FOLD_TOKENS or len(self._pending) > _FOLD_PASSES:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Lay what was added out in tables: recording itself only keeps references."""
+        pending, self._pending, self._pending_tokens = self._pending, [], 0
+        kept = [name for name in ("logits", "margins") if getattr(self, f"_{name}") is not None]
+        most = 0 if self._logits is None else self._logits.shape[2]
+        self._parts.append(part_of(pending, self.layers.tolist(), most, kept))
 
     def _complete(self) -> "Record":
-        """Fold what was added into the arrays; recording itself only keeps references."""
-        pending, self._pending = self._pending, []
-        if not pending:
+        if self._pending:
+            self._fold()
+        parts, self._parts = self._parts, []
+        if not parts:
             return self
-        layers = self.layers.tolist()
-        k = max([self._experts.shape[2], *(part.slots() for part in pending)])
-        tables = [part.table(layers, k) for part in pending]
-        self._experts = np.concatenate(
-            [_widened(self._experts, k, -1), *(experts for experts, _ in tables)]
-        )
+        k = max([self._experts.shape[2], *(part.experts.shape[2] for part in parts)])
+
+        def whole(name: str) -> Any:
+            return np.concatenate([getattr(self, f"_{name}"), *(getattr(p, name) for p in parts)])
+
+        def whole_wide(name: str, fill: int) -> Any:
+            tables = [getattr(self, f"_{name}"), *(getattr(part, name) for part in parts)]
+            return np.concatenate([widened(table, k, fill) for table in tables])
+
+        self._experts = whole_wide("experts", -1)
         if self._weights is not None:
-            self._weights = np.concatenate(
-                [_widened(self._weights, k, 0), *(weights for _, weights in tables)]
-            )
+            self._weights = whole_wide("weights", 0)
         for name in ("sequences", "positions", "ids"):
-            parts = [getattr(part, name) for part in pending]
-            setattr(self, f"_{name}", np.concatenate([getattr(self, f"_{name}"), *parts]))
-        if self._logits is not None:
-            most = self._logits.shape[2]
-            extra = [part.logit_table(layers, most) for part in pending]
-            self._logits = np.concatenate([self._logits, *extra])
-        if self._margins is not None:
-            self._margins = np.concatenate(
-                [self._margins, *(part.margin_table(layers) for part in pending)]
-            )
+            setattr(self, f"_{name}", whole(name))
+        for name in ("logits", "margins"):
+            if getattr(self, f"_{name}") is not None:
+                setattr(self, f"_{name}", whole(name))
         if self._on_input is not None:
-            for part in pending:
-                for layer in part.on_input:
-                    self._on_input[layers.index(layer)] = True
+            found = [layer for part in parts for layer in part.on_input]
+            self._on_input |= np.isin(self.layers, found)
         return self
 
     @classmethod
@@ -298,7 +308,7 @@ class Record:
             if any(table is None for table in tables):
                 return None
             return np.concatenate(
-                tables if fill is None else [_widened(table, k, fill) for table in tables]
+                tables if fill is None else [widened(table, k, fill) for table in tables]
             )
 
         return cls(
@@ -343,38 +353,16 @@ class Record:
         >>> routing = Record.from_routed_experts(output.routed_experts)  # doctest: +SKIP
         >>> model.forward(ids, routing=routing)                          # doctest: +SKIP
         """
-        parts = list(routed_experts) if isinstance(routed_experts, list | tuple) else []
-        if not parts or np.ndim(parts[0]) != 3:
-            parts = [np.asarray(routed_experts)]
-        tables = [np.asarray(part) for part in parts]
-        for table in tables:
-            if table.ndim != 3 or table.dtype.kind not in "iu":
-                raise ValueError(
-                    f"[Record] routed experts are {table.dtype} of shape {list(table.shape)}; "
-                    "integers [tokens, layers, K] are required"
-                )
-            if table.shape[1:] != tables[0].shape[1:]:
-                raise ValueError(
-                    f"[Record] routed experts have shapes {list(tables[0].shape)} and "
-                    f"{list(table.shape)}; the same layers and K are required"
-                )
-        lengths = [len(table) for table in tables]
-        whole = np.concatenate(tables).astype(np.int64)
-        count = whole.shape[1]
+        whole, sequences, positions = trace_columns(routed_experts)
         if num_experts is not None:
-            num_experts = np.broadcast_to(np.asarray(num_experts), (count,))
-        if whole.size and not -1 <= whole.min() <= whole.max() < _MOST_EXPERTS:
-            raise ValueError(
-                f"[Record] routed experts are {whole.min()} to {whole.max()}; "
-                "-1 (none) or an expert is required"
-            )
+            num_experts = np.broadcast_to(np.asarray(num_experts), (whole.shape[1],))
         return cls(
             whole,
             weights,
             layers,
             num_experts=num_experts,
-            sequences=np.repeat(np.arange(len(tables)), lengths),
-            positions=np.concatenate([np.arange(length) for length in lengths]),
+            sequences=sequences,
+            positions=positions,
             policy="another engine's trace",
         )
 
@@ -397,26 +385,22 @@ class Record:
         weights stay. `reweight` {7: 0.5} multiplies weights. `tokens` selects rows, default all.
         Swapping comes first, then dropping, then reweighting.
         """
-        layers = self.layers.tolist() if layer is None else layer
-        places = [self.layer_index(n) for n in ([layers] if isinstance(layers, int) else layers)]
+        whole = int, np.integer
+        numbers = [layer] if isinstance(layer, whole) else self.layers if layer is None else layer
+        places = [self.layer_index(int(n)) for n in numbers]
         rows = np.arange(len(self))[slice(None) if tokens is None else tokens]
-        dropped = [drop] if isinstance(drop, int) else list(drop)
-        experts = self.experts.copy()
+        dropped = [drop] if isinstance(drop, whole) else list(drop)
         known = self._weights is not None
         if reweight and not known:
             raise ValueError("[Record.edit] it has no weights that reweight could change")
+        experts = self.experts.copy()
         weights = self.weights.copy() if known else np.zeros(experts.shape, np.float32)
         for place in places:
             self._require_experts(place, [*(swap or {}), *(swap or {}).values()])
             self._require_experts(place, [*dropped, *(reweight or {})])
-            chosen, amounts = experts[rows, place], weights[rows, place]
-            if swap:
-                chosen, amounts = swapped(chosen, amounts, swap)
-            gone = np.isin(chosen, dropped)
-            chosen[gone], amounts[gone] = -1, 0
-            for expert, factor in (reweight or {}).items():
-                amounts[chosen == expert] *= np.float32(factor)
-            experts[rows, place], weights[rows, place] = chosen, amounts
+            experts[rows, place], weights[rows, place] = edited(
+                experts[rows, place], weights[rows, place], swap or {}, dropped, reweight or {}
+            )
         return self._with(experts, weights if known else None)
 
     def _require_experts(self, place: int, experts: Iterable[int]) -> None:
@@ -516,47 +500,3 @@ def _named(policy: str) -> str:
 
 def _bytes(weights: Floats | None) -> bytes | None:
     return None if weights is None else weights.tobytes()
-
-
-def _int32(value: npt.ArrayLike, name: str) -> Ints:
-    """The same numbers in int32; ValueError for fractions and numbers that do not fit."""
-    array = np.asarray(value)
-    if array.dtype.kind not in "iub":
-        whole = array.astype(np.float64)
-        if not (np.isfinite(whole) & (whole == np.rint(whole))).all():
-            raise ValueError(f"[Record] {name} has fractions; whole numbers are required")
-    if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
-        raise ValueError(
-            f"[Record] {name} are {array.min()} to {array.max()}; 32-bit numbers are required"
-        )
-    return np.ascontiguousarray(array, np.int32)
-
-
-def _column(
-    value: npt.ArrayLike | None, default: npt.NDArray[Any], length: int, name: str
-) -> npt.NDArray[np.int32]:
-    column = _int32(default if value is None else value, name)
-    if column.shape != (length,):
-        raise ValueError(f"[Record] {name} has shape {column.shape}; [{length}] is required")
-    return column
-
-
-def _widened(table: npt.NDArray[Any], k: int, fill: int) -> npt.NDArray[Any]:
-    missing = k - table.shape[2]
-    if not missing:
-        return table
-    return np.pad(table, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
-
-
-def swapped(experts: Ints, weights: Floats, swap: Mapping[int, int]) -> tuple[Ints, Floats]:
-    """Experts and weights [T, K] with swap {from: to}; where `to` was chosen too, the first of the
-    two slots takes both weights and the other is empty."""
-    changed = experts.copy()
-    for old, new in swap.items():
-        changed[experts == old] = new
-    for slot in range(1, changed.shape[1]):
-        for earlier in range(slot):
-            twice = (changed[:, slot] == changed[:, earlier]) & (changed[:, slot] >= 0)
-            weights[twice, earlier] += weights[twice, slot]
-            changed[twice, slot], weights[twice, slot] = -1, 0
-    return changed, weights

@@ -5,11 +5,11 @@ that several threads can use one model, each with its own hooks). A pass without
 `RoutingPass` at all and costs nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,8 +18,7 @@ import numpy.typing as npt
 from .counters import Counters
 from .intervention import Intervention, Steering
 from .ops import Assignment
-from .ops.router_rules import margins_of, selection_scores
-from .passes import Pass
+from .passes import Pass, rank_margins
 from .record import Record
 
 if TYPE_CHECKING:
@@ -29,54 +28,74 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 
+# Logits of a layer that wait to be ranked with those of other passes.
+_KEPT_LOGITS = 1 << 16
+
 
 class Recorder:
     """Fills one record from the passes of one model."""
 
-    def __init__(self, record: Record, policy: str, logits: bool, margins: bool) -> None:
+    def __init__(
+        self,
+        record: Record,
+        policy: str,
+        *,
+        logits: bool,
+        rules: Mapping[int, Mapping[str, Any]] | None,
+    ) -> None:
+        """`rules`: by layer, what margins are made of; None where none are wanted."""
         self.record = record
         self.logits = logits
-        self.margins = margins
+        self.rules = rules
         self._policy = policy
         # A sequence that goes on keeps its number; weak, so that recording holds no caches.
         self._numbers: WeakKeyDictionary[KVCache, int] = WeakKeyDictionary()
         self._next = 0
+        self._running = policy
 
-    def begin(
-        self, batch: "Batch", intervention: Intervention | None, replay: Record | None
-    ) -> Pass:
-        """Room for the tokens of `batch`; ValueError if they are routed by another policy."""
+    def begin_pass(self, intervention: Intervention | None, replay: Record | None) -> None:
+        """ValueError if the tokens of the pass to come are routed by another policy."""
         if replay is not None:
-            policy = replay.policy
+            self._running = replay.policy
+        elif intervention is not None:
+            self._running = f"{self._policy}; {intervention}"
         else:
-            policy = self._policy + (f"; {intervention}" if intervention is not None else "")
-        self.record.require_policy(policy)
-        for sequence in batch.sequences:
-            if sequence not in self._numbers:
-                self._numbers[sequence] = self._next
-                self._next += 1
-        numbers = [self._numbers[sequence] for sequence in batch.sequences]
-        lengths = [rows.stop - rows.start for rows in batch.rows]
-        return Pass(
-            np.repeat(np.array(numbers, np.int32), lengths),
-            batch.positions.astype(np.int32),
-            batch.ids.astype(np.int32),
-            policy,
+            self._running = self._policy
+        self.record.require_policy(self._running)
+
+    def end_pass(self, batch: "Batch", choices: Mapping[int, Assignment]) -> None:
+        """The pass over `batch` is complete."""
+        looked = batch.routing.looked if batch.routing is not None else {}
+        logits, margins = looked, {}
+        if self.rules is not None and not self.logits:
+            # Small ones are ranked many passes at a time, large ones are not kept for that.
+            large = {n for n, values in looked.items() if values.size > _KEPT_LOGITS}
+            logits = {n: values for n, values in looked.items() if n not in large}
+            margins = {n: rank_margins(self.rules[n], looked[n], choices[n].experts) for n in large}
+        self.record.add(
+            Pass(
+                [self._number(sequence) for sequence in batch.sequences],
+                [rows.stop - rows.start for rows in batch.rows],
+                batch.positions,
+                batch.ids.copy(),  # the caller's own array, perhaps
+                self._running,
+                [(n, made.experts, made.weights, made.on_input) for n, made in choices.items()],
+                logits,
+                margins,
+                self.rules or {},
+            )
         )
 
-    def add(
-        self, part: Pass, moe: "MoE", layer: int, chosen: Assignment, logits: Floats | None
-    ) -> None:
-        """One layer's choice."""
-        margins = None
-        if self.margins and logits is not None and moe.gate is not None:
-            rule = moe.gate.rule
-            scores = selection_scores(logits, rule.get("score", "softmax"), rule.get("select_bias"))
-            margins = margins_of(scores, chosen.experts)
-        part.add(layer, chosen, logits if self.logits else None, margins)
+    def _number(self, sequence: "KVCache") -> int:
+        number = self._numbers.get(sequence)
+        if number is None:
+            number = self._numbers[sequence] = self._next
+            self._next += 1
+        return number
 
 
-Action: TypeAlias = Recorder | Intervention | Counters
+Watcher: TypeAlias = Recorder | Counters
+Action: TypeAlias = Watcher | Intervention
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,113 +129,84 @@ def open_intervention(model: object) -> Intervention:
 
 
 class RoutingPass:
-    """Stands between a layer's router and its experts during one pass."""
+    """Stands in the place of a layer's router during one pass."""
 
-    __slots__ = (
-        *("_batch", "_counters", "_intervention", "_logits", "_passes", "_recorders", "_replay"),
-        "_steering",
-    )
+    __slots__ = ("_batch", "_looks", "_replay", "_steering", "looked")
 
     def __init__(
         self,
-        actions: list[Action],
+        looks: bool,
         intervention: Intervention | None,
         replay: Record | None,
         batch: "Batch",
     ) -> None:
-        self._recorders = [action for action in actions if isinstance(action, Recorder)]
-        self._counters = [action for action in actions if isinstance(action, Counters)]
-        for counters in self._counters:
-            counters.begin_pass()
         self._replay = None if replay is None else Replay(replay, batch)
         self._steering = None if intervention is None else Steering(intervention, batch)
         self._batch = batch
-        self._logits = any(recorder.logits or recorder.margins for recorder in self._recorders)
-        self._passes = [recorder.begin(batch, intervention, replay) for recorder in self._recorders]
+        self._looks = looks
+        #: The routers' logits by layer, where somebody wants them.
+        self.looked: dict[int, Floats] = {}
 
     def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
         """The experts of each row of `x` in the model's layer number `layer`."""
         logits: Floats | None = None
-        if self._logits or self._steering is not None:
+        if self._looks or self._steering is not None:
             logits = moe.logits(x)
+        if self._looks and logits is not None:
+            self.looked[layer] = logits
         if self._replay is not None:
-            chosen = self._replay.assignment(layer, moe, x)
-        elif self._steering is not None:
+            return self._replay.assignment(layer, moe, x)
+        if self._steering is not None:
             chosen = self._steering.route(moe, x, logits, layer)
-        elif logits is not None:
-            chosen = moe.route(x, logits, self._batch.ids)
         else:
-            chosen = moe.assign(x, self._batch.ids)
-        if self._replay is None:
-            chosen = moe.limited(chosen, self._batch.rows)
-        for recorder, part in zip(self._recorders, self._passes, strict=True):
-            recorder.add(part, moe, layer, chosen, logits)
-        for counters in self._counters:
-            counters.add((layer, chosen.experts))
-        return chosen
+            chosen = moe.route(x, logits, self._batch.ids)
+        return moe.limited(chosen, self._batch.rows)
 
     def finish(self) -> None:
-        """The pass is complete: hand the tokens over. An interrupted pass leaves no trace."""
-        for recorder, part in zip(self._recorders, self._passes, strict=True):
-            recorder.record.add(part)
-        for counters in self._counters:
-            counters.end_pass(len(self._batch.ids))
+        """The pass is complete."""
         if self._steering is not None:
             self._steering.finish()
 
 
-class CountingPass:
-    """A `RoutingPass` that counts and does nothing else: one reference kept a layer."""
+def begin_pass(model: object, batch: "Batch", replay: Record | None) -> None:
+    """Give the batch what the open hooks of this thread ask for.
 
-    __slots__ = ("_add", "_counters", "_ids", "_rows")
-
-    def __init__(self, counters: Counters, batch: "Batch") -> None:
-        self._counters = counters
-        self._add = counters.begin_pass()
-        self._ids = batch.ids
-        self._rows = batch.rows
-
-    def assign(self, moe: "MoE", x: Floats, layer: int) -> Assignment:
-        """The router's own choice."""
-        chosen = moe.assign(x, self._ids)
-        if moe.capacity is not None:
-            chosen = moe.limited(chosen, self._rows)
-        self._add((layer, chosen.experts))
-        return chosen
-
-    def finish(self) -> None:
-        """The pass is complete."""
-        self._counters.end_pass(len(self._ids))
-
-
-def routing_pass(
-    model: object, batch: "Batch", replay: Record | None
-) -> RoutingPass | CountingPass | None:
-    """What the open hooks of this thread ask for, or None."""
+    Looking at choices leaves layers to their own routers; only a replay, an intervention and the
+    wish for logits put something in their place.
+    """
     hooks = _hooks.get()
-    if replay is None:
-        # What should cost nothing takes the shortest way: no hook, or one that counts.
-        if not hooks:
-            return None
-        if len(hooks) == 1 and hooks[0].model is model and type(hooks[0].action) is Counters:
-            return CountingPass(hooks[0].action, batch)
-    actions = [hook.action for hook in hooks if hook.model is model]
-    watching: list[Action] = []
+    if not hooks and replay is None:
+        return
+    watchers: list[Watcher] = []
     intervention: Intervention | None = None
-    for action in actions:
+    for hook in hooks:
+        if hook.model is not model:
+            continue
+        action = hook.action
         if not isinstance(action, Intervention):
-            watching.append(action)
+            watchers.append(action)
         elif not action.empty:
             intervention = action if intervention is None else intervention.then(action)
-    if replay is None and intervention is None:
-        # An empty intervention alone leaves the short way open.
-        if not watching:
-            return None
-        if len(watching) == 1 and isinstance(watching[0], Counters):
-            return CountingPass(watching[0], batch)
     if replay is not None and intervention is not None:
         raise ValueError("[forward] routing= inside model.intervene(); one of the two is required")
-    return RoutingPass(watching, intervention, replay, batch)
+    looks = False
+    if watchers:
+        batch.watchers, batch.choices = watchers, {}
+        for watcher in watchers:
+            if isinstance(watcher, Recorder):
+                watcher.begin_pass(intervention, replay)
+                looks = looks or watcher.logits or watcher.rules is not None
+    if looks or replay is not None or intervention is not None:
+        batch.routing = RoutingPass(looks, intervention, replay, batch)
+
+
+def end_pass(batch: "Batch") -> None:
+    """The pass is complete: hand the choices over. An interrupted pass leaves no trace."""
+    if batch.choices is not None:
+        for watcher in batch.watchers:
+            watcher.end_pass(batch, batch.choices)
+    if batch.routing is not None:
+        batch.routing.finish()
 
 
 class Replay:

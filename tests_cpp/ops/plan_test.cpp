@@ -45,5 +45,14 @@ TEST(Plan, NamesTheTokenAndSlotOfAnIdThatIsNoExpert) {
   }
 }
 
+TEST(Plan, CountsOnTopOfWhatWasCounted) {
+  const std::vector<int32_t> experts = {2, 0, -1, 2, 0, 2};
+  std::vector<int64_t> counts = {10, 0, 0, 1};
+  EXPECT_EQ(5, count_slots(experts.data(), 3, 2, 4, counts.data()));
+  EXPECT_EQ((std::vector<int64_t>{12, 0, 3, 1}), counts);
+  EXPECT_EQ(0, count_slots(nullptr, 0, 2, 4, counts.data()));
+  EXPECT_THROW(count_slots(experts.data(), 3, 2, 2, counts.data()), ValueError);
+}
+
 }  // namespace
 }  // namespace moe

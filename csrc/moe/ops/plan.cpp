@@ -4,11 +4,8 @@
 
 namespace moe {
 
-void make_plan(const int32_t* experts, int64_t tokens, int k, int64_t expert_count, Plan* plan) {
-  MOE_CHECK(tokens <= INT32_MAX, "[plan] the assignment has ", tokens, " tokens; at most ",
-            INT32_MAX, " are possible");
-  plan->offsets.assign(static_cast<size_t>(expert_count) + 1, 0);
-  int64_t* counts = plan->offsets.data() + 1;
+int64_t count_slots(const int32_t* experts, int64_t tokens, int k, int64_t expert_count,
+                    int64_t* counts) {
   int64_t n = 0;
   for (int64_t i = 0; i < tokens * k; ++i) {
     const int32_t expert = experts[i];
@@ -18,6 +15,15 @@ void make_plan(const int32_t* experts, int64_t tokens, int k, int64_t expert_cou
     ++counts[expert];
     ++n;
   }
+  return n;
+}
+
+void make_plan(const int32_t* experts, int64_t tokens, int k, int64_t expert_count, Plan* plan) {
+  MOE_CHECK(tokens <= INT32_MAX, "[plan] the assignment has ", tokens, " tokens; at most ",
+            INT32_MAX, " are possible");
+  plan->offsets.assign(static_cast<size_t>(expert_count) + 1, 0);
+  int64_t* counts = plan->offsets.data() + 1;
+  const int64_t n = count_slots(experts, tokens, k, expert_count, counts);
   // counts[e] becomes e's next free row, and ends as e's end: offsets[e + 1].
   int64_t start = 0;
   for (int64_t e = 0; e < expert_count; ++e) {

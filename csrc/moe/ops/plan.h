@@ -18,4 +18,9 @@ struct Plan {
 /// of an id that is no expert.
 void make_plan(const int32_t* experts, int64_t tokens, int k, int64_t expert_count, Plan* plan);
 
+/// Adds to counts [expert_count] how many of the slots of `experts` [tokens, k] each expert has,
+/// and returns how many are not empty. Throws ValueError as make_plan does.
+int64_t count_slots(const int32_t* experts, int64_t tokens, int k, int64_t expert_count,
+                    int64_t* counts);
+
 }  // namespace moe

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..intervention import Change, Intervention
 from ..nn import Batch, KVCache, Model
 from ..record import Record
-from ..routing import open_intervention, pushed, routing_pass
+from ..routing import begin_pass, end_pass, open_intervention, pushed
 from .reading import (
     Doubles,
     Ids,
@@ -162,13 +162,12 @@ class _Base:
         ids = np.concatenate(self.sequences)
         self._caches = self.model.new_sequences(len(self.sequences))
         batch = Batch([len(s) for s in self.sequences], self._caches, ids)
-        batch.routing = routing_pass(self.model, batch, None)
+        begin_pass(self.model, batch, None)
         x = self.model.embed(batch.ids)
         for n, block in enumerate(self.model.layers):
             self._inputs.append(x)
             x = block(x, batch, n)
-        assert batch.routing is not None
-        batch.routing.finish()
+        end_pass(batch)
         # A recurrent state cannot be taken back to an earlier token.
         self._layered = not any(sequence.state for sequence in self._caches)
         return self.model.read_out(x)
@@ -242,7 +241,7 @@ class _Base:
     ) -> Any:
         batch = self._batch(starts, which)
         with pushed(self.model, without):
-            batch.routing = routing_pass(self.model, batch, None)
+            begin_pass(self.model, batch, None)
         rows = np.concatenate(
             [
                 np.arange(self._first[i] + start, self._first[i + 1])

@@ -15,7 +15,8 @@ from .kv_cache import KVCache
 from .types import Floats, Ids
 
 if TYPE_CHECKING:
-    from ..routing import CountingPass, RoutingPass
+    from ..ops import Assignment
+    from ..routing import RoutingPass, Watcher
 
 
 class Cache:
@@ -69,6 +70,7 @@ class Batch:
     __slots__ = (
         "_angles",
         "_states",
+        "choices",
         "first_number",
         "ids",
         "positions",
@@ -77,13 +79,17 @@ class Batch:
         "selected",
         "sequences",
         "starts",
+        "watchers",
     )
 
     def __init__(
         self, lengths: Sequence[int], sequences: Sequence[KVCache], ids: Ids | None = None
     ) -> None:
         self.sequences = sequences
-        self.routing: RoutingPass | CountingPass | None = None
+        self.routing: RoutingPass | None = None
+        #: What the layers chose so far, by layer, where open records or counters want to know.
+        self.choices: dict[int, Assignment] | None = None
+        self.watchers: Sequence[Watcher] = ()
         self.starts = [sequence.length for sequence in sequences]
         # Recurrent states cannot be cut, only kept: layers replace them and never write into them.
         self._states = [dict(sequence.state) for sequence in sequences]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..record import Record
-from ..routing import routing_pass
+from ..routing import begin_pass, end_pass
 from ..token_ids import TokenIds, sequences_of
 from .batch import Batch, Cache
 from .block import Layer
@@ -192,7 +192,7 @@ class EncoderDecoder(Model):
         if sources is not None:
             self._encode(sources, batch, routing)
         batch.first_number = len(sequences)  # in a record, sources come before answers
-        batch.routing = routing_pass(self, batch, routing)
+        begin_pass(self, batch, routing)
         x = self._through(batch, self.decoder_embedding, self.encoder_depth, len(self.layers))
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
@@ -204,7 +204,7 @@ class EncoderDecoder(Model):
         for reader, sequence in zip(readers, decoder.sequences, strict=True):
             reader.request = sequence.request
         batch = Batch([len(source) for source in sources], readers, np.concatenate(sources))
-        batch.routing = routing_pass(self, batch, routing)
+        begin_pass(self, batch, routing)
         encoded = self.encoder_norm(self._through(batch, self.embedding, 0, self.encoder_depth))
         for n, block in enumerate(self.decoder, start=self.encoder_depth):
             block.cross.remember(encoded, batch, decoder, n)
@@ -217,8 +217,7 @@ class EncoderDecoder(Model):
         except BaseException:
             batch.roll_back()
             raise
-        if batch.routing is not None:
-            batch.routing.finish()
+        end_pass(batch)
         return x
 
     def weights(self) -> Weights:

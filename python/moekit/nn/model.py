@@ -14,7 +14,7 @@ from ..counters import Counters
 from ..intervention import Intervention
 from ..ops import PackedWeight
 from ..record import Record
-from ..routing import Recorder, open_intervention, pushed, routing_pass
+from ..routing import Recorder, begin_pass, end_pass, open_intervention, pushed
 from ..token_ids import TokenIds, sequences_of
 from ..wishes import check_feasible, intervention
 from .batch import Batch, Cache
@@ -147,7 +147,7 @@ class Model:
         ids = sequences[0] if len(sequences) == 1 else np.concatenate(sequences)
         lengths = [len(sequence) for sequence in sequences]
         batch = Batch(lengths, self._continued(len(lengths), cache), ids)
-        batch.routing = routing_pass(self, batch, routing)
+        begin_pass(self, batch, routing)
         x = self._hidden(batch)
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
@@ -202,8 +202,7 @@ class Model:
             # Ctrl-C included: the cache stays usable, with the tokens that it had.
             batch.roll_back()
             raise
-        if batch.routing is not None:
-            batch.routing.finish()
+        end_pass(batch)
         return x
 
     # -- text ------------------------------------------------------------------------------
@@ -255,9 +254,9 @@ class Model:
         """Record the routing of every pass that this thread makes inside the block.
 
         `logits` keeps the routers' logits too, `margins` how far the K-th score lies above the next
-        one (which takes some 50 us a layer and pass). `counters` only counts how often each expert
-        was used, for a microsecond or two a layer: it gives `Counters` with `.counts` [layers, E]
-        instead of a `Record`.
+        one. `counters` only counts how often each expert was used: it gives `Counters` with
+        `.counts` [layers, E] instead of a `Record`, holds nothing but them, and costs next to
+        nothing.
 
         A record holds one policy: ValueError from a pass that another intervention routes.
         """
@@ -283,7 +282,11 @@ class Model:
             on_input=np.zeros(len(layers), np.bool_),
             tokenizer=self.tokenizer,
         )
-        with pushed(self, Recorder(record, self.routing_policy(), logits, margins)):
+        rules = {n: moe.gate.rule for n, moe in self._mixtures() if moe.gate is not None}
+        recorder = Recorder(
+            record, self.routing_policy(), logits=logits, rules=rules if margins else None
+        )
+        with pushed(self, recorder):
             yield record
 
     @contextmanager

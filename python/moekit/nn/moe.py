@@ -166,12 +166,14 @@ class MoE:
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
         if batch is None:
-            assignment = self.limited(self.assign(x), [slice(0, len(x))])
-        elif batch.routing is None:
-            assignment = self.limited(self.assign(x, batch.ids), batch.rows)
+            return self.apply(x, self.limited(self.assign(x), [slice(0, len(x))]))
+        if batch.routing is None:
+            chosen = self.limited(self.assign(x, batch.ids), batch.rows)
         else:
-            assignment = batch.routing.assign(self, x, layer)
-        return self.apply(x, assignment)
+            chosen = batch.routing.assign(self, x, layer)
+        if batch.choices is not None:
+            batch.choices[layer] = chosen
+        return self.apply(x, chosen)
 
     def limited(self, chosen: Assignment, rows: Sequence[slice]) -> Assignment:
         """The assignment that an expert's capacity leaves, in each of the sequences `rows`."""
