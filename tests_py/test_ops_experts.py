@@ -8,7 +8,7 @@ import pytest
 
 from moekit import ops
 from moekit.checkpoint.ggml_types import QUANTISED
-from moekit.ops.routing import Assignment
+from moekit.ops.assignment import Assignment
 
 FORMATS = ops.format_names()
 GGUF = [name for name in FORMATS if name.upper() in QUANTISED]

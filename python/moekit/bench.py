@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
+from moekit.ops.assignment import Assignment
 from moekit.ops.experts import Experts, moe_ffn
 from moekit.ops.limits import LimitProbe, dot_of
-from moekit.ops.routing import Assignment
 from moekit.ops.weights import PackedWeight, pack
 
 TOKENS = (1, 4, 16, 64, 512)

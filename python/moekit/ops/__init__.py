@@ -1,7 +1,10 @@
 """The kernels, each usable alone: route → plan → permute → grouped_matmul → combine, and moe_ffn
 fused. Functions take what offers DLPack or the buffer protocol and return NumPy arrays."""
 
+from moekit.ops.assignment import Assignment
 from moekit.ops.attention import attention, mla_attention
+from moekit.ops.capacity import limit_capacity, route_expert_choice
+from moekit.ops.dispatch import Plan, combine, permute, plan
 from moekit.ops.experts import Experts, moe_ffn
 from moekit.ops.limits import MachineLimits, machine_limits
 from moekit.ops.machine import config, set_num_threads, show_config
@@ -18,18 +21,7 @@ from moekit.ops.recurrence import (
 )
 from moekit.ops.rope_scaling import rope_frequencies
 from moekit.ops.router_rules import route_gshard, route_hash, route_noisy
-from moekit.ops.routing import (
-    Assignment,
-    Plan,
-    combine,
-    limit_capacity,
-    permute,
-    plan,
-    route,
-    route_expert_choice,
-    route_threshold,
-    weigh,
-)
+from moekit.ops.routing import route, route_threshold, weigh
 from moekit.ops.rowwise import embed, layer_norm, rms_norm, rope, rope_angles
 from moekit.ops.sampling import sample
 from moekit.ops.sparse import (

@@ -12,7 +12,7 @@ from moekit.ops.arrays import Float32, Int32, as_float32
 from moekit.ops.weights import Formats, PackedWeight, pack
 
 if TYPE_CHECKING:
-    from moekit.ops.routing import Assignment
+    from moekit.ops.assignment import Assignment
 
 
 # (rows, their experts' ids in the bank, the bank) -> what these rows get.

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from moekit.ops.arrays import Float32, as_float32, as_integers
-from moekit.ops.routing import Assignment, route, weigh
+from moekit.ops.assignment import Assignment
+from moekit.ops.routing import route, weigh
 
 
 def route_hash(logits: Any, token_ids: Any, table: Any, **rule: Any) -> Assignment:
