@@ -15,7 +15,9 @@ examples:
   moekit plan qwen3-30b-a3b --machine h200 --price 3.59 --utilisation 0.3 --api-price 1.10
   moekit plan deepseek-v3 --train 14.8e12 --machine h800
   moekit plan gpt-oss-20b --json
+  moekit plan olmoe --format all
   moekit plan qwen3-30b-a3b --format int8 --verify
+  moekit plan demo --format all --verify --threads 1 --clock cpu
   moekit plan --list
 """
 
@@ -39,7 +41,12 @@ def add_parser(subparsers: Any) -> None:
         help="a built-in name, a directory, a config.json or a .gguf file",
     )
     add("--vs", action="append", default=[], metavar="B", help="compare with another model")
-    add("--format", default="bf16", help="of the weights: bf16 fp8 int8 int4 mxfp4 q4_k … (bf16)")
+    add(
+        "--format",
+        default="bf16",
+        help="of the weights: bf16 fp8 int8 int4 mxfp4 q4_k … (bf16); all: a table, or with "
+        "--verify each that has kernels",
+    )
     add(
         "--recipe",
         action="append",
@@ -70,6 +77,14 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="measure this machine, predict, run the model's shape, and print the ratios",
     )
+    add("--prompt", type=int, default=512, help="tokens of the prefill that --verify runs (512)")
+    add("--threads", type=int, metavar="N", help="of --verify (MOEKIT_NUM_THREADS, else all)")
+    add(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="of --verify; cpu: processor time per thread, where other programs run (wall)",
+    )
     add("--list", action="store_true", help="list built-in models and machines")
     add("--json", action="store_true", help="print every figure as JSON")
     parser.set_defaults(run=run)
@@ -91,8 +106,9 @@ def _run(args: argparse.Namespace) -> int:
         return _list(args.json)
     if args.model is None:
         raise ValueError("[plan] no model given; a name, a path or --list is required")
+    every = args.format.strip().lower() == "all"
     options = {
-        "format": args.format,
+        "format": "bf16" if every else args.format,
         "context": args.context,
         "batch": args.batch,
         "kv_format": _cache_format(args.kv_format),
@@ -104,9 +120,11 @@ def _run(args: argparse.Namespace) -> int:
     if args.devices is not None:
         machines = [machine.times(args.devices) for machine in machines]
     if args.verify:
-        return _verify(plans[0], as_json=args.json)
+        return _verify(args, plans, every=every)
     if args.plot:
         _plot(args, plans, machines)
+    if every:
+        return _formats(args, plans)
     if args.json:
         print(json.dumps(_as_json(args, plans, machines), indent=2))
         return 0
@@ -167,16 +185,21 @@ def _as_json(args: argparse.Namespace, plans: list[Any], machines: list[Any]) ->
     return out[0] if len(out) == 1 else {"plans": out}
 
 
-def _print(
-    args: argparse.Namespace, plans: list[Any], machines: list[Any], *, detailed: bool
-) -> None:
+def _console() -> Any:
     from rich.console import Console
-
-    from moekit.planner import report
 
     console = Console(highlight=False)
     if not console.is_terminal:  # a pipe has no width of its own; tables must not break
         console = Console(highlight=False, width=140)
+    return console
+
+
+def _print(
+    args: argparse.Namespace, plans: list[Any], machines: list[Any], *, detailed: bool
+) -> None:
+    from moekit.planner import report
+
+    console = _console()
     plan = plans[0]
     if len(plans) > 1:
         report.show(console, [report.compare_table(plans, machines)])
@@ -206,25 +229,52 @@ def _plot(args: argparse.Namespace, plans: list[Any], machines: list[Any]) -> No
     plots.save(figure, args.plot)
 
 
-def _verify(plan: Any, *, as_json: bool) -> int:
+def _formats(args: argparse.Namespace, plans: list[Any]) -> int:
+    """Bytes of every format."""
+    from moekit.planner import FORMATS, report
+
+    if args.json:
+        sizes = {
+            plan.name or plan.inventory.model_type: {
+                name: {
+                    "bits": format.bits,
+                    "bits_with_scales": format.bits_with_scales,
+                    "weight_bytes": plan.at(format=name).weight_bytes,
+                    "memory_bytes": plan.at(format=name).memory_bytes,
+                }
+                for name, format in FORMATS.items()
+            }
+            for plan in plans
+        }
+        print(json.dumps(sizes, indent=2))
+        return 0
+    for plan in plans:
+        report.show(_console(), [report.headline(plan), report.format_table(plan)])
+    return 0
+
+
+def _verify(args: argparse.Namespace, plans: list[Any], *, every: bool) -> int:
+    from tqdm import tqdm
+
+    from moekit import ops
+    from moekit.planner import report_verify
     from moekit.planner.verify import verify
 
-    found = verify(plan)
-    if as_json:
-        print(json.dumps(found.to_dict(), indent=2))
-        return 0
-    rates = found.probe
-    print(f"{found.name}: {found.weights:,} weights, {found.nbytes / 1e9:.2f} GB in {rates.format}")
-    print(
-        f"this machine: reads {rates.read / 1e9:.1f} GB/s, multiplies at "
-        f"{rates.multiply / 1e9:.0f} GFLOP/s, {rates.call * 1e6:.1f} us a call"
-    )
-    print(f"{'':10}{'predicted':>12}{'measured':>12}{'ratio':>8}   tokens/s")
-    for check in found.checks:
-        print(
-            f"{check.phase:10}{check.predicted:12,.1f}{check.measured:12,.1f}{check.ratio:8.2f}"
-            f"   bound by {check.bound}"
-        )
+    formats = ops.format_names() if every else [plans[0].format.name]
+    wanted = [plan.at(format=name) for plan in plans for name in formats]
+    found = []
+    with tqdm(wanted, unit="format", file=sys.stderr, disable=len(wanted) < 2) as bar:
+        for plan in bar:
+            bar.set_description(f"{plan.name or plan.inventory.model_type} {plan.format.name}")
+            options = {"prompt": args.prompt, "threads": args.threads, "clock": args.clock}
+            found.append(verify(plan, **options))
+    if args.json:
+        lines = [one.to_dict() for one in found]
+        print(json.dumps(lines[0] if len(lines) == 1 else {"verified": lines}, indent=2))
+    elif len(found) == 1:
+        report_verify.show(_console(), found[0])
+    else:
+        report_verify.show_all(_console(), found)
     return 0
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -20,32 +19,6 @@ STREAM_BYTES = 256 << 20  # read by one pass: larger than a last-level cache
 _CHUNK_BYTES = 8 << 20  # read by one call: short enough to run uninterrupted
 _MULTIPLY_FLOPS = 1e9  # of one call, likewise
 _SHAPE = (2048, 2048)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Rates of one format on this machine, for matrices of one shape."""
-
-    format: str
-    read: float  # bytes/s of products with one row
-    multiply: float  # FLOP/s of products with many rows
-    call: float  # seconds of a dense product that does next to nothing
-    block: float  # seconds of an expert block that does next to nothing
-    stream_bytes: int
-
-    def machine(self, memory_bytes: int) -> Machine:
-        """This machine as the planner sees it, for models of this format."""
-        kind = find_format(self.format).name
-        return Machine(
-            name="this machine",
-            memory_bytes=memory_bytes,
-            bandwidth=self.read,
-            peak={"f32": self.multiply, **({kind: self.multiply} if kind != "f32" else {})},
-            low_bit=kind,
-            call_seconds=self.call,
-            block_seconds=self.block,
-            source="measured with the package's own kernels",
-        )
 
 
 def read_rate(
@@ -167,3 +140,15 @@ def best_each(calls: Sequence[Callable[[], Any]], repeats: int) -> float:
 def memory_bytes() -> int:
     """Physical memory of this machine."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def free_bytes() -> int:
+    """Memory that programs may take without swapping; all of it where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    return memory_bytes()

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .fields import check_number
-from .formats import cache_bits
+from .formats import FORMATS, cache_bits
 from .machines import Machine
 from .plan import ModelPlan
 from .roofline import Roofline, step_terms
@@ -42,7 +42,7 @@ def billions(count: float) -> str:
 
 def flops(count: float) -> str:
     """GFLOP, TFLOP, PFLOP."""
-    for unit_size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for unit_size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= unit_size:
             return f"{count / unit_size:.2f} {unit}FLOP"
     return f"{count:.0f} FLOP"
@@ -64,7 +64,7 @@ def money(dollars: float) -> str:
     return f"${dollars:,.0f}" if dollars >= 1000 else f"${dollars:.3g}"
 
 
-def _table(*columns: str, title: str = "") -> Table:
+def empty_table(*columns: str, title: str = "") -> Table:
     table = Table(
         title=title or None,
         title_justify="left",
@@ -103,7 +103,7 @@ def headline(plan: ModelPlan) -> RenderableType:
 
 
 def component_table(plan: ModelPlan) -> Table:
-    table = _table(
+    table = empty_table(
         "component",
         "active",
         "total",
@@ -133,7 +133,7 @@ def component_table(plan: ModelPlan) -> Table:
 
 def arithmetic_table(plan: ModelPlan) -> Table:
     """Every distinct weight: layers x copies x shape."""
-    table = _table("weight", "layers x copies x shape", "parameters", title="\nArithmetic")
+    table = empty_table("weight", "layers x copies x shape", "parameters", title="\nArithmetic")
     terms: dict[tuple[str, str, tuple[int, ...], int, int], int] = {}
     for block, count in plan.blocks():
         for weight in block.weights:
@@ -156,7 +156,7 @@ def arithmetic_table(plan: ModelPlan) -> Table:
 
 
 def memory_table(plan: ModelPlan) -> Table:
-    table = _table("memory", "", "", title="\nMemory")
+    table = empty_table("memory", "", "", title="\nMemory")
     label = f"{plan.format.bits:g} bits, {plan.format.bits_with_scales:.4g} with scales"
     table.add_row(
         "weights",
@@ -189,9 +189,25 @@ def memory_table(plan: ModelPlan) -> Table:
     return table
 
 
+def format_table(plan: ModelPlan) -> Table:
+    """The weights in every format, as files hold them and as they are loaded here."""
+    table = empty_table("format", "bits", "with scales", "weights", "as loaded", "+ cache in use")
+    for name, format in FORMATS.items():
+        other = plan.at(format=name)
+        table.add_row(
+            name,
+            f"{format.bits:g}",
+            f"{format.bits_with_scales:.4g}",
+            size(other.weight_bytes),
+            size(other.loaded_bytes),
+            size(other.memory_bytes),
+        )
+    return table
+
+
 def machine_table(plan: ModelPlan, machines: Sequence[Machine], devices: int | None) -> Table:
     """Devices needed, what they leave for the cache, and the bounds on speed."""
-    table = _table(
+    table = empty_table(
         "machine",
         "devices",
         "left",
@@ -306,7 +322,7 @@ def training_line(
 
 def compare_table(plans: Sequence[ModelPlan], machines: Sequence[Machine]) -> Table:
     """Plans side by side, one figure a row."""
-    table = _table("", *[p.name or p.inventory.model_type for p in plans], title="\nCompared")
+    table = empty_table("", *[p.name or p.inventory.model_type for p in plans], title="\nCompared")
     rows: list[tuple[str, Any]] = [
         ("active", lambda p: f"{p.active_params:,}"),
         ("active, no embedding", lambda p: f"{p.active_params_no_embedding:,}"),

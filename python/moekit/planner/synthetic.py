@@ -2,32 +2,30 @@
 
 Only the matrices are made (norms, caches and softmaxes are left out of the run and of its
 prediction alike), and as many layers as a budget of weights allows: every layer of a kind is alike,
-so a few stand for all.
+so a few stand for all. Where one layer is beyond the budget, its experts share the memory of fewer:
+each is still read, multiplied and chosen as one of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .tensors import Block, Inventory, Layer, Weight
+from .kernel_calls import Call, Kind, Product, kinds_of
+from .tensors import Block, Inventory, Layer
 
 if TYPE_CHECKING:
     from .plan import ModelPlan
 
 WEIGHT_BUDGET = 1_000_000_000  # 2 GB in bf16: far beyond any cache
-# what `ops.moe_ffn` takes as one block; other experts run as grouped products
-_FUSED = (["experts.gate", "experts.up", "experts.down"], ["experts.up", "experts.down"])
-_ROUTINGS = 16  # steps choose other experts in turn, or a cache would hold the few of one step
+_ROUTINGS = 16  # calls choose other experts in turn, or a cache would hold the few of one step
 
 
 def shrink(plan: ModelPlan, budget: int = WEIGHT_BUDGET) -> ModelPlan:
     """The plan with its matrices only and no more layers than `budget` weights hold.
 
-    Raises RuntimeError when even one layer of each kind is too large to be made.
+    At least one layer of each kind stays, whatever its size: see `resident_share`.
     """
     layers = [
         replace(layer, block=Block(tuple(w for w in layer.block.weights if w.is_matrix)))
@@ -37,12 +35,6 @@ def shrink(plan: ModelPlan, budget: int = WEIGHT_BUDGET) -> ModelPlan:
     total = sum(_weights(layer) * layer.count for layer in layers)
     scale = min(1.0, budget / max(total, 1))
     layers = [replace(layer, count=max(1, int(layer.count * scale))) for layer in layers]
-    needed = sum(_weights(layer) * layer.count for layer in layers)
-    if needed > 4 * budget:
-        raise RuntimeError(
-            f"[verify] one layer of each kind of {plan.name or plan.inventory.model_type} has "
-            f"{needed:,} weights; at most {4 * budget:,} are made for a measurement"
-        )
     head = tuple(
         w for w in plan.inventory.outside.weights if w.is_matrix and w.total <= budget // 4
     )
@@ -56,121 +48,154 @@ def _weights(layer: Layer) -> int:
     return sum(weight.total for weight in layer.block.weights)
 
 
-class SyntheticModel:
-    """The matrices of a shrunken plan, packed, and the calls that use them."""
+def resident_share(plan: ModelPlan, budget: int) -> float:
+    """The share of its experts that a shrunken plan has memory of its own for."""
+    routed = plan.components["routed"]
+    rest = plan.total_params - routed
+    return min(1.0, max(0.0, budget - rest) / routed) if routed else 1.0
 
-    def __init__(self, plan: ModelPlan, seed: int = 0) -> None:
+
+class Matrices:
+    """Packs matrices of arbitrary values: each shape once, the others are copies of its bytes."""
+
+    def __init__(self, seed: int = 0) -> None:
         import numpy as np
 
-        self._rng = np.random.default_rng(seed)
-        self._sample = self._rng.standard_normal(1 << 22, dtype=np.float32) * 0.02
-        self.plan = plan
-        self.hidden = plan.inventory.hidden
+        self.rng = np.random.default_rng(seed)
+        self._sample = self.rng.standard_normal(1 << 20, dtype=np.float32) * 0.02
+        self._bytes: dict[tuple[str, int, int], Any] = {}
         self._inputs: dict[tuple[int, int], Any] = {}
-        self._calls: list[Callable[[int], None]] = []
-        for layer in plan.inventory.layers:
-            for _ in range(layer.count):
-                self._add(layer.block, layer.experts, layer.top_k)
-        self._add(plan.inventory.outside, 0, 0)
+        self.nbytes = 0
 
-    def step(self, tokens: int) -> list[Callable[[], None]]:
-        """The kernel calls that pass `tokens` tokens through every matrix, layer by layer."""
-        return [partial(call, tokens) for call in self._calls]
-
-    def _add(self, block: Block, experts: int, top_k: int) -> None:
-        routed = [w for w in block.weights if w.active is not None]
-        for weight in block.weights:
-            if weight.active is None:
-                self._calls.append(self._dense(weight))
-        names = [w.name for w in routed]
-        if names in (
-            ["experts.gate", "experts.up", "experts.down"],
-            ["experts.up", "experts.down"],
-        ):
-            self._calls.append(self._block(routed, experts, top_k))
-        else:
-            self._calls += [self._grouped(w, experts, top_k) for w in routed]
-
-    def _pack(self, weight: Weight, copies: int) -> Any:
-        import numpy as np
-
+    def pack(self, format: str, rows: int, cols: int, experts: int = 0, resident: int = 0) -> Any:
+        """A matrix, or a bank of `experts` on the memory of `resident` of them."""
         from moekit import ops
 
-        rows, cols = weight.shape
-        name = self.plan.format_of(weight).name
-        shape = (copies, rows, cols) if copies > 1 or weight.active is not None else (rows, cols)
-        packed = ops.PackedWeight.empty(name, shape)
-        # one block of random values everywhere: packing and products take the time they take
-        matrix = np.resize(self._sample, rows * cols).reshape(rows, cols)
-        for expert in range(copies):
-            packed.fill(expert, matrix)
-        return packed
+        made = min(experts, max(1, resident)) if experts else 1
+        shape = (made, rows, cols) if experts else (rows, cols)
+        packed = ops.PackedWeight.empty(format, shape)
+        for i in range(made):
+            self._fill(packed, i, (format, rows, cols))
+        self.nbytes += packed.nbytes
+        if made >= experts:
+            return packed
+        return ops.PackedWeight.gather([(packed, i % made) for i in range(experts)])
 
-    def _input(self, tokens: int, cols: int) -> Any:
+    def _fill(self, packed: Any, expert: int, key: tuple[str, int, int]) -> None:
         import numpy as np
 
-        key = (tokens, cols)
+        _, rows, cols = key
+        if key in self._bytes:
+            packed.fill_bytes(expert, self._bytes[key])
+        else:
+            packed.fill(expert, np.resize(self._sample, rows * cols).reshape(rows, cols))
+            self._bytes[key] = packed.expert_bytes(expert)
+
+    def input(self, rows: int, cols: int) -> Any:
+        """Arbitrary activations [rows, cols]."""
+        import numpy as np
+
+        key = (rows, cols)
         if key not in self._inputs:
-            self._inputs[key] = self._rng.standard_normal(key, dtype=np.float32)
+            self._inputs[key] = self.rng.standard_normal(key, dtype=np.float32)
         return self._inputs[key]
 
-    def _choices(self, tokens: int, experts: int, top_k: int) -> Any:
+    def choices(self, tokens: int, experts: int, top_k: int) -> Any:
         """Uniform routing: each token's own K of E, which is what a plan assumes."""
         import numpy as np
 
-        scores = self._rng.random((tokens, experts), dtype=np.float32)
+        if top_k >= experts:
+            return np.tile(np.arange(experts, dtype=np.int32), (tokens, 1))
+        scores = self.rng.random((tokens, experts), dtype=np.float32)
         return np.argpartition(scores, top_k - 1, axis=1)[:, :top_k].astype(np.int32)
 
-    def _dense(self, weight: Weight) -> Callable[[int], None]:
-        from moekit import ops
-
-        packed, cols = self._pack(weight, 1), weight.shape[1]
-
-        def call(tokens: int) -> None:
-            ops.matmul(self._input(tokens, cols), packed)
-
-        return call
-
-    def _block(self, routed: list[Weight], experts: int, top_k: int) -> Callable[[int], None]:
+    def segments(self, tokens: int, experts: int, top_k: int) -> Any:
+        """The offsets of `choices` in the order of experts."""
         import numpy as np
 
-        ops: Any = import_module("moekit.ops")
-        packed = [self._pack(weight, experts) for weight in routed]
-        gate, up, down = packed if len(packed) == 3 else (None, *packed)
-        bank = ops.Experts(gate, up, down)
-        cols = routed[0].shape[1]
+        chosen = self.choices(tokens, experts, top_k).ravel()
+        return np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=experts))])
+
+
+class SyntheticModel:
+    """The matrices of a shrunken plan, packed, and the calls that use them."""
+
+    def __init__(self, plan: ModelPlan, budget: int = WEIGHT_BUDGET, seed: int = 0) -> None:
+        self.plan = plan
+        self.kinds: list[Kind] = kinds_of(plan)
+        self.share = resident_share(plan, budget)
+        self._matrices = Matrices(seed)
+        self.calls: list[tuple[Call, Callable[[int], None]]] = []
+        for kind in self.kinds:
+            for _ in range(kind.count):
+                self.calls.append((kind.call, self._callable(kind.call)))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        return self._matrices.nbytes
+
+    def step(self, tokens: int) -> None:
+        """Passes `tokens` tokens through every matrix."""
+        for _, run in self.calls:
+            run(tokens)
+
+    def _callable(self, call: Call) -> Callable[[int], None]:
+        if call.fused:
+            return self._block(call)
+        return product_call(self._matrices, call.products[0], self.share)
+
+    def _block(self, call: Call) -> Callable[[int], None]:
+        import numpy as np
+
+        from moekit import ops
+
+        up, down = call.products
+        make = self._matrices
+        resident = max(1, round(call.experts * self.share))
+        width = up.rows // (1 + call.gated)
+        sizes = (up.format, width, up.cols, call.experts, resident)
+        bank = ops.Experts(
+            make.pack(*sizes) if call.gated else None,
+            make.pack(*sizes),
+            make.pack(down.format, down.rows, down.cols, call.experts, resident),
+        )
 
         def route(tokens: int) -> Any:
-            picked = self._choices(tokens, experts, top_k)
-            return ops.Assignment(picked, np.full(picked.shape, 1.0 / top_k, np.float32))
+            picked = make.choices(tokens, call.experts, up.top_k)
+            return ops.Assignment(picked, np.full(picked.shape, 1.0 / up.top_k, np.float32))
 
-        turns = _Turns(route)
+        turns = Turns(route)
 
-        def call(tokens: int) -> None:
-            ops.moe_ffn(self._input(tokens, cols), turns.next(tokens), bank)
+        def run(tokens: int) -> None:
+            ops.moe_ffn(make.input(tokens, up.cols), turns.next(tokens), bank)
 
-        return call
-
-    def _grouped(self, weight: Weight, experts: int, top_k: int) -> Callable[[int], None]:
-        import numpy as np
-
-        from moekit import ops
-
-        packed, cols = self._pack(weight, experts), weight.shape[1]
-
-        def segments(tokens: int) -> Any:
-            chosen = self._choices(tokens, experts, top_k).ravel()
-            return np.concatenate([[0], np.cumsum(np.bincount(chosen, minlength=experts))])
-
-        turns = _Turns(segments)
-
-        def call(tokens: int) -> None:
-            ops.grouped_matmul(self._input(tokens * top_k, cols), packed, turns.next(tokens))
-
-        return call
+        return run
 
 
-class _Turns:
+def product_call(make: Matrices, product: Product, share: float) -> Callable[[int], None]:
+    """One product on matrices of its own, as a function of the tokens."""
+    from moekit import ops
+
+    if not product.experts:
+        packed = make.pack(product.format, product.rows, product.cols)
+
+        def dense(tokens: int) -> None:
+            ops.matmul(make.input(tokens, product.cols), packed)
+
+        return dense
+    resident = max(1, round(product.experts * share))
+    bank = make.pack(product.format, product.rows, product.cols, product.experts, resident)
+    turns = Turns(lambda tokens: make.segments(tokens, product.experts, product.top_k))
+
+    def grouped(tokens: int) -> None:
+        x = make.input(tokens * product.top_k, product.cols)
+        ops.grouped_matmul(x, bank, turns.next(tokens))
+
+    return grouped
+
+
+class Turns:
     """Routings made once for each number of tokens and handed out in turn."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:

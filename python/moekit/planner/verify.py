@@ -1,24 +1,32 @@
 """`moekit plan --verify`: measure this machine, predict, run, and compare.
 
-The prediction is the planner's roofline on a machine whose bandwidth, multiply peak and cost of a
-call have just been measured in the plan's format. What is run is a model of the plan's shape.
+Measured are the machine's bandwidth at the size of the model, its multiply peaks, and the rate of
+every shape of product by itself; predicted is the sum over the calls of a step; run is a model of
+the plan's shape. Rates and runs take turns, so that both see what else the machine does.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from . import probe as probes
-from .roofline import bound
-from .synthetic import SyntheticModel, shrink
+from .fields import check_count, check_number
+from .kernel_calls import Call
+from .probe import free_bytes
+from .product_rates import ProductRates, Term, low_time, timed
+from .synthetic import WEIGHT_BUDGET, SyntheticModel, resident_share, shrink
 
 if TYPE_CHECKING:
     from .plan import ModelPlan
-    from .tensors import Weight
 
 PROMPT = 512
-_ROUNDS = 3  # probe and run take turns, so that both see what else the machine does
+STREAM_BYTES = 1 << 30  # of the matrices that rates are measured on: larger than a cache
+_LEAST_ROUNDS = 5
+_PATIENCE = 4  # times as long where other programs keep most steps from their low time
+_LEAST_LIMIT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -28,8 +36,11 @@ class Check:
     phase: str
     format: str
     predicted: float
-    measured: float
+    measured: float  # every call at its low time, as the rates are taken
+    as_run: float  # the median of whole steps, with whatever else the machine did
+    limit: float  # the roofline of the machine's bandwidth and multiply peaks
     bound: str
+    terms: tuple[Term, ...]
 
     @property
     def ratio(self) -> float:
@@ -42,98 +53,182 @@ class Verification:
     """Two checks and what they rest on."""
 
     name: str
+    format: str
     weights: int
     nbytes: int
+    resident_share: float  # of the experts, with memory of their own
     calls: int
-    probe: probes.Probe
+    threads: int
+    clock: str
+    isa: str
+    read_bandwidth: float  # bytes/s at the model's size
+    multiply_peak: dict[str, float]  # FLOP/s of each dot product
+    prompt: int
     checks: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "weights": self.weights,
-            "bytes": self.nbytes,
-            "probe": asdict(self.probe),
-            "checks": [{**asdict(check), "ratio": check.ratio} for check in self.checks],
-        }
+        figures = {k: v for k, v in asdict(self).items() if k != "checks"}
+        figures["checks"] = []
+        for check in self.checks:
+            line = {k: getattr(check, k) for k in ("phase", "format", "predicted", "measured")}
+            line |= {"ratio": check.ratio, "as_run": check.as_run, "limit": check.limit}
+            line |= {"bound": check.bound, "terms": [term.to_dict() for term in check.terms]}
+            figures["checks"].append(line)
+        return figures
 
 
-def verify(plan: ModelPlan, *, budget: int | None = None, prompt: int = PROMPT) -> Verification:
+def verify(
+    plan: ModelPlan,
+    *,
+    budget: int = WEIGHT_BUDGET,
+    prompt: int = PROMPT,
+    threads: int | None = None,
+    clock: str = "wall",
+    seconds: float = 1.0,
+) -> Verification:
     """Predict and run decode (one sequence) and prefill of a model of this plan's shape.
 
-    Raises RuntimeError where the compiled core is missing, lacks the format, or the model's
-    smallest part is too large.
+    budget: weights that are made for it; more layers than fit are left out.
+    prompt: tokens of the prefill.
+    threads: of the kernels; None leaves what is set.
+    clock: "wall", or "cpu": the process's processor time divided by its threads, for a machine that
+        runs other programs meanwhile.
+    seconds: that rates and runs take for each phase, at least five turns of each, and up to four
+        times as long while other programs disturb them.
+
+    Raises RuntimeError where the compiled core is missing or lacks a format, or the model is larger
+    than the free memory; ValueError for arguments out of range.
     """
     try:
         from moekit import ops
+        from moekit.ops.limits import threads_set_to
     except ImportError as error:
         raise RuntimeError(f"[verify] the compiled core is needed: {error}") from None
-    known = ops.format_names()
-    if plan.format.name not in known:
-        raise RuntimeError(
-            f"[verify] this build has no kernels for {plan.format.name}; it has {', '.join(known)}"
+    check_count("budget", budget, low=1)
+    check_count("prompt", prompt, low=1, high=1 << 20)
+    check_number("seconds", seconds, most=3600.0)
+    if clock not in ("wall", "cpu"):
+        raise ValueError(f"[verify] clock is {clock!r}; wall or cpu is required")
+    if threads is not None:
+        check_count("threads", threads, low=1, high=4096)
+    small = shrink(plan, budget).at(batch=1)
+    _check_formats(small, ops.format_names())
+    _check_memory(small, budget)
+    with threads_set_to(threads):
+        return _verify(plan, small, budget, prompt, clock, seconds)
+
+
+def _verify(
+    plan: ModelPlan, small: ModelPlan, budget: int, prompt: int, clock: str, seconds: float
+) -> Verification:
+    from moekit import ops
+    from moekit.ops.limits import LimitProbe
+
+    model = SyntheticModel(small, budget)
+    stream = min(1.0, STREAM_BYTES / model.nbytes)
+    limits = ops.machine_limits(
+        read_bytes=max(_LEAST_LIMIT_BYTES, min(model.nbytes, STREAM_BYTES)), clock=clock
+    )
+    now = LimitProbe(_LEAST_LIMIT_BYTES, clock).now
+    rates = ProductRates(model.kinds, stream, model.share, now)
+    checks = []
+    for phase, tokens in (("decode", 1), ("prefill", prompt)):
+        low, as_run = _take_turns(model, rates, tokens, now, seconds)
+        terms = tuple(rates.terms(tokens))
+        read, work = _limits(terms, limits)
+        checks.append(
+            Check(
+                phase,
+                plan.format.name,
+                tokens / sum(term.total for term in terms),
+                tokens / low,
+                tokens / as_run,
+                tokens / max(read, work),
+                "bandwidth" if read >= work else "compute",
+                terms,
+            )
         )
-    small = (shrink(plan) if budget is None else shrink(plan, budget)).at(batch=1)
-    model = SyntheticModel(small)
-    decode, prefill, rates = [], [], []
-    for _ in range(_ROUNDS):
-        rates.append(measure(small, prompt))
-        decode.append(probes.best_each(model.step(1), 5))
-        prefill.append(probes.best_each(model.step(prompt), 2))
-    found = probes.Probe(
-        plan.format.name,
-        max(r.read for r in rates),
-        max(r.multiply for r in rates),
-        min(r.call for r in rates),
-        min(r.block for r in rates),
-        rates[0].stream_bytes,
-    )
-    line = bound(small, found.machine(probes.memory_bytes()), prompt=prompt)
-    name = plan.format.name
-    checks = (
-        Check("decode", name, line.decode, 1 / min(decode), line.decode_bound),
-        Check("prefill", name, line.prefill, prompt / min(prefill), line.prefill_bound),
-    )
     return Verification(
         plan.name or plan.inventory.model_type,
+        plan.format.name,
         small.total_params,
-        small.weight_bytes,
-        len(model.step(1)),
-        found,
-        checks,
+        model.nbytes,
+        model.share,
+        len(model.calls),
+        limits.threads,
+        clock,
+        limits.isa,
+        limits.best_read_bandwidth,
+        dict(limits.best_multiply_peak),
+        prompt,
+        tuple(checks),
     )
 
 
-def measure(plan: ModelPlan, prompt: int) -> probes.Probe:
-    """The machine's rates for matrices of the sizes that do this plan's work.
+def _take_turns(
+    model: SyntheticModel,
+    rates: ProductRates,
+    tokens: int,
+    now: Callable[[], float],
+    seconds: float,
+) -> tuple[float, float]:
+    """Seconds of a step: every kind of call at its low time, and the median of whole steps."""
+    import time
 
-    An expert of a prompt sees prompt * K / E rows and a dense matrix all of them; the multiply
-    rate is the mean of the two, weighted by the time that each takes.
-    """
-    name = plan.format.name
-    # tokens wander over all experts, so the whole model is what a cache would have to hold
-    stream = max(1 << 20, min(plan.weight_bytes, probes.STREAM_BYTES))
-    works: dict[bool, dict[tuple[int, int], int]] = {True: {}, False: {}}
-    for block, count in plan.blocks():
+    times: dict[Call, list[float]] = {kind.call: [] for kind in model.kinds}
+    steps: list[float] = []
+    model.step(tokens)
+    rates.measure(tokens)
+    rates.forget(tokens)  # the first pass made inputs and touched memory
+    start = time.perf_counter()
+
+    def wanted() -> bool:
+        passed = time.perf_counter() - start
+        disturbed = len(steps) < _LEAST_ROUNDS or median(steps) > 1.5 * low_time(steps)
+        return disturbed if passed < seconds * _PATIENCE else len(steps) < _LEAST_ROUNDS
+
+    while time.perf_counter() < start + seconds or wanted():
+        rates.measure(tokens)
+        step = 0.0
+        for call, run in model.calls:
+            one = timed(now, partial(run, tokens))
+            times[call].append(one)
+            step += one
+        steps.append(step)
+    return sum(kind.count * low_time(times[kind.call]) for kind in model.kinds), median(steps)
+
+
+def _limits(terms: tuple[Term, ...], limits: Any) -> tuple[float, float]:
+    """Seconds of reading at the machine's bandwidth, and of multiplying at its peaks."""
+    from moekit.ops.limits import dot_of
+
+    read = work = 0.0
+    for term in terms:
+        if term.product is not None:
+            kind = term.product
+            peak = limits.best_multiply_peak[dot_of(kind.format, kind.rows, kind.cols)]
+            read += term.calls * term.nbytes / limits.best_read_bandwidth
+            work += term.calls * term.flops / peak
+    return read, work
+
+
+def _check_formats(plan: ModelPlan, known: list[str]) -> None:
+    for block, _ in plan.blocks():
         for weight in block.weights:
-            sizes = works[weight.active is not None]
-            shape = _shape(weight)
-            sizes[shape] = sizes.get(shape, 0) + weight.used * count
-    seconds = work = 0.0
-    for routed, sizes in works.items():
-        if not sizes:
-            continue
-        share = plan.top_k / plan.num_experts if routed else 1.0
-        tokens = max(1, round(prompt * share))
-        main = max(sizes, key=lambda shape: sizes[shape])
-        total = float(sum(sizes.values()))
-        work += total
-        seconds += total / probes.multiply_rate(name, tokens, main, repeats=3)
-    main = max(works[bool(works[True])].items(), key=lambda item: item[1])[0]
-    call, block_call = probes.call_seconds()
-    read = probes.read_rate(name, stream, main, repeats=5)
-    return probes.Probe(name, read, work / seconds, call, block_call, stream)
+            name = plan.format_of(weight).name
+            if name not in known:
+                raise RuntimeError(
+                    f"[verify] this build has no kernels for {name}; it has {', '.join(known)}"
+                )
 
 
-def _shape(weight: Weight) -> tuple[int, int]:
-    return weight.shape[0], weight.shape[1]
+def _check_memory(plan: ModelPlan, budget: int) -> None:
+    share = resident_share(plan, budget)
+    sizes = plan.component_bytes
+    model = sum(sizes.values()) - (1 - share) * sizes["routed"]
+    needed, free = model + min(model, STREAM_BYTES), free_bytes()
+    if needed > free:
+        raise RuntimeError(
+            f"[verify] {plan.name or plan.inventory.model_type} in {plan.format.name}: one layer "
+            f"of each kind and its probes take {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+        )
