@@ -30,10 +30,11 @@ def load(
     set (`-00001-of-`).
 
     `format`: one of `ops.pack`'s for all matrices; None keeps what the file holds. Below 8 bits
-    the embedding and the head take int8. `router_format`: routers stay in float32, since a
-    rounded score chooses other experts. `threads` is set for the whole process. `max_memory`: bytes
-    that the weights may take; where that is less than all of them, experts stay in the file and
-    are read when a token chooses them (least recently used go first), with the same results.
+    the head takes 8: int8, or q8_0 beside ggml's types. `router_format`: routers stay in float32,
+    since a rounded score chooses other experts. `threads` is set for the whole process.
+    `max_memory`: bytes that the weights may take; where that is less than all of them, experts stay
+    in the file and are read when a token chooses them (least recently used go first), with the same
+    results.
     `progress`: a bar on stderr; None shows it on a terminal when loading takes longer than two
     seconds.
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..checkpoint import KEPT_DTYPES, Piece, Weights
+from ..checkpoint.ggml_types import QUANTISED
 from ..errors import FileError
 from ..nn import MLP, Experts, LayerNorm, Linear, RMSNorm, Router
 from ..ops import PackedWeight
@@ -68,13 +69,15 @@ class Formats:
     def of(cls, format: str | None, router_format: str = "f32") -> "Formats":
         """One format for all large weights.
 
-        Below 8 bits the head takes int8: it is read once a token, and its errors go straight into
-        the logits. The table of embeddings has 16 bits wherever weights have 16 or fewer.
+        Below 8 bits the head takes 8, in ggml's types where the others do (a GGUF file can say it
+        then): it is read once a token, and its errors go straight into the logits. The table of
+        embeddings has 16 bits wherever weights have 16 or fewer.
         """
         if format is None:
             return cls(router=router_format)
         bits = _bits_of(format)
-        head = format if bits >= 8 else "int8"
+        eight_bits = "q8_0" if format.upper() in QUANTISED else "int8"
+        head = format if bits >= 8 else eight_bits
         table = {"f32": "f32", "f16": "f16"}.get(format, "bf16")
         return cls(format, format, format, head, table, router_format)
 

@@ -175,12 +175,13 @@ class ModelPlan:
         """Bytes that `mk.load` keeps for this format, which differ from a file's.
 
         The embedding stays a table of 16 bits (32 for f32), rows are looked up in it; the head
-        takes int8 where the format has fewer bits, and a tied one is packed beside the table;
+        takes 8 bits where the format has fewer, and a tied one is packed beside the table;
         routers, norms and biases are float32 in every format.
         """
         f32, wide = find_format("f32"), self.format.bits >= 8
         table = f32 if self.format.name == "f32" else find_format("bf16")
-        head = self.format if wide else find_format("int8")
+        eight_bits = "q8_0" if self.format.source == "ggml" else "int8"
+        head = self.format if wide else find_format(eight_bits)
         total = 0
         for block, count in self.inventory.blocks():
             for weight in block.weights:
