@@ -112,10 +112,12 @@ class GgufWeights(Weights):
             return self.checkpoint.read_rows(info.parts["weight"], start, stop)
         return super().read_rows(name, start, stop)
 
-    def formats(self, name: str) -> tuple[str, ...]:
-        info = self.info(name)
+    def formats(self, piece: Piece) -> tuple[str, ...]:
+        info = self.info(piece.name)
         if info.scheme == "plain":
-            return super().formats(name)
+            return super().formats(piece)
+        if piece.transposed or piece.cols != ALL:
+            return ("q8_0",)  # its blocks run along the other axis
         return self.checkpoint.info(info.parts["weight"]).dtype.lower(), "q8_0"
 
     def blocks(self, piece: Piece, format: str) -> Array | None:

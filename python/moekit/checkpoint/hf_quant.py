@@ -31,7 +31,7 @@ def _require(condition: bool, text: str) -> None:
         raise ValueError(text)
 
 
-def _scale_values(scales: Array) -> F32:
+def scale_values(scales: Array) -> F32:
     """Scales as float32; bytes are E8M0 exponents."""
     if scales.dtype == np.uint8 or scales.dtype == ml_dtypes.float8_e8m0fnu:
         return _E8M0[scales.view(np.uint8)]
@@ -50,7 +50,7 @@ def dequantize_fp8(weight: Array, scale_inv: Array, block: Sequence[int] = (128,
     )
     table = np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
     out = np.take(table, weight.view(np.uint8))
-    scale = _scale_values(scale_inv)
+    scale = scale_values(scale_inv)
     if scale.size == 1:
         with np.errstate(all="ignore"):
             out *= scale.reshape(())
@@ -59,19 +59,31 @@ def dequantize_fp8(weight: Array, scale_inv: Array, block: Sequence[int] = (128,
     return out
 
 
-def _scale_blocks(out: F32, scale: F32, block: Sequence[int], op: str) -> None:
-    """Multiply [..., N, K] in place by its grid of scales."""
+def scale_grid(scale: F32, shape: Sequence[int], block: Sequence[int]) -> F32:
+    """float32 [E, n, k] of the scales of a weight [N, K] or [E, N, K]: one, or one for each block.
+
+    ValueError for another number of them.
+    """
+    if scale.size == 1:
+        return scale.reshape(1, 1, 1)
+    _check_grid(scale, shape, block, "dequantize_fp8")
+    return scale.reshape(-1, *scale.shape[-2:])
+
+
+def _check_grid(scale: F32, shape: Sequence[int], block: Sequence[int], op: str) -> None:
     high, wide = block
-    wanted = (
-        (*out.shape[:-2], -(-out.shape[-2] // high), -(-out.shape[-1] // wide))
-        if out.ndim >= 2
-        else ()
-    )
+    wanted = (*shape[:-2], -(-shape[-2] // high), -(-shape[-1] // wide)) if len(shape) >= 2 else ()
     _require(
         scale.shape == wanted,
-        f"[{op}] scales {list(scale.shape)} for weight {list(out.shape)}; blocks of "
+        f"[{op}] scales {list(scale.shape)} for weight {list(shape)}; blocks of "
         f"{high} x {wide} require {list(wanted)}",
     )
+
+
+def _scale_blocks(out: F32, scale: F32, block: Sequence[int], op: str) -> None:
+    """Multiply [..., N, K] in place by its grid of scales."""
+    _check_grid(scale, out.shape, block, op)
+    high, wide = block
     rows, columns = out.shape[-2:]
     bank, grid = out.reshape(-1, rows, columns), scale.reshape(-1, *scale.shape[-2:])
     with np.errstate(all="ignore"):
@@ -89,7 +101,7 @@ def _unpack_e2m1(packed: Array) -> F32:
 def dequantize_fp4(packed: Array, scale_inv: Array, block: Sequence[int] = (1, 32)) -> F32:
     """float32 [..., N, K] of E2M1 pairs in bytes [..., N, K / 2], with a grid of scales."""
     out = _unpack_e2m1(packed)
-    _scale_blocks(out, _scale_values(scale_inv), block, "dequantize_fp4")
+    _scale_blocks(out, scale_values(scale_inv), block, "dequantize_fp4")
     return out
 
 

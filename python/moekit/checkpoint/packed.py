@@ -318,7 +318,7 @@ class Outline(Weights):
         }
         super().__init__(Checkpoint(reader.path, "packed", [], tensors, {}), infos)
 
-    def formats(self, name: str) -> tuple[str, ...]:
+    def formats(self, piece: Piece) -> tuple[str, ...]:
         """One that is always there; it is never filled."""
         return ("int8",)
 

@@ -7,11 +7,12 @@ three tensors of GPTQ is settled here. What a loader wants to keep packed it fin
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
 from ..errors import MissingTensorError
-from . import hf_quant
+from . import hf_fp8, hf_quant
 from .hf_blocks import LinearIntegers, mxfp4_blocks
 from .hf_scheme import Scheme, read_scheme
 from .pieces import ALL, Piece
@@ -105,10 +106,10 @@ class Weights(Mapping[str, Array]):
         matrix: Array = self.read_rows(piece.name, piece.expert, piece.expert + 1)[0]
         return matrix
 
-    def formats(self, name: str) -> tuple[str, ...]:
-        """Packed formats for a weight, the one nearest to the file first; nothing is rounded in it
+    def formats(self, piece: Piece) -> tuple[str, ...]:
+        """Packed formats for a piece, the one nearest to the file first; nothing is rounded in it
         where `blocks` gives bytes for it or it is a float type."""
-        info = self.info(name)
+        info = self.info(piece.name)
         stored = self.checkpoint.info(info.parts["weight"]).dtype
         return (KEPT_DTYPES.get(stored, "f32"),)
 
@@ -125,28 +126,68 @@ class HfWeights(Weights):
     """The weights of a Hugging Face checkpoint: plain, FP8, FP4, MXFP4, GPTQ or AWQ."""
 
     def __init__(self, checkpoint: Checkpoint, config: Mapping[str, object]) -> None:
+        self._unpacked: tuple[str, LinearIntegers] | None = None
         self._scheme = read_scheme(checkpoint, config.get("quantization_config"))
         super().__init__(checkpoint, _find_weights(checkpoint, self._scheme))
 
-    def formats(self, name: str) -> tuple[str, ...]:
-        info = self.info(name)
+    def formats(self, piece: Piece) -> tuple[str, ...]:
+        info = self.info(piece.name)
         if info.scheme == "plain":
-            return super().formats(name)
+            return super().formats(piece)
         if info.scheme == "fp8":
-            # Rounding to fp8 a second time would be exact only where a piece's rows and columns
-            # start at its blocks of 128; parts of a projection do not.
-            return ("q8_0",)
+            return self._fp8_formats(info, piece)
         if info.scheme in ("mxfp4", "fp4"):
             return ("mxfp4",) if self._has_exponents(info) else ("q8_0",)
+        if piece.transposed or piece.cols != ALL:
+            return ("q8_0",)  # its groups run along the other axis
         return self._integers(info).formats()
 
     def blocks(self, piece: Piece, format: str) -> Array | None:
         info = self.info(piece.name)
+        if info.scheme == "fp8" and format == "fp8":
+            return self._fp8(info, piece)
         if info.scheme in ("mxfp4", "fp4") and format == "mxfp4" and self._has_exponents(info):
             return self._mxfp4(info, piece)
-        if info.scheme in ("gptq", "awq") and piece.whole:
-            return self._integers(info).blocks(format)
+        if info.scheme in ("gptq", "awq") and not piece.transposed and piece.cols == ALL:
+            found = self._integers(info).blocks(format)
+            return None if found is None else np.ascontiguousarray(found[piece.rows])
         return None
+
+    def _fp8_block(self, info: WeightInfo) -> tuple[int, int]:
+        """Rows and columns that share a scale."""
+        scales = self.checkpoint.info(info.parts["scale_inv"])
+        one = prod(scales.shape) == 1
+        return (info.shape[-2], info.shape[-1]) if one else self._scheme.fp8_block
+
+    def _fp8_formats(self, info: WeightInfo, piece: Piece) -> tuple[str, ...]:
+        if not self.checkpoint.info(info.parts["weight"]).dtype.startswith("F8_E4M3"):
+            return ("q8_0",)
+        shape, block = info.shape[-2:], self._fp8_block(info)
+        if hf_fp8.holds_runs(shape, block, piece):
+            return "fp8", "f32"
+        # A part that is cut across scales, such as the keys of latent attention whose heads are no
+        # multiple of 128, is small; scales of another grid are everywhere.
+        return ("f32",) if hf_fp8.holds_runs(shape, block, Piece(piece.name)) else ("q8_0",)
+
+    def _fp8(self, info: WeightInfo, piece: Piece) -> Array | None:
+        if self._fp8_formats(info, piece)[0] != "fp8":
+            return None
+        stored, (high, _) = info.parts["weight"], self._fp8_block(info)
+        scales = hf_quant.scale_values(self.checkpoint[info.parts["scale_inv"]])
+        with self._naming(info):
+            scales = hf_quant.scale_grid(scales, info.shape, self._scheme.fp8_block)
+        if piece.expert is not None:
+            codes = self.checkpoint.read_rows(stored, piece.expert, piece.expert + 1)[0]
+            scales = scales[piece.expert if len(scales) > 1 else 0]
+        elif piece.is_row_range:
+            # A head of a projection: the others need not be read.
+            first, last = piece.rows.start // high * high, piece.rows.stop
+            codes = self.checkpoint.read_rows(stored, first, last)
+            scales = scales[0, first // high : -(-last // high)]
+            piece = replace(piece, rows=slice(piece.rows.start - first, last - first))
+        else:
+            codes, scales = self.checkpoint[stored], scales[0]
+        return hf_fp8.piece_blocks(codes.view(np.uint8), scales, self._fp8_block(info), piece)
 
     def _has_exponents(self, info: WeightInfo) -> bool:
         part = self.checkpoint.info(info.parts["scales" if info.scheme == "mxfp4" else "scale_inv"])
@@ -177,9 +218,14 @@ class HfWeights(Weights):
         return mxfp4_blocks(packed[outputs], parts["scale_inv"].view(np.uint8)[outputs])
 
     def _integers(self, info: WeightInfo) -> LinearIntegers:
-        parts = {role: self.checkpoint[name] for role, name in info.parts.items()}
-        with self._naming(info):
-            return LinearIntegers.read(info.scheme, parts, self._scheme)
+        # Asked for once for the format and once for each part of the matrix.
+        if self._unpacked is None or self._unpacked[0] != info.name:
+            self._unpacked = None
+            parts = {role: self.checkpoint[name] for role, name in info.parts.items()}
+            with self._naming(info):
+                found = LinearIntegers.read(info.scheme, parts, self._scheme)
+            self._unpacked = (info.name, found)
+        return self._unpacked[1]
 
     def _read(self, info: WeightInfo, read: Callable[[str], Array]) -> Array:
         if info.scheme == "plain":

@@ -166,14 +166,11 @@ def latent_projections(
     layer: Reader, heads: int, nope: int, value: int, latent: int
 ) -> tuple[PackedWeight, PackedWeight]:
     """kv_b_proj [h * (N + V), L] head by head: W_uk transposed [h, L, N] and W_uv [h, V, L]."""
-    format = layer.formats.attention
     if "k_b_proj.weight" in layer:  # GGUF keeps the two apart, by head
-        format = format or layer.stored_format("k_b_proj.weight")
         keys, values = (heads, latent, nope), (heads, value, latent)
         ups = [layer.piece("k_b_proj.weight", keys, expert=head) for head in range(heads)]
         outs = [layer.piece("v_b_proj.weight", values, expert=head) for head in range(heads)]
     else:
-        format = format or layer.stored_format("kv_b_proj.weight")
         both = (heads * (nope + value), latent)
         first = range(0, both[0], nope + value)
         ups = [
@@ -184,8 +181,10 @@ def latent_projections(
             layer.piece("kv_b_proj.weight", both, rows=slice(n + nope, n + nope + value))
             for n in first
         ]
-    key_up = PackedWeight.empty(format, (heads, latent, nope))
-    value_up = PackedWeight.empty(format, (heads, value, latent))
+    format = layer.formats.attention
+    # A head's keys may lie across scales of the file; each head keeps what it can.
+    key_up = PackedWeight.empty(format or layer.kept_formats(ups), (heads, latent, nope))
+    value_up = PackedWeight.empty(format or layer.kept_formats(outs), (heads, value, latent))
     for head in range(heads):
         layer.fill(key_up, head, ups[head])
         layer.fill(value_up, head, outs[head])

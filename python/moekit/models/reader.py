@@ -206,9 +206,26 @@ class Reader:
         return self._kept_format(Piece(self._prefix + name))
 
     def _kept_format(self, piece: Piece) -> str:
-        wanted = self._weights.formats(piece.name)
+        return self._nearest(self._weights.formats(piece))
+
+    @staticmethod
+    def _nearest(wanted: Sequence[str]) -> str:
         known = ops.format_names()
         return next((format for format in wanted if format in known), "bf16")
+
+    def kept_formats(self, pieces: Sequence[Piece]) -> str | list[str]:
+        """What keeps the matrices of a bank as the file has them: one format, or one for each."""
+        found = [self._nearest(offer) for offer in self._offers(pieces)]
+        return found[0] if len(set(found)) == 1 else found
+
+    def _offers(self, pieces: Sequence[Piece]) -> list[tuple[str, ...]]:
+        """What each piece may be kept in; the same part of several experts is looked at once."""
+        found: dict[str, tuple[str, ...]] = {}
+        keys = [f"{p.rows} {p.cols} {p.transposed} {p.name}" for p in pieces]
+        for key, piece in zip(keys, pieces, strict=True):
+            if key not in found:
+                found[key] = self._weights.formats(piece)
+        return [found[key] for key in keys]
 
     def piece(self, name: str, shape: Sequence[int], **place: Any) -> Piece:
         """A claim on a part of a tensor that has this shape; `place` is that of `Piece`."""
@@ -353,7 +370,7 @@ class Reader:
             }
             return PagedExperts(self._pages, paged, **biases, **options)
         banks = {
-            role: PackedWeight.empty(self._bank_format([p.name for p in pieces[role]]), shape)
+            role: PackedWeight.empty(self._bank_format(pieces[role]), shape)
             for role, shape in (("gate", wide), ("up", wide), ("down", tall))
             if role in pieces
         }
@@ -366,7 +383,7 @@ class Reader:
         self, pieces: Sequence[Piece], shape: tuple[int, int, int], bank: str, role: str
     ) -> PagedWeight:
         """A bank whose matrices are packed when they are asked for."""
-        format = self._bank_format([piece.name for piece in pieces])
+        format = self._bank_format(pieces)
 
         def read(expert: int) -> PackedWeight:
             weight = PackedWeight.empty(format, (1, *shape[1:]))
@@ -379,12 +396,12 @@ class Reader:
         ]
         return paged
 
-    def _bank_format(self, names: Sequence[str]) -> str:
+    def _bank_format(self, pieces: Sequence[Piece]) -> str:
         """One format for all experts: the first that every stored one can be kept in."""
         if self.formats.experts is not None:
             return self.formats.experts
         known = ops.format_names()
-        offers = [self._weights.formats(name) for name in dict.fromkeys(names)]
+        offers = self._offers(pieces)
         for format in offers[0]:
             if format in known and all(format in offer for offer in offers):
                 return format
