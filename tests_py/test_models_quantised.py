@@ -181,9 +181,7 @@ HEADS = {"aligned": (128, 128), "every second": (192, 256), "odd": (40, 24)}
 
 
 @pytest.mark.parametrize("heads", list(HEADS))
-def test_fp8_keys_are_cut_across_scales(
-    checkpoint_maker: Any, tmp_path: Path, heads: str
-) -> None:
+def test_fp8_keys_are_cut_across_scales(checkpoint_maker: Any, tmp_path: Path, heads: str) -> None:
     nope, value = HEADS[heads]
     sizes = {"qk_nope_head_dim": nope, "v_head_dim": value, "num_attention_heads": 3}
     sizes |= {"num_key_value_heads": 3, "kv_lora_rank": 200, "hidden_size": 264}

@@ -1,8 +1,8 @@
 """Stored FP8 matrices, or parts of them, as the bytes of the core's `fp8`: nothing is rounded.
 
 The core keeps a scale for each row and 128 columns. A checkpoint's scales hold for rectangles
-(DeepSeek-V3: 128 by 128, cut at the edges), so rows may be cut anywhere, and columns, or the rows of
-what is transposed, where a run of 128 meets one scale.
+(DeepSeek-V3: 128 by 128, cut at the edges), so rows may be cut anywhere, and columns, or the rows
+of what is transposed, where a run of 128 meets one scale.
 """
 
 from collections.abc import Sequence

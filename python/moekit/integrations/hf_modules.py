@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from moekit.checkpoint import hf_quant
+from moekit.checkpoint import Piece, hf_fp8, hf_quant
 from moekit.ops.arrays import Array, to_numpy
 
 from .torch_experts import OWN_FORMATS, Functions, NotRunnable, TorchExperts
@@ -75,6 +76,8 @@ def _source(module: torch.nn.Module) -> TorchExperts:
         matrix=lambda part, expert: stored[part].matrix(expert),
         first_bias=getattr(module, first_name + "_bias") if has_bias else None,
         down_bias=getattr(module, down_name + "_bias") if has_bias else None,
+        down_format=stored["down"].format,
+        blocks=lambda part, expert: stored[part].blocks(expert),
     )
 
 
@@ -100,13 +103,15 @@ class _Stored:
         self.transposed: bool = getattr(module, "is_transposed", False)
         self.format = self._format(name)
         self.shape = self._shape()
+        if self.format == "q8_0" and self.blocks(0) is not None:
+            self.format = "fp8"
 
     def _format(self, name: str) -> str:
         dtype = self.weight.dtype
         if dtype in OWN_FORMATS and self.scale is None:
             return OWN_FORMATS[dtype]
         if dtype in _FP8 and self.scale is not None:
-            return "q8_0"  # blocks of another shape would round a second time in fp8
+            return "q8_0"  # or fp8, where runs of 128 columns share a scale
         if dtype == torch.int8 and self.scale is not None:
             return "mxfp4"
         found = f"{dtype}" + ("" if self.scale is None else " with scales")
@@ -129,14 +134,32 @@ class _Stored:
         values, scale = to_numpy(weight, "moekit", "weight"), self._scales(expert)
         if weight.dtype == torch.int8:
             return torch.from_numpy(hf_quant.dequantize_fp4(values, scale))
+        halves = self._by_grid(values, scale)
+        return torch.from_numpy(np.concatenate([hf_quant.dequantize_fp8(*half) for half in halves]))
+
+    def blocks(self, expert: int) -> npt.NDArray[np.uint8] | None:
+        """The bytes of the core's fp8 of an expert [N, K]; None where they would round."""
+        weight = self.weight[expert]
+        if self.scale is None or weight.dtype != torch.float8_e4m3fn or self.transposed:
+            return None
+        found = []
+        for values, scale, block in self._by_grid(
+            to_numpy(weight, "moekit", "weight"), self._scales(expert)
+        ):
+            grid = hf_quant.scale_grid(hf_quant.scale_values(scale), values.shape, block)[0]
+            one = values.shape if grid.size == 1 else block
+            found.append(hf_fp8.piece_blocks(values.view(np.uint8), grid, one, Piece("")))
+        whole = [part for part in found if part is not None]
+        return np.concatenate(whole) if len(whole) == len(found) else None
+
+    def _by_grid(self, values: Array, scale: Array) -> list[tuple[Array, Array, tuple[int, int]]]:
+        """(codes, scales, block): two where gate and up have blocks of their own, cut at edges."""
         rows, cols = values.shape
         high, wide = self.block or (rows, cols)
         if scale.size > 1 and len(scale) != -(-rows // high):
-            # Gate and up have blocks of their own, cut at their edges.
             pairs = zip(np.split(values, 2), np.split(scale, 2), strict=True)
-            halves = [hf_quant.dequantize_fp8(w, s, (high, wide)) for w, s in pairs]
-            return torch.from_numpy(np.concatenate(halves))
-        return torch.from_numpy(hf_quant.dequantize_fp8(values, scale, (high, wide)))
+            return [(w, s, (high, wide)) for w, s in pairs]
+        return [(values, scale, (high, wide))]
 
     def _scales(self, expert: int) -> Array:
         assert self.scale is not None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -42,6 +43,19 @@ class TorchExperts:
     first_bias: torch.Tensor | None = None
     down_bias: torch.Tensor | None = None
     down_format: str | None = None
+    # The same as the core's own bytes in that format, where they lose nothing.
+    blocks: Callable[[str, int], npt.NDArray[np.uint8] | None] | None = None
+
+    def fill(
+        self, packed: ops.PackedWeight, part: str, expert: int, rows: slice = slice(None)
+    ) -> None:
+        """Packs some rows of an expert's part."""
+        if self.blocks is not None and packed.expert_format(expert) == "fp8":
+            found = self.blocks(part, expert)
+            if found is not None:
+                packed.fill_blocks(expert, found[rows])
+                return
+        packed.fill(expert, self.matrix(part, expert)[rows].contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +143,10 @@ class Fused:
         packed_up = ops.PackedWeight.empty(first, shape)
         packed_down = ops.PackedWeight.empty(down, (source.count, source.hidden, source.inter))
         for expert in range(source.count):
-            rows = source.matrix("first", expert)
             if packed_gate is not None:
-                packed_gate.fill(expert, rows[gate_rows].contiguous())
-            packed_up.fill(expert, rows[up_rows].contiguous())
-            packed_down.fill(expert, source.matrix("down", expert).contiguous())
+                source.fill(packed_gate, "first", expert, gate_rows)
+            source.fill(packed_up, "first", expert, up_rows)
+            source.fill(packed_down, "down", expert)
         bias = source.first_bias
         self.experts = ops.Experts(
             packed_gate,
@@ -172,8 +185,8 @@ class Staged:
         self.first = ops.PackedWeight.empty(first, (source.count, rows, source.hidden))
         self.down = ops.PackedWeight.empty(down, (source.count, source.hidden, source.inter))
         for expert in range(source.count):
-            self.first.fill(expert, source.matrix("first", expert).contiguous())
-            self.down.fill(expert, source.matrix("down", expert).contiguous())
+            source.fill(self.first, "first", expert)
+            source.fill(self.down, "down", expert)
         self.first_bias = _numbers(source.first_bias)
         self.down_bias = _numbers(source.down_bias)
 

@@ -297,10 +297,8 @@ def _tables(document: Mapping[str, Any], size: int) -> dict[str, Any] | None:
     if (model.get("type") or ("BPE" if "merges" in model else "?")) != "BPE":
         return None
     tokens, kinds = _tokens(document, size)
-    if model.get("byte_fallback"):
-        found = _sentencepiece(document, tokens, kinds)
-    else:
-        found = _byte_level(document)
+    sentencepiece = model.get("byte_fallback")
+    found = _sentencepiece(document, tokens, kinds) if sentencepiece else _byte_level(document)
     if found is not None:
         found["tokenizer.ggml.tokens"] = tokens
         found["tokenizer.ggml.token_type"] = np.array(kinds, np.int32)
