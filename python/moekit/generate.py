@@ -110,23 +110,33 @@ def _grow(
     if not live:
         return
     cache = model.new_cache()
-    logits = _read_prompts(model, [replies[i].prompt for i in live], cache)
     order = {i: row for row, i in enumerate(live)}
-    step = 0
-    while live:
-        for i, token in zip(live, sampler.choose(logits, live, step), strict=True):
-            yield i, token, replies[i].push(token)
-        live = [i for i in live if not replies[i].done]
-        step += 1
-        if live:
-            last = [np.array([replies[i].ids[-1]], np.int32) for i in live]
-            logits = model.logits(last, cache.select([order[i] for i in live]), last=True)
+    try:
+        logits = _read_prompts(model, [replies[i].prompt for i in live], cache)
+        step = 0
+        while live:
+            for i, token in zip(live, sampler.choose(logits, live, step), strict=True):
+                yield i, token, replies[i].push(token)
+            live = [i for i in live if not replies[i].done]
+            step += 1
+            if live:
+                last = [np.array([replies[i].ids[-1]], np.int32) for i in live]
+                logits = model.logits(last, cache.select([order[i] for i in live]), last=True)
+    finally:
+        if (keep := getattr(model, "keep_prefix", None)) is not None:
+            for i, sequence in zip(order, cache.sequences, strict=False):
+                keep(np.array([*replies[i].prompt, *replies[i].ids], np.int32), sequence)
 
 
 def _read_prompts(
     model: LanguageModel, prompts: Sequence[Ids], cache: "Cache"
 ) -> npt.NDArray[np.float32]:
-    """Run all prompts into the cache, in passes of bounded size; logits of their last tokens."""
+    """Run all prompts into the cache, in passes of bounded size; logits of their last tokens.
+
+    What an earlier generation has read of them is not read again.
+    """
+    if (resume := getattr(model, "resume_prefixes", None)) is not None:
+        prompts = resume(prompts, cache)
     whole = sum(len(prompt) for prompt in prompts)
     most = int(min(PREFILL_ROWS, max(PREFILL_WORK / max(model.row_work, 1), 16)))
     encoded = _encodes_prompt(model)
@@ -135,9 +145,11 @@ def _read_prompts(
     if whole <= most:
         return model.logits(prompts, cache, last=True)
     rows = []
+    resumed, cache.sequences = cache.sequences, []
     for i, prompt in enumerate(prompts):
         own = model.new_cache()
         own.first_request = i
+        own.sequences = resumed[i : i + 1]
         step = len(prompt) if encoded else most
         for start in range(0, len(prompt), step):
             part = prompt[start : start + step]

@@ -119,6 +119,11 @@ def pushed(model: object, action: Action) -> Iterator[None]:
         _hooks.reset(token)
 
 
+def is_watched(model: object) -> bool:
+    """Whether a block of this thread records or changes the routing of `model`."""
+    return any(hook.model is model for hook in _hooks.get())
+
+
 def open_intervention(model: object) -> Intervention:
     """What the open blocks of this thread change together; empty if nothing."""
     whole = Intervention()

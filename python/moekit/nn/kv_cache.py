@@ -58,6 +58,8 @@ class KVCache:
         self.memory: dict[Any, tuple[Array, ...]] = {}
         #: Which sequence of the caller's list this is: settings of its own go by it.
         self.request = 0
+        #: Whether the model's own routers, unobserved, have chosen for all its tokens.
+        self.plain = True
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
 
     def append(self, layer: int, *rows: Array, first: int | None = None) -> tuple[Array, ...]:
@@ -149,6 +151,7 @@ class KVCache:
         """
         twin = KVCache([[stream.shape for stream in layer] for layer in self._layers], self.dtype)
         twin.state, twin.request = dict(self.state), self.request
+        twin.plain = self.plain
         twin.memory = dict(self.memory)
         twin._layers = [[stream.fork() for stream in layer] for layer in self._layers]
         return twin

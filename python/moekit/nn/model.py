@@ -14,7 +14,7 @@ from ..counters import Counters
 from ..intervention import Intervention
 from ..ops import PackedWeight
 from ..record import Record
-from ..routing import Recorder, begin_pass, end_pass, open_intervention, pushed
+from ..routing import Recorder, begin_pass, end_pass, is_watched, open_intervention, pushed
 from ..token_ids import TokenIds, sequences_of
 from ..wishes import check_feasible, intervention
 from .batch import Batch, Cache
@@ -23,6 +23,7 @@ from .kv_cache import KVCache
 from .linear import Linear
 from .moe import MoE
 from .norm import Norm
+from .prefixes import Prefixes, reusable
 from .types import Floats, Weights
 
 if TYPE_CHECKING:
@@ -81,6 +82,8 @@ class Model:
         self.passed_over: Sequence[str] = ()
         # The memory of experts that stay in the file (`mk.load(max_memory=...)`).
         self.pages: Pages | None = None
+        #: What `generate` keeps of its sequences for later prompts that begin like them.
+        self.prefixes = Prefixes()
         self._saver: Callable[[Model, Any], None] | None = None
         # Where its small files are, and what `mk.quantize` has noted about it.
         self.source: str | None = None
@@ -148,6 +151,9 @@ class Model:
         lengths = [len(sequence) for sequence in sequences]
         batch = Batch(lengths, self._continued(len(lengths), cache), ids)
         begin_pass(self, batch, routing)
+        if batch.routing is not None:
+            for sequence in batch.sequences:
+                sequence.plain = False
         x = self._hidden(batch)
         if last:
             x = x[[rows.stop - 1 for rows in batch.rows]]
@@ -204,6 +210,37 @@ class Model:
             raise
         end_pass(batch)
         return x
+
+    # -- prefixes of earlier generations ---------------------------------------------------
+
+    def resume_prefixes(
+        self, prompts: Sequence[npt.NDArray[np.int32]], cache: Cache
+    ) -> list[npt.NDArray[np.int32]]:
+        """Fill the empty `cache` with what is known of `prompts`; the rest of each of them.
+
+        Nothing is known inside of blocks that record or change the routing: they see every token.
+        """
+        found: list[KVCache | None] = [None] * len(prompts)
+        if self._reuses_prefixes() and not is_watched(self):
+            found = [self.prefixes.take(self, prompt) for prompt in prompts]
+        if any(found):
+            cache.sequences = self.new_sequences(len(prompts), cache.first_request)
+            for i, known in enumerate(found):
+                if known is not None:
+                    known.request = cache.sequences[i].request
+                    cache.sequences[i] = known
+        return [
+            prompt if known is None else prompt[known.length :]
+            for prompt, known in zip(prompts, found, strict=True)
+        ]
+
+    def keep_prefix(self, ids: npt.NDArray[np.int32], sequence: KVCache) -> None:
+        """Keep what a generation has read of `ids`; the sequence is not used again by others."""
+        if sequence.plain and self._reuses_prefixes():
+            self.prefixes.keep(self, ids[: sequence.length], sequence)
+
+    def _reuses_prefixes(self) -> bool:
+        return self.prefixes.max_bytes > 0 and not self.encodes_prompt and reusable(self.layers)
 
     # -- text ------------------------------------------------------------------------------
 

@@ -93,7 +93,7 @@ class _Rebuilding:
     def _part(self, path: str, part: Any) -> Any:
         prefix = f"{path}." if path else ""
         changes = {}
-        names = _attributes(part)
+        names = attributes(part)
         for name in names:
             value = getattr(part, name, None)
             # Paths are read by people and stand in files: `_router` goes by its public name.
@@ -123,7 +123,8 @@ class _Rebuilding:
         return type(value)(new)
 
 
-def _attributes(part: object) -> list[str]:
+def attributes(part: object) -> list[str]:
+    """Names of what a part holds, of its own class and those above; caches left out."""
     names = [
         name
         for kind in type(part).__mro__

@@ -52,6 +52,8 @@ class PackedWeight:
     def __init__(self, core: _core.PackedWeight, shape: tuple[int, ...]) -> None:
         self.core = core
         self.shape = shape
+        #: How often it was filled: whoever keeps what was computed with it compares this.
+        self.version = 0
 
     @classmethod
     def empty(cls, format: Formats, shape: Sequence[int]) -> PackedWeight:
@@ -70,11 +72,13 @@ class PackedWeight:
         """Packs ``weight`` [N, K] as expert ``expert`` (0 for a single matrix)."""
         array = to_numpy(weight, "pack", "weight")
         check_ndim(array, 2, "pack", "weight")
+        self.version += 1
         self.core.fill(expert, _packable(array))
 
     def fill_blocks(self, expert: int, blocks: Any) -> None:
         """Packs the bytes of a GGUF tensor, uint8 [N, bytes], as expert ``expert``; lossless."""
         array = to_numpy(blocks, "pack_blocks", "blocks")
+        self.version += 1
         self.core.fill_blocks(expert, np.ascontiguousarray(array))
 
     @classmethod
@@ -98,11 +102,13 @@ class PackedWeight:
         """
         array = as_float32(weight, "gptq", "weight", 2)
         columns = as_integers(order, "gptq", "order", np.int32, 1)
+        self.version += 1
         self.core.fill_gptq(expert, array, factor, columns, refit)
 
     def fill_bytes(self, expert: int, data: Any) -> None:
         """Takes over the panels that :meth:`expert_bytes` gave, for the same format and shape."""
         array = to_numpy(data, "pack", "bytes")
+        self.version += 1
         self.core.fill_bytes(expert, np.ascontiguousarray(array))
 
     def expert_bytes(self, expert: int) -> Array:
