@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 from family_checks import prompt_of
 
@@ -117,6 +118,14 @@ def test_older_spellings_mean_the_same(
     checkpoints.rewrite_config(path, **changes)
     ids = prompt_of(1, 9)
     assert mk.load(path).forward(ids).tobytes() == mk.load(source).forward(ids).tobytes()
+
+
+def test_minimax_may_have_a_window(checkpoint_maker: Any) -> None:
+    """Logits alone: with it transformers' generation disagrees with its own logits."""
+    theirs, path = checkpoint_maker("minimax", 3, sliding_window=4)
+    ids = prompt_of(5, 23)
+    expected = checkpoints.their_logits(theirs, ids)
+    np.testing.assert_allclose(mk.load(path).forward(ids), expected, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "nemotron_h"])

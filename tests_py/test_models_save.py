@@ -274,6 +274,23 @@ def test_what_gguf_cannot_say_is_refused(checkpoint_maker: Any, tmp_path: Path) 
         assert not os.listdir(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "family", ["deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "exaone_moe"]
+)
+def test_what_a_config_leaves_out_is_written(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    more = {"n_routed_experts": 16} if family == "deepseek_v3" else {}
+    _, source = checkpoint_maker(family, 4, **{**CHANGES.get(family, {}), **more})
+    with_all = mk.load(source).config
+    for name in ("norm_topk_prob", "routed_scaling_factor", "n_group", "topk_group"):
+        if name in with_all:
+            checkpoints.rewrite_config(source, **{name: None})
+    model = mk.load(source)
+    model.save(tmp_path / "x.gguf")
+    assert mk.load(tmp_path / "x.gguf").forward(IDS).tobytes() == model.forward(IDS).tobytes()
+
+
 def test_deepseek_moe_goes_through_gguf(tmp_path: Path) -> None:
     test_models_spellings.deepseek_moe(tmp_path / "source", 5)
     model = mk.load(tmp_path / "source")

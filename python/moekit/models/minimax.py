@@ -38,6 +38,7 @@ def build(config: Config, reader: Reader) -> Model:
         parts=("w1", "w3", "w2"),
     )
     width = attention.heads * attention.head_dim
+    window = config.optional_size("sliding_window")
 
     def lightning(n: int, layer: Reader) -> LightningAttention:
         for name in _DERIVED:
@@ -56,7 +57,7 @@ def build(config: Config, reader: Reader) -> Model:
         kind = "full_attn" if kinds[n] == FULL else "linear_attn"
         return NormedStreamBlock(
             layer.norm("input_layernorm", hidden, eps),
-            attention.read(mixer) if kinds[n] == FULL else lightning(n, mixer),
+            attention.read(mixer, window=window) if kinds[n] == FULL else lightning(n, mixer),
             layer.norm("post_attention_layernorm", hidden, eps),
             mixture.read(layer.under("block_sparse_moe")),
             attention_factors=_factors(config, kind),

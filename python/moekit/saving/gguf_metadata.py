@@ -66,6 +66,7 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
     values["vocab_size"] = model.vocab_size
     if row.gating is not None:
         values["expert_gating_func"] = row.gating
+        values.update(_routing(row, model))
     if row.gating == SOFTMAX and config.get("topk_method", "greedy") == "greedy":
         values["expert_group_count"] = values["expert_group_used_count"] = 1
     if any(key == "leading_dense_block_count" for _, key in row.all_fields) and row.gating:
@@ -85,6 +86,22 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
         values["attention.sliding_window_pattern"] = np.array(windowed, np.bool_)
     values.update(_rope(row, config))
     return {f"{row.name}.{key}": value for key, value in sorted(values.items())}
+
+
+def _routing(row: Architecture, model: "Model") -> dict[str, Any]:
+    """The rule of the routers: what a config.json leaves out, its family has decided."""
+    gate = next((layer.moe.gate for layer in model.layers if layer.moe is not None), None)
+    if gate is None:
+        return {}
+    rule = gate.rule
+    found = {
+        "expert_weights_norm": bool(rule.get("normalize", False)),
+        "expert_weights_scale": float(rule.get("scale", 1.0)),
+        "expert_group_count": int(rule.get("groups", 1)),
+        "expert_group_used_count": int(rule.get("top_groups", 1)),
+    }
+    keys = {key for _, key in row.all_fields}
+    return {key: value for key, value in found.items() if key in keys}
 
 
 # Spellings of the number of experts.
