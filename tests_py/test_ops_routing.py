@@ -304,6 +304,27 @@ def test_ties_go_to_the_lower_id() -> None:
     assert a.experts.tolist() == [[1, 2, 4, 3]]
 
 
+@pytest.mark.parametrize("score", ["softmax", "softmax_topk", "sigmoid", "sparsemixer"])
+def test_a_mask_has_the_bytes_of_a_router_without_the_experts(score: str) -> None:
+    rng = np.random.default_rng(7)
+    for experts, k in ((2, 1), (7, 2), (16, 4), (33, 33), (100, 8), (257, 5), (1024, 9)):
+        logits = rng.normal(0, rng.choice([0.1, 2, 20]), (9, experts)).astype(np.float32)
+        logits[4] = np.round(logits[4])
+        mask = rng.random((9, experts)) < rng.choice([0.1, 0.5, 0.9])
+        rule: dict[str, Any] = {"score": score, "normalize": score == "sigmoid"}
+        masked = ops.route(logits, k, mask=mask, **rule)
+        for t in range(9):
+            left = np.flatnonzero(~mask[t])
+            if not len(left):
+                assert (masked.experts[t] == -1).all()
+                continue
+            alone = ops.route(logits[t : t + 1, left], min(k, len(left)), **rule)
+            found = len(alone.experts[0])
+            assert masked.experts[t, :found].tolist() == left[alone.experts[0]].tolist()
+            assert masked.weights[t, :found].tobytes() == alone.weights[0].tobytes()
+            assert (masked.experts[t, found:] == -1).all()
+
+
 def test_expert_choice_takes_each_experts_best_tokens() -> None:
     logits = logits_of(30, 6, 18)
     a = ops.route_expert_choice(logits, 7)

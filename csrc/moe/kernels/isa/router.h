@@ -86,15 +86,15 @@ MOE_INLINE void sparse_mixer(const RouteCall& call, RouteRow& row, bool choose, 
     weights[s] = 0.0f;
     if (ids[s] < 0) continue;
     const F32x16 top = set1(max_of(left, call.experts));
-    F32x16 sum = zero_f32();
+    PlacelessSum sum = empty_sum();
     for (int e = 0; e < call.experts; e += kLanes) {
       const F32x16 x = load(left + e);
       const F32x16 far = div(sub(top, x), max(abs(load(row.value + e)), top));
       const F32x16 y = select(less(set1(width), far), zero_f32(), exp(sub(x, top)));
       store(row.score + e, y);
-      sum = add(sum, y);
+      add_to(sum, y);
     }
-    weights[s] = row.score[ids[s]] / reduce_add(sum) * rule.scale;
+    weights[s] = row.score[ids[s]] / total_of(sum) * rule.scale;
     if (row.bad) weights[s] = __builtin_nanf("");
     left[ids[s]] = -kInf;
     row.keys[ids[s]] = kNoKey;

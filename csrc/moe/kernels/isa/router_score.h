@@ -132,6 +132,28 @@ MOE_INLINE void score_each(const RowInput& in, RouteRow& row, F function) {
   });
 }
 
+/// A sum of numbers from 0 to 1 in which their places do not count, so that a softmax without an
+/// expert has the bytes of a softmax that never had it. Each is cut into a multiple of 2^-14 and
+/// one of 2^-29; sums of either kind are exact for up to 1024 numbers (24 bits). What is left out
+/// is below 2^-30 of the largest number.
+struct PlacelessSum {
+  F32x16 high, low;
+};
+MOE_INLINE PlacelessSum empty_sum() { return {zero_f32(), zero_f32()}; }
+
+/// x rounded to multiples of the last place of `large`, which is 1.5 times a power of two.
+MOE_INLINE F32x16 rounded_to_last_place(F32x16 x, float large) {
+  return sub(add(x, set1(large)), set1(large));
+}
+MOE_INLINE void add_to(PlacelessSum& sum, F32x16 x) {
+  const F32x16 high = rounded_to_last_place(x, 768.0f);
+  sum.high = add(sum.high, high);
+  sum.low = add(sum.low, rounded_to_last_place(sub(x, high), 0.0234375f));
+}
+MOE_INLINE float total_of(const PlacelessSum& sum) {
+  return reduce_add(sum.high) + reduce_add(sum.low);
+}
+
 /// Softmax over all experts: score[] gets the numerators. Where nothing is added to it, it ranks as
 /// its logits do, so those rank: their order survives where exponentials round to one value.
 MOE_INLINE void score_softmax(const RowInput& in, bool ranks_as_logits, RouteRow& row) {
@@ -144,13 +166,13 @@ MOE_INLINE void score_softmax(const RowInput& in, bool ranks_as_logits, RouteRow
     if (ranks_as_logits) write_keys<true>(in, e, v, row);
   });
   top = set1(reduce_max(top));
-  F32x16 sum = zero_f32();
+  PlacelessSum sum = empty_sum();
   for (int e = 0; e < in.experts; e += kLanes) {
     const F32x16 y = exp(sub(load(row.value + e), top));
     store(row.score + e, y);
-    sum = add(sum, y);
+    add_to(sum, y);
   }
-  row.total = reduce_add(sum);
+  row.total = total_of(sum);
   if (ranks_as_logits) return;
   const F32x16 total = set1(row.total);
   for (int e = 0; e < in.experts; e += kLanes) {
