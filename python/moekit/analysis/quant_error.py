@@ -24,9 +24,10 @@ from .. import ops
 from ..nn import Model, MoE
 from ..nn.types import Floats
 from ..ops import Assignment, Experts
-from ..quantization.budget import log_softmax
+from ..quantization.budget import divergences
 from ..quantization.layerwise import WINDOW, Stream, Texts, tapped, windows_of
 from ..record import Record
+from ..saving.bar import Bar
 
 Doubles = npt.NDArray[np.float64]
 # Groups of equally many (token, layer) pairs by the full router's margin.
@@ -127,18 +128,24 @@ def quant_report(
     window: int = WINDOW,
     worst: int = 10,
     hold_routing: bool = False,
+    progress: bool | None = None,
 ) -> QuantReport:
     """How `quantised` differs from `full` on `texts` (or lists of ids), cut into windows.
 
     `hold_routing` gives the quantised model the full one's routing in every pass. Models with
     other experts than the full one's (`mk.edit`) say in `expert_origin` which became which; slots
-    of experts that are gone are empty where the routing is held.
+    of experts that are gone are empty where the routing is held. `progress`: a bar on stderr; None
+    shows it on a terminal when it takes longer than two seconds.
 
     ValueError for models that do not fit each other and for texts without two tokens.
     """
     _require_fit(full, quantised)
     windows = windows_of(full, texts, window)
-    parts = [_compare(full, quantised, ids, hold_routing) for ids in windows]
+    parts = []
+    with Bar("comparing", sum(map(len, windows)), progress, " tokens") as bar:
+        for ids in windows:
+            parts.append(_compare(full, quantised, ids, hold_routing))
+            bar.advance(len(ids))
     kl = np.concatenate([part.kl for part in parts])
     layers = [
         LayerAgreement(layer, float(agree), float(same))
@@ -214,17 +221,15 @@ def _compare(
     full: Model, quantised: Model, ids: npt.NDArray[np.int32], hold_routing: bool
 ) -> _Part:
     with full.record(margins=True) as recorded:
-        wanted = log_softmax(full.logits([ids]))
+        wanted = full.logits([ids])
     held = _translated(recorded, quantised.expert_origin)
     with quantised.record() as chosen:
-        routing = held if hold_routing else None
-        got = log_softmax(quantised.logits([ids], routing=routing))
-    by_experts = got if hold_routing else log_softmax(quantised.logits([ids], routing=held))
-    probability = np.exp(wanted)
-    total = (probability * (wanted - got)).sum(axis=-1)
-    experts = (probability * (wanted - by_experts)).sum(axis=-1)
-    rows = np.arange(len(ids) - 1)
-    losses = -np.stack([wanted[rows, ids[1:]], got[rows, ids[1:]]], axis=1)
+        got = quantised.logits([ids], routing=held if hold_routing else None)
+    total = divergences(wanted, got)
+    experts = total
+    if not hold_routing:
+        experts = divergences(wanted, quantised.logits([ids], routing=held))
+    losses = np.stack([_losses(wanted, ids), _losses(got, ids)], axis=1)
     agreement, same = _agreement(held, chosen)
     return _Part(
         np.stack([total, experts, total - experts], axis=1),
@@ -234,6 +239,16 @@ def _compare(
         same,
         recorded.margins if recorded.margins is not None else np.zeros((len(ids), 0)),
     )
+
+
+def _losses(logits: Floats, ids: npt.NDArray[np.int32]) -> Doubles:
+    """-log p of each token but the first: float64 [T - 1]."""
+    rows = logits[:-1]
+    found = np.empty(len(rows))
+    for n, row in enumerate(rows):
+        wide = row.astype(np.float64) - float(row.max())
+        found[n] = np.log(np.exp(wide).sum()) - wide[ids[n + 1]]
+    return found
 
 
 def _translated(record: Record, origin: Mapping[int, npt.NDArray[np.int32]]) -> Record:

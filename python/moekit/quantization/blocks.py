@@ -1,6 +1,6 @@
 """Quantising one layer, with or without the inputs that its weights have seen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,6 @@ from ..nn.parts import replaced
 from ..nn.types import Floats
 from ..ops import Experts, PackedWeight
 from .layerwise import (
-    Doubles,
     ExpertInputs,
     LinearInputs,
     feed_forwards,
@@ -21,7 +20,7 @@ from .layerwise import (
 )
 from .notes import Matrix, Notes
 from .recipe import Place, Recipe
-from .rounding import Options, Rounded, one_or_all, round_matrix
+from .rounding import Hessian, Options, Rounded, one_or_all, round_matrix
 
 
 @dataclass(slots=True)
@@ -37,10 +36,16 @@ class Inputs:
 
 
 class BlockQuantiser:
-    """Follows a recipe through the packed weights of one part of a model."""
+    """Follows a recipe through the packed weights of one part of a model.
 
-    def __init__(self, recipe: Recipe, options: Options, notes: Notes) -> None:
+    `done` is told of each matrix that is finished.
+    """
+
+    def __init__(
+        self, recipe: Recipe, options: Options, notes: Notes, done: Callable[[int], None]
+    ) -> None:
         self._recipe = recipe
+        self._done = done
         self._options = options
         self._notes = notes
 
@@ -72,7 +77,9 @@ class BlockQuantiser:
             return
         packed = PackedWeight.empty(one_or_all(formats), place.weight.shape)
         tokens = 0 if inputs is None else inputs.rows
-        hessian = None if inputs is None or not tokens else inputs.hessian
+        hessian = None
+        if inputs is not None and tokens:
+            hessian = Hessian(inputs.hessian, self._options)
         for slot in range(place.experts):
             values = place.weight.unpack_expert(slot)
             result = round_matrix(packed, slot, values, hessian, self._options)
@@ -107,7 +114,8 @@ class BlockQuantiser:
         for expert in range(experts.count):
             tokens = int(counts[expert])
             x, weights = self._rows_for(inputs, expert, tokens, banks)
-            wide = gram(x, weights) if len(x) else None
+            # Gate and up read the same, so the factor of their inputs is made once.
+            wide = Hessian(gram(x, weights), self._options) if len(x) else None
             for name in ("gate", "up"):
                 if name in targets:
                     self._round(banks[name], targets[name], expert, wide, len(x))
@@ -116,7 +124,7 @@ class BlockQuantiser:
                 if identity is not None and len(x):
                     # With gate and up as they are by now: that is what down will really get.
                     hidden = hidden_of(experts, expert, x, identity, targets)
-                    tall = gram(hidden, weights)
+                    tall = Hessian(gram(hidden, weights), self._options)
                 self._round(banks["down"], targets["down"], expert, tall, len(x))
 
     def _rows_for(
@@ -137,7 +145,7 @@ class BlockQuantiser:
         return inputs.rows_of(expert)
 
     def _round(
-        self, place: Place, packed: PackedWeight, slot: int, hessian: Doubles | None, tokens: int
+        self, place: Place, packed: PackedWeight, slot: int, hessian: Hessian | None, tokens: int
     ) -> None:
         values = place.weight.unpack_expert(slot)
         result = round_matrix(packed, slot, values, hessian, self._options)
@@ -146,6 +154,7 @@ class BlockQuantiser:
     def _note(
         self, place: Place, packed: PackedWeight, slot: int, result: Rounded, tokens: int
     ) -> None:
+        self._done(1)
         single = len(place.weight.shape) == 2
         self._notes.matrices.append(
             Matrix(

@@ -27,6 +27,7 @@ from ..nn.block import Layer
 from ..nn.parts import replaced
 from ..nn.types import Floats
 from ..ops import Experts, PackedWeight
+from ..saving.bar import Bar
 from .blocks import Inputs, one_for_all
 from .layerwise import (
     Doubles,
@@ -43,8 +44,11 @@ from .rounding import Options, output_power
 
 DEFAULT_CANDIDATES = ("int2", "int3", "int4", "int4_g32", "int8", "bf16")
 _ROLES = ("gate_up", "down", "shared", "dense", "attention")
-# Tokens that the price of errors is measured with.
+# Tokens that the price of errors is measured with, fewer where their logits would fill the memory.
 _PRICE_TOKENS = 2048
+_PRICE_LOGITS = 1 << 27
+# Rows of logits that are in float64 at once.
+_ROWS = 64
 # Below this, a budget is bits per weight.
 _LARGEST_BITS = 32
 
@@ -75,6 +79,7 @@ def within_budget(
     recipe: Recipe,
     windows: Sequence[npt.NDArray[np.int32]],
     options: Options,
+    progress: bool | None = None,
 ) -> Recipe:
     """The recipe with formats for everything that it left to the budget.
 
@@ -89,8 +94,10 @@ def within_budget(
     if budget < _LARGEST_BITS:
         budget = budget * sum(map(elements, places)) / 8
     budget -= sum(packed_size(place, recipe.formats(place)) for place in fixed)
-    units = _measured(model, free, windows, candidates, options)
-    prices = _prices(model, units, windows, candidates)
+    groups = len({(place.layer, place.role) for place in free})
+    with Bar("measuring", len(model.layers) + groups, progress, " steps") as bar:
+        units = _measured(model, free, windows, candidates, options, bar)
+        prices = _prices(model, units, windows, candidates, bar)
     chosen = choose(
         [[e * prices[unit.group] for e in unit.errors] for unit in units],
         [unit.nbytes for unit in units],
@@ -184,6 +191,7 @@ def _measured(
     windows: Sequence[npt.NDArray[np.int32]],
     candidates: list[str],
     options: Options,
+    bar: Bar,
 ) -> list[Unit]:
     by_id = {id(place.weight): place for place in places}
     stream = Stream(model, windows)
@@ -193,6 +201,7 @@ def _measured(
         states = stream.through(tap, n)
         units += _of_block(block, n, by_id, Inputs(linears, feeds), candidates, options)
         stream.states = states
+        bar.advance(1)
     return units
 
 
@@ -270,15 +279,17 @@ def _prices(
     units: Sequence[Unit],
     windows: Sequence[npt.NDArray[np.int32]],
     candidates: list[str],
+    bar: Bar,
 ) -> dict[tuple[int, str], float]:
     """(layer, role) -> divergence for each unit of error."""
     probe = len(candidates) // 2
+    wanted_tokens = max(1, min(_PRICE_TOKENS, _PRICE_LOGITS // model.vocab_size))
     sample, tokens = [], 0
     for window in windows:
-        if tokens < _PRICE_TOKENS:
+        if tokens < wanted_tokens:
             sample.append(window)
             tokens += len(window)
-    full = [log_softmax(model.logits([ids])) for ids in sample]
+    full = [model.logits([ids]) for ids in sample]
     groups: dict[tuple[int, str], list[Unit]] = defaultdict(list)
     for unit in units:
         groups[unit.group].append(unit)
@@ -292,12 +303,23 @@ def _prices(
                 packed.fill(slot, place.weight.unpack_expert(slot))
             changes[id(place.weight)] = packed
         rounded = replaced(model, changes)
-        total = 0.0
-        for ids, wanted in zip(sample, full, strict=True):
-            got = log_softmax(rounded.logits([ids]))
-            total += float((np.exp(wanted) * (wanted - got)).sum())
+        total = sum(
+            float(divergences(wanted, rounded.logits([ids])).sum())
+            for ids, wanted in zip(sample, full, strict=True)
+        )
         prices[group] = max(total, 0.0) / error if error > 0 else 0.0
+        bar.advance(1)
     return prices
+
+
+def divergences(wanted: Floats, got: Floats) -> Doubles:
+    """KL in nats of each row of logits [T, V]: float64 [T]."""
+    found = np.empty(len(wanted))
+    for begin in range(0, len(wanted), _ROWS):
+        rows = slice(begin, begin + _ROWS)
+        p, q = log_softmax(wanted[rows]), log_softmax(got[rows])
+        found[rows] = (np.exp(p) * (p - q)).sum(axis=-1)
+    return found
 
 
 def log_softmax(logits: Floats) -> Doubles:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import ops
 from ..nn.types import Floats
@@ -68,21 +69,38 @@ def relative(error: float, power: float) -> float:
     return error / power if power > 0 else 0.0
 
 
+class Hessian:
+    """Inputs of one or more matrices, sum of x xᵀ, and GPTQ's factor of it, made once for all."""
+
+    def __init__(self, values: Doubles, options: Options) -> None:
+        self.values = values
+        self._options = options
+        self._factor: tuple[Floats, npt.NDArray[np.int32]] | None = None
+        self._tried = False
+
+    def factor(self) -> "tuple[Floats, npt.NDArray[np.int32]] | None":
+        """U and the order of columns; None where no damping makes it positive definite."""
+        if not self._tried:
+            self._tried, self._factor = True, _factor(self.values, self._options)
+        return self._factor
+
+
 def round_matrix(
     into: PackedWeight,
     slot: int,
     values: Floats,
-    hessian: Doubles | None,
+    inputs: Hessian | None,
     options: Options,
 ) -> Rounded:
     """Pack `values` [N, K] as matrix `slot`, by the method that leaves the smaller error."""
+    hessian = None if inputs is None else inputs.values
     into.fill(slot, values)
     power = output_power(values, hessian)
     plain = output_power(into.unpack_expert(slot) - values, hessian)
     format = into.expert_format(slot)
-    if options.method != "gptq" or hessian is None or format not in ops.gptq_format_names():
+    if options.method != "gptq" or inputs is None or format not in ops.gptq_format_names():
         return Rounded("rtn", relative(plain, power))
-    found = _factor(hessian, options)
+    found = inputs.factor()
     if found is None:
         return Rounded("rtn", relative(plain, power))
     factor, order = found
@@ -96,7 +114,7 @@ def round_matrix(
     return Rounded("rtn", relative(plain, power))
 
 
-def _factor(hessian: Doubles, options: Options) -> "tuple[Floats, np.ndarray] | None":
+def _factor(hessian: Doubles, options: Options) -> "tuple[Floats, npt.NDArray[np.int32]] | None":
     diagonal = np.diagonal(hessian)
     if not np.isfinite(diagonal).all() or not diagonal.sum() > 0:
         return None

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +18,7 @@ from ..nn import Block, Model
 from ..nn.parts import held, replaced
 from ..ops import PackedWeight
 from ..saving import save_directory, save_gguf
+from ..saving.bar import Bar
 from .blocks import BlockQuantiser, Inputs
 from .layerwise import WINDOW, Stream, Texts, tapped, windows_of
 from .notes import Notes
@@ -56,11 +56,14 @@ def quantize(
     `act_order`, `damp`, `min_tokens` and `all_experts` are explained in `Options`.
 
     A given model stays as it was and shares what did not change. A checkpoint's path is loaded
-    as it is; then a layer's source is dropped as soon as the layer is done. `out`: a new directory
-    in moekit's own layout, written layer by layer; after Ctrl-C the same call goes on where it
-    was, after any other error nothing is left. `layout="gptq"` writes a directory as transformers
-    and vLLM read it (four-bit symmetric integers; other formats become 16 bits), `"gguf"` a file,
-    both when all is done. `model.quantization` tells what was done.
+    as it is; then a layer's source is dropped as soon as the layer is done, so that the source and
+    one layer are all that has to fit in memory (and, for calibration, the hidden states of its
+    tokens). `out`: a new directory in moekit's own layout, written layer by layer; after Ctrl-C or
+    a kill the same call goes on where it was, after any other error nothing is left.
+    `layout="gptq"` writes a directory as transformers and vLLM read it (four-bit symmetric
+    integers; other formats become 16 bits), `"gguf"` a file, both when all is done.
+    `model.quantization` tells what was done. `progress`: bars on stderr; None shows them on a
+    terminal when the work takes longer than two seconds.
 
     ValueError for recipes, methods and calibration that do not fit; nothing is written then.
     """
@@ -88,7 +91,7 @@ def quantize(
         from .budget import within_budget
 
         assert windows is not None
-        wanted = within_budget(model, wanted, windows, options)
+        wanted = within_budget(model, wanted, windows, options, progress)
     notes = Notes(
         {
             "recipe": wanted.to_dict(),
@@ -139,9 +142,10 @@ class _Run:
         self._notes = notes
         self._file = file
         self._own = own
-        self._quantise = BlockQuantiser(recipe, options, notes)
+        self._bar: Bar | None = None
+        self._quantise = BlockQuantiser(recipe, options, notes, self._advance)
         self._stream = None if windows is None else Stream(model, windows)
-        self._exchanges: dict[int, Any] = {}
+        self._placed = list(model.placed)
         # What layers share is written with the first of them.
         self._paths = {path for path, _ in held(model)}
         self._read_only = _read_only(model)
@@ -150,21 +154,27 @@ class _Run:
             self._by_layer.setdefault(place.layer, []).append(place)
 
     def result(self, progress: bool | None) -> Model:
-        count = len(self._model.layers)
+        matrices = sum(p.experts for places in self._by_layer.values() for p in places)
+        with Bar("quantising", matrices, progress, " matrices") as self._bar:
+            return self._made()
+
+    def _advance(self, matrices: int) -> None:
+        if self._bar is not None:
+            self._bar.advance(matrices)
+
+    def _made(self) -> Model:
         layers = list(self._model.layers)
-        for n in _bar(range(count), progress):
+        for n in range(len(layers)):
             layers[n] = self._layer(n)
             if self._own:
                 # Nobody else has the source: its memory goes as soon as the layer is done.
                 self._model.layers[n] = layers[n]
+                self._model.placed = self._placed
                 self._by_layer.pop(n, None)
         frame = replaced(self._model, {})
         result: Model = self._rest(frame, layers)
         result.quantization = self._notes
-        result.placed = [
-            dataclasses.replace(place, weight=self._exchanges.get(id(place.weight), place.weight))
-            for place in self._model.placed
-        ]
+        result.placed = self._placed
         return result
 
     def _layer(self, n: int) -> Any:
@@ -191,8 +201,18 @@ class _Run:
             self._write(n, block, f"layers.{n}.", mark)
         if self._stream is not None:
             self._stream.states = self._stream.through(block, n)
-        self._exchanges.update(_pairs(source, block))
+        self._exchange(source, block)
         return block
+
+    def _exchange(self, source: Any, result: Any) -> None:
+        """What the file's pieces became. At once: later the ids may be those of other objects."""
+        new = _pairs(source, result)
+        self._placed = [
+            dataclasses.replace(place, weight=new[id(place.weight)])
+            if id(place.weight) in new
+            else place
+            for place in self._placed
+        ]
 
     def _places(self, n: int) -> list[Place]:
         return self._by_layer.get(n, [])
@@ -211,7 +231,7 @@ class _Run:
                 table = source.embedding.astype(_numpy_dtype(dtype), copy=False)
                 done = replaced(done, {id(source.embedding): table})
             self._write(part, done, "", mark)
-        self._exchanges.update(_pairs(frame, done))
+        self._exchange(frame, done)
         if done is frame:
             done = _without_layers(model)
         done.layers = layers
@@ -223,6 +243,8 @@ class _Run:
         """What an earlier run has written of this part, or None."""
         if self._file is None or self._file.finished(part) is None:
             return None
+        key = part if part < len(self._model.layers) else -1
+        self._advance(sum(place.experts for place in self._places(key)))
         with self._file.open(part) as reader:
             notes = json.loads(bytes(reader.read(NOTES)))
             exchanges = {
@@ -315,13 +337,3 @@ def _files(source: str) -> Iterator[tuple[str, int, int]]:
     for path in paths:
         status = os.stat(path)
         yield path, status.st_size, status.st_mtime_ns
-
-
-def _bar(layers: range, wanted: bool | None) -> Iterator[int]:
-    shown = sys.stderr.isatty() if wanted is None else wanted
-    if not shown:
-        yield from layers
-        return
-    from tqdm import tqdm
-
-    yield from tqdm(layers, desc="quantising", unit="layer", file=sys.stderr)
