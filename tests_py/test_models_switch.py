@@ -12,6 +12,7 @@ from family_checks import TOLERANCE, prompt_of
 from transformers.models.switch_transformers import modeling_switch_transformers as theirs_code
 
 import moekit as mk
+from moekit import analysis
 from moekit.nn import RelativeBias
 
 FIELDS: dict[str, Any] = {
@@ -198,6 +199,56 @@ def test_routing_of_both_stacks_can_be_steered(maker: Any) -> None:
     with model.record(counters=True) as counters:
         model.generate(source, max_new_tokens=4)
     assert counters.counts.sum() == 2 * len(source) + 2 * 4
+
+
+def test_measures_read_sources_and_predict_answers(maker: Any) -> None:
+    """Ablation, intent and the controller of an encoder-decoder, against passes by hand."""
+    model = mk.load(maker(1)[1])
+    pairs = [(prompt_of(seed, 12 + seed), [*prompt_of(seed + 9, 5 + seed), 1]) for seed in range(3)]
+
+    def losses(**changes: Any) -> np.ndarray:
+        found = []
+        for source, answer in pairs:
+            with model.intervene(**changes):
+                logits = model.forward(source, decoder_input_ids=[0, *answer[:-1]])
+            x = logits.astype(np.float64)
+            x -= np.log(np.exp(x).sum(axis=1, keepdims=True))
+            found.append(-x[np.arange(len(answer)), answer])
+        return np.concatenate(found)
+
+    plain = losses()
+    found = analysis.ablate(model, pairs, progress=False)
+    assert found.tokens == len(plain)
+    assert found.loss == pytest.approx(plain.mean(), rel=1e-6)
+    assert np.nansum(np.abs(found.change)) > 0
+    with model.record() as record:
+        for source, answer in pairs:
+            model.forward(source, decoder_input_ids=[0, *answer[:-1]])
+    for row, layer in enumerate(found.layers):
+        answers = layer >= len(model.encoder)
+        tokens = sum(len(pair[int(answers)]) for pair in pairs)
+        for expert in range(4):
+            without = losses(mask={(int(layer), expert)})
+            assert found.change[row, expert] == pytest.approx((without - plain).mean(), abs=1e-6)
+            used = (record.experts[:, row] == expert).sum() / tokens
+            assert found.used[row, expert] == pytest.approx(used)
+
+    profiles = analysis.profile({"a": pairs[:2], "b": pairs[2:]}, model)
+    report = analysis.intent(model, profiles["a"], pairs, strengths=(0, 2), experts=1)
+    assert report.kl[0] == 0 and report.kl[1] > 0
+    assert report.loss[0] == pytest.approx(plain.mean(), rel=1e-6)
+    assert report.loss[1] == pytest.approx(losses(bias=profiles["a"], strength=2).mean(), rel=1e-6)
+    assert report.share[1] >= report.share[0]
+
+    stream = analysis.balance_stream(model, pairs, gamma=0.05, repeat=2)
+    assert stream.kl.shape == (6,) and stream.kl[0] == 0 and stream.kl[-1] > 0
+    for texts in ([prompt_of(1, 9)], [([1, 2],)], [([1, 2], [3], [4])]):
+        with pytest.raises(ValueError, match=r"\[ablate\] texts\[0\].*pair \(source, answer\)"):
+            analysis.ablate(model, texts, progress=False)
+    with pytest.raises(ValueError, match="token 97"):
+        analysis.ablate(model, [([1], [97])], progress=False)
+    with pytest.raises(ValueError, match="empty"):
+        analysis.ablate(model, [([1], [])], progress=False)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

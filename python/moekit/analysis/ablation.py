@@ -18,12 +18,10 @@ from ..record import Record
 from ..routing import begin_pass, end_pass, open_intervention, pushed
 from .reading import (
     Doubles,
-    Ids,
+    Reading,
     Texts,
-    fitting_batches,
-    require_decoder,
+    readings,
     token_losses,
-    windows_of,
 )
 
 # Weights that differ by less are the same softmax, summed without the masked expert.
@@ -80,6 +78,8 @@ def ablate(
 ) -> Ablation:
     """Mask every expert in turn and measure the loss on `texts` (a text, ids, or several).
 
+    An encoder-decoder wants pairs (source, answer) and is judged by its answers.
+
     Args:
         layers: the model's numbers of the layers to try; all with experts by default.
         experts: which experts of them; all by default.
@@ -89,25 +89,24 @@ def ablate(
     The figures are those of `with model.intervene(mask={(layer, expert)})`, computed with what the
     ablations share; where only the rounding of a softmax changes, a token counts as unchanged.
     """
-    require_decoder(model, "ablate")
     chosen = model.moe_layers if layers is None else [int(n) for n in layers]
     for n in chosen:
         if n not in model.moe_layers:
             raise ValueError(f"[ablate] layer {n}; layers with experts are {model.moe_layers}")
     counts = {n: _mixture(model, n).count for n in chosen}
     wanted = None if experts is None else {int(e) for e in experts}
-    batches = list(fitting_batches(model, windows_of(model, texts, window)))
+    batches = list(readings(model, texts, window, op="ablate"))
     tried = {n: [e for e in range(counts[n]) if wanted is None or e in wanted] for n in chosen}
     table = (len(chosen), max(counts.values(), default=0))
     sums, squares, serves = np.zeros(table), np.zeros(table), np.zeros(table)
     total = sum(len(tried[n]) for n in chosen) * len(batches)
-    loss = tokens = predicted = 0.0
+    reads = np.zeros(len(chosen))
+    loss = predicted = 0.0
     with _bar(total, progress) as bar:
-        for sequences in batches:
-            base = _Base(model, sequences)
+        for reading in batches:
+            base = _Base(model, reading) if reading.answers is None else _PairBase(model, reading)
             loss += float(base.losses.sum())
             predicted += len(base.losses)
-            tokens += base.rows
             for row, n in enumerate(chosen):
                 for e in tried[n]:
                     change = base.change_without(n, e)
@@ -115,6 +114,7 @@ def ablate(
                     squares[row, e] += (change**2).sum()
                     serves[row, e] += base.uses(n, e).any(axis=1).sum()
                     bar.update()
+                reads[row] += base.reads(n)
     if not predicted:
         raise ValueError("[ablate] every text has one token; two or more are required")
     mean = sums / predicted
@@ -123,8 +123,9 @@ def ablate(
         left_out = [e for e in range(table[1]) if e not in tried[n]]
         for figures in (mean, spread, serves):
             figures[row, left_out] = np.nan
+    serves /= reads[:, None]
     return Ablation(
-        np.array(chosen, np.int32), loss / predicted, int(predicted), mean, spread, serves / tokens
+        np.array(chosen, np.int32), loss / predicted, int(predicted), mean, spread, serves
     )
 
 
@@ -145,9 +146,9 @@ def _bar(total: int, progress: bool) -> Any:
 class _Base:
     """One pass of the whole model over some sequences, with all that ablations share."""
 
-    def __init__(self, model: Model, sequences: Sequence[Ids]) -> None:
+    def __init__(self, model: Model, reading: Reading) -> None:
         self.model = model
-        self.sequences = sequences
+        self.sequences = sequences = reading.sequences
         self.rows = sum(len(s) for s in sequences)
         self._layered = _runs_layer_by_layer(model)
         self._inputs: list[Any] = []
@@ -181,6 +182,10 @@ class _Base:
             parts.append(self.sequences[i][start:])
             caches.append(past)
         return Batch([len(p) for p in parts], caches, np.concatenate(parts))
+
+    def reads(self, layer: int) -> int:
+        """Tokens that the layer sees."""
+        return self.rows
 
     def uses(self, layer: int, expert: int) -> Any:
         """Bool [tokens, K]: the slots that the expert has."""
@@ -261,6 +266,38 @@ class _Base:
             found.append(token_losses(logits[row : row + len(ids) - 1], ids[1:]))
             row += len(ids)
         return np.concatenate(found) if found else np.zeros(0)
+
+
+class _PairBase:
+    """The same for an encoder-decoder's sources and answers: each ablation runs the whole model."""
+
+    def __init__(self, model: Model, reading: Reading) -> None:
+        self.model = model
+        self._reading = reading
+        with model.record() as record:
+            logits = reading.logits(model)
+        self._record: Record = record
+        self.losses = token_losses(logits, reading.following)
+
+    def reads(self, layer: int) -> int:
+        """Tokens that the layer sees, of the sources or of the answers."""
+        parts = self._reading.answers if layer >= _depth(self.model) else self._reading.sequences
+        return sum(len(part) for part in parts or ())
+
+    def uses(self, layer: int, expert: int) -> Any:
+        """Bool [tokens, K]: the slots that the expert has."""
+        return self._record.experts[:, self._record.layer_index(layer)] == expert
+
+    def change_without(self, layer: int, expert: int) -> Doubles:
+        """Per predicted token, the loss without the expert minus the loss with it."""
+        without = np.arange(_mixture(self.model, layer).count) == expert
+        with pushed(self.model, Intervention({layer: Change(mask=without)})):
+            logits = self._reading.logits(self.model)
+        return token_losses(logits, self._reading.following) - self.losses
+
+
+def _depth(model: Model) -> int:
+    return int(getattr(model, "encoder_depth", 0))
 
 
 def _runs_layer_by_layer(model: Model) -> bool:

@@ -4,20 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..nn import Model
 from ..record import Record
 from .reading import (
     Doubles,
-    Ids,
     Texts,
     divergence,
-    fitting_batches,
+    readings,
     record_texts,
-    require_decoder,
     token_losses,
-    windows_of,
 )
 
 # Tokens are added to every expert's count on both sides: an expert that one text never used would
@@ -141,21 +137,20 @@ def intent(
 ) -> Intent:
     """How far a profile draws routing to its experts on `texts`, and what it costs in KL and loss.
 
-    `experts`: how many of a layer count as the profile's own, the most favoured ones.
+    `texts`: for an encoder-decoder, pairs (source, answer). `experts`: how many of a layer count
+    as the profile's own, the most favoured ones.
     """
-    require_decoder(model, "intent")
     own = bias.experts(experts)
-    windows = windows_of(model, texts, window)
     sums = np.zeros((len(strengths), 4))
     tokens = predicted = 0
-    for sequences in fitting_batches(model, windows):
-        plain = model.logits(sequences)
+    for reading in readings(model, texts, window, op="intent"):
+        plain = reading.logits(model)
         tokens += len(plain)
-        following, keep = _following(sequences)
+        following, keep = reading.following, reading.predicts
         predicted += len(following)
         for row, strength in enumerate(strengths):
             with model.intervene(bias=bias, strength=strength), model.record() as record:
-                logits = model.logits(sequences)
+                logits = reading.logits(model)
             theirs, total = _weight_on(record, own)
             losses = token_losses(logits[keep], following).sum()
             sums[row] += theirs, total, divergence(plain, logits).sum(), losses
@@ -169,13 +164,6 @@ def intent(
         sums[:, 3] / predicted,
         own,
     )
-
-
-def _following(sequences: Sequence[Ids]) -> tuple[Ids, npt.NDArray[np.bool_]]:
-    """(the tokens that are predicted, the rows of logits that predict them)."""
-    keep = np.ones(sum(len(s) for s in sequences), np.bool_)
-    keep[np.cumsum([len(s) for s in sequences]) - 1] = False
-    return np.concatenate([s[1:] for s in sequences]), keep
 
 
 def _weight_on(record: Record, own: Mapping[int, list[int]]) -> tuple[float, float]:

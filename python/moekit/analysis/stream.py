@@ -9,7 +9,7 @@ import numpy as np
 from ..balance import BiasController
 from ..nn import Model
 from .load import load
-from .reading import Doubles, Texts, divergence, require_decoder, windows_of
+from .reading import Doubles, Texts, divergence, readings
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def balance_stream(
     """
     if repeat < 1:
         raise ValueError(f"[balance_stream] repeat is {repeat}; 1 or more is required")
-    require_decoder(model, "balance_stream")
-    windows = windows_of(model, texts, window)
+    whole = list(readings(model, texts, window, op="balance_stream", most=1))
     # The rest of a text is a short window, whose load is uneven by its shortness alone.
-    steps = [w for w in windows if 2 * len(w) > window] or windows
+    long = [one for one in whole if 2 * len(one.sequences[0]) > window]
+    steps = whole if model.encodes_prompt else long or whole
     steps *= repeat
     plain, balanced, kl = [], [], []
     start: dict[int | str, Any] = {"*": gamma} if controllers is None else dict(controllers.items())
@@ -71,9 +71,9 @@ def balance_stream(
     own = wanted.controllers
     for step in steps:
         with model.record(counters=True) as before:
-            free = model.logits([step])
+            free = step.logits(model)
         with model.intervene(balance=dict(own.items())), model.record(counters=True) as after:
-            held = model.logits([step])
+            held = step.logits(model)
         plain.append(load(before).max_violation)
         balanced.append(load(after).max_violation)
         kl.append(float(divergence(free, held).mean()))
