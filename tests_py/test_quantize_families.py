@@ -47,3 +47,24 @@ def test_a_packed_directory_is_the_same_model(
         assert own_kind or any(row.error for row in report.experts)
         listed = {(n, e) for n, e, _ in made.quantization.fallbacks}
         assert not own_kind or listed == {(row.layer, row.expert) for row in report.experts}
+
+
+@pytest.mark.parametrize("family", EVERY)
+def test_the_two_parts_vanish_where_they_have_to(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    """Only routers rounded: no error of the experts. Routing held: none of the routing."""
+    _, source = checkpoint_maker(family, 4)
+    full = mk.load(source)
+    if not isinstance(full, mk.nn.Model) or not full.moe_layers:
+        return
+    routers = mk.quantize(full, {"router": "int4", "force": True})
+    found = mk.quant_report(full, routers, TEXTS)
+    assert found.kl_experts == 0.0 and not found.token_kl[:, 1].any()
+    assert found.kl == found.kl_routing
+    assert {row.error for row in found.experts} <= {0.0, None}
+    both = mk.quantize(full, {"default": "int4_g32", "router": "int4", "force": True})
+    found = mk.quant_report(full, both, TEXTS, hold_routing=True)
+    assert found.kl_routing == 0.0 and not found.token_kl[:, 2].any()
+    assert found.kl == found.kl_experts > 0.0
+    assert found.agreement == 1.0 and {row.same_set for row in found.layers} == {1.0}

@@ -28,6 +28,9 @@ ROLES = ("router", "experts", "gate_up", "down", "shared", "dense", "attention",
 _TABLES = ("f32", "bf16", "f16")
 _SINGLE = re.compile(r"(\d+)/(\d+)")
 _LAYER = re.compile(r"layers\.(\d+)\.")
+# What chooses experts. The gate on a shared expert chooses nobody, and JetMoe's router of attention
+# heads is in no recorded routing: both stay as they are unless a pattern names them.
+_ROUTER = re.compile(r"^layers\.\d+\.(?!attention\.).*\brouter\.")
 
 RecipeLike: TypeAlias = "str | Mapping[Any, Any] | Recipe"
 
@@ -67,6 +70,8 @@ def places_of(model: Model) -> list[Place]:
             continue
         name, kind = kinds.get(id(value), (path, ""))
         role = _ROLES.get(kind, "")
+        if role == "router" and not _ROUTER.search(path):
+            role = ""
         if role == "experts":
             role = "down" if name.endswith("down") else "gate_up"
         layer = _LAYER.match(path)
