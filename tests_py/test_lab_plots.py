@@ -80,6 +80,41 @@ def test_pictures_of_the_measures(tmp_path: Any) -> None:
     drawn(figure, tmp_path)
 
 
+def test_saturation_is_drawn_by_checkpoint_or_by_layer(tmp_path: Any) -> None:
+    final, first = record(40), record(40)
+    swapped = final.edit(layer=7, swap={0: 1, 1: 0})
+    half = final.edit(swap={0: 1, 1: 0}, tokens=slice(0, 20))
+    figure = plots.saturation_figure({"1k": swapped, "2k": half, "3k": first}, final)
+    lines = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines[:2]}
+    for place, layer in enumerate(("2", "7")):
+        expected = [analysis.saturation(r, final)[place] for r in (swapped, half, first)]
+        np.testing.assert_array_equal(lines[layer], expected)
+    assert lines["2"][0] == 1 > lines["7"][0]
+    drawn(figure, tmp_path)
+    figure = plots.saturation_figure({"only": swapped}, final)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_array_equal(heights, analysis.saturation(swapped, final))
+    drawn(figure, tmp_path)
+    with pytest.raises(ValueError, match="no earlier"):
+        plots.saturation_figure({}, final)
+    with pytest.raises(ValueError, match="same text"):
+        plots.saturation_figure({"a": record(39)}, final)
+
+
+def test_the_command_draws_saturation(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from moekit.cli.main import main
+
+    final = record(40)
+    final.edit(layer=7, swap={0: 1, 1: 0}).save(tmp_path / "early.npz")
+    final.save(tmp_path / "last.npz")
+    paths = [str(tmp_path / name) for name in ("early.npz", "last.npz")]
+    assert main(["plot", *paths, "--kind", "saturation", "--out", str(tmp_path / "s.png")]) == 0
+    share = analysis.saturation(final.edit(layer=7, swap={0: 1, 1: 0}), final)[1]
+    assert f"100.0% {share:6.1%}" in capsys.readouterr().out
+    assert (tmp_path / "s.png").stat().st_size > 3000
+    assert main(["plot", paths[0], "--kind", "saturation"]) == 2
+
+
 def test_mistakes_are_named() -> None:
     for options, text in [
         ({"kind": "time", "window": 0}, "window is 0"),

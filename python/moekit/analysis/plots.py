@@ -7,7 +7,7 @@ writes it. Nothing goes through pyplot, so no window opens and no global state c
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -457,3 +457,57 @@ def stream_figure(found: BalancedStream) -> Figure:
     _plain(right, "What the balance costs", "step", "KL, nats a token")
     result: Figure = figure
     return result
+
+
+def saturation_figure(earlier: Mapping[str, Record], final: Record) -> Figure:
+    """How much of the final routing each earlier checkpoint chose already, a line for each layer.
+
+    `earlier`: name -> record of the same tokens, in the order of training. Dotted: what unrelated
+    routing would share, K / E.
+    """
+    from .specialisation import saturation
+
+    if not earlier:
+        raise ValueError("[saturation_figure] there are no earlier checkpoints")
+    shares = [saturation(record, final) for record in earlier.values()]
+    used = (final.experts >= 0).sum(axis=2).mean(axis=0)
+    chance = float((used / final.num_experts).mean()) if len(final) else 0.0
+    figure = _figure(6.5, 4)
+    axis = figure.subplots()
+    layers, names = final.layers.tolist(), list(earlier)
+    ramp = _ramp(len(layers))
+    if len(names) == 1:
+        axis.bar([str(n) for n in layers], shares[0], color=ramp)
+    else:
+        for place, layer in enumerate(layers):
+            line = [share[place] for share in shares]
+            axis.plot(names, line, marker="o", color=ramp[place], label=str(layer))
+        if len(layers) <= 12:
+            axis.legend(title="layer", fontsize=8)
+        else:
+            axis.text(
+                0.99,
+                0.02,
+                "dark: low layers, light: high",
+                ha="right",
+                fontsize=8,
+                transform=axis.transAxes,
+            )
+    axis.axhline(chance, color="black", linestyle=":", linewidth=1)
+    axis.text(1.0, chance, " K / E", va="center", fontsize=8, transform=axis.get_yaxis_transform())
+    axis.set_ylim(0, 1.02)
+    _plain(
+        axis,
+        "Experts of the final checkpoint chosen already",
+        "layer" if len(names) == 1 else "checkpoint",
+        "share",
+    )
+    result: Figure = figure
+    return result
+
+
+def _ramp(count: int) -> Any:
+    """Colours of layers, from dark to light."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * i / max(1, count - 1)) for i in range(count)]

@@ -16,6 +16,7 @@ _EXAMPLES = """\
   moekit plot cat.npz --kind time --out time.png
   moekit plot cat.npz --kind text                      (colours in the terminal)
   moekit plot cat.npz --kind text --by margin --out cat.html
+  moekit plot step1000.npz step5000.npz final.npz --kind saturation --out settled.png
   moekit plot code.npz prose.npz --kind specialisation --out who.png
 """
 _KINDS_HELP = """\
@@ -23,10 +24,11 @@ load            the load of every expert in every layer
 coactivation    which experts of a layer work together
 time            the load of a layer along the text
 text            the text, each token in the colour of its first expert or its margin
+saturation      how much of the last file's routing the earlier checkpoints (the files before) had
 specialisation  what domain (a file each) and word explain of the routing, against shuffled labels
 
 Pictures need matplotlib: moekit[plots]."""
-_KINDS = ("load", "coactivation", "time", "text", "specialisation")
+_KINDS = ("load", "coactivation", "time", "text", "saturation", "specialisation")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.kind == "specialisation":
         return _specialisation(args)
+    if args.kind == "saturation":
+        return _saturation(args)
     if len(args.records) != 1:
         raise ValueError(f"[plot] {len(args.records)} files; --kind {args.kind} takes one")
     record = Record.load(args.records[0])
@@ -69,16 +73,40 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _named_records(paths: list[str]) -> "dict[str, Record]":
+    from ..record import Record
+
+    names = [Path(path).stem for path in paths]
+    if len(set(names)) != len(names):
+        raise ValueError(f"[plot] two files are called {max(names, key=names.count)}.npz")
+    return {name: Record.load(path) for name, path in zip(names, paths, strict=True)}
+
+
+def _saturation(args: argparse.Namespace) -> int:
+    """A line of shares for each earlier checkpoint, and the picture where --out is given."""
+    from ..analysis import saturation
+
+    if len(args.records) < 2:
+        raise ValueError("[plot] 1 file; --kind saturation compares earlier ones with the last")
+    earlier = _named_records(args.records)
+    last, final = earlier.popitem()
+    print(f"experts of {last} chosen already, in layers {final.layers.tolist()}")
+    for name, record in earlier.items():
+        shares = " ".join(f"{share:6.1%}" for share in saturation(record, final))
+        print(f"{name:>16} {shares}")
+    if args.out is not None:
+        from ..analysis import plots
+
+        plots.save(plots.saturation_figure(earlier, final), args.out)
+        print(args.out)
+    return 0
+
+
 def _specialisation(args: argparse.Namespace) -> int:
     """The findings in words, and their picture where --out is given."""
     from ..analysis import specialisation
-    from ..record import Record
 
-    names = [Path(path).stem for path in args.records]
-    if len(set(names)) != len(names):
-        raise ValueError(f"[plot] two files are called {max(names, key=names.count)}.npz")
-    records = (Record.load(path) for path in args.records)
-    found = specialisation(dict(zip(names, records, strict=True)))
+    found = specialisation(_named_records(args.records))
     print(found)
     if args.out is not None:
         from ..analysis import plots
