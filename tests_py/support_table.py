@@ -15,7 +15,7 @@ import test_models_gguf_hybrids
 import test_models_quantised
 import test_models_save
 
-from moekit.checkpoint.gguf_architectures import ARCHITECTURES
+from moekit.checkpoint.gguf_config import WRITTEN
 from moekit.checkpoint.gguf_hybrids import HYBRIDS
 from moekit.models import FAMILIES
 from moekit.saving.gguf_metadata import ALIKE
@@ -64,7 +64,7 @@ that it is current.
 def marks(family: str) -> list[bool]:
     """One for each column."""
     known = SAME.get(family, family)
-    rows = {row.family for row in ARCHITECTURES}
+    rows = {row.family for row in WRITTEN}
     quantised = known in test_models_quantised.EVERY
     read = known in rows | {row.family for row in HYBRIDS} or known in ALIKE
     written = known in test_models_save.BOTH or family in ALIKE or known == "deepseek"
@@ -87,14 +87,14 @@ def table() -> str:
     """The whole file."""
     lines = ["| family | " + " | ".join(COLUMNS) + " | GGUF architecture |"]
     lines.append("| --- " * (len(COLUMNS) + 2) + "|")
-    names = {row.family: row.name for row in (*HYBRIDS, *ARCHITECTURES)}
+    names = {row.family: row.name for row in (*HYBRIDS, *WRITTEN)}
     for family in sorted(FAMILIES):
         known = SAME.get(family, family)
         said = f"`{family}`" + (f" (as `{known}`)" if known != family else "")
         cells = ["yes" if mark else "-" for mark in marks(family)]
         name = names.get(ALIKE.get(known, known), "")
         lines.append(f"| {said} | " + " | ".join(cells) + f" | {f'`{name}`' if name else '-'} |")
-    differing = [row for row in ARCHITECTURES if row.differs and row.family in FAMILIES]
+    differing = [row for row in WRITTEN if row.differs and row.family in FAMILIES]
     notes = [f"- `{row.name}` (`{row.family}`): {row.differs}." for row in differing]
     return (
         HEAD

@@ -29,7 +29,10 @@ IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
 _MODULES = (grouped_families, latent_families, recurrent_families)
 EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _MODULES for family in m.FIELDS)})
 # The converter of the tests does not write these; llama.cpp says whether the files are right.
-_WRITTEN = ("afmoe", "exaone_moe", "glm4_moe_lite", "lfm2_moe", "solar_open")
+_WRITTEN = (
+    *("afmoe", "exaone_moe", "glm4_moe_lite", "hy_v3", "laguna", "lfm2_moe", "mellum"),
+    *("mimo_v2_flash", "mistral4", "solar_open"),
+)
 BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
 # Types that the core keeps and llama.cpp has kernels for.
 GGML_FILES = (
@@ -39,6 +42,26 @@ GGML_FILES = (
 CHANGES = {
     **test_models_gguf.CHANGES,
     "afmoe": {"mup_enabled": True, "global_attn_every_n_layers": 4},
+    "laguna": {
+        "num_hidden_layers": 5,
+        "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+        "num_attention_heads_per_layer": [3, 4, 2, 5, 3],
+    },
+    # llama.cpp knows one base for both kinds of layers.
+    "mellum": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 5e5}
+            for kind in ("full_attention", "sliding_attention")
+        }
+    },
+    "mistral4": {
+        "rope_parameters": {
+            **latent_families.FIELDS["mistral4"]["rope_parameters"],
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4,
+        }
+    },
 }
 
 

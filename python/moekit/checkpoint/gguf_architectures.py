@@ -134,8 +134,12 @@ class Architecture:
     # What a layer is that has 0 key-value heads, among layers of attention.
     mixer: str = ""
     # Which layers see a window: "pattern" (GGUF lists them), "alternate" (every second from the
-    # first), "but fourth" (all but every fourth).
+    # first), "but fourth" (all but every fourth), "but first" (all but the first of each four).
     windows: str = ""
+    # Layers with a window and those without rotate each in their own way.
+    rotations: bool = False
+    # Which layers have experts is told by the tensors that are there.
+    sparse: bool = False
     gating: int | None = None
     latent: bool = False
     # Yarn's bounds are not rounded to whole pairs.

@@ -12,9 +12,13 @@ import numpy as np
 
 from .gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
 from .gguf_hybrids import HYBRIDS
+from .gguf_kinds import KINDS
 from .source import quoted
 from .tensors import Checkpoint
 
+#: The rows that are read in both directions.
+WRITTEN = (*ARCHITECTURES, *KINDS)
+FULL, SLIDING = "full_attention", "sliding_attention"
 # Longer tables than any head could use are a fault of the file.
 _MAX_FACTORS = 4096
 _MAX_LAYERS = 4096
@@ -24,19 +28,20 @@ _WIDTHS = {
     "qwen3_next": "linear_value_head_dim",
     "qwen3_5_moe_text": "linear_value_head_dim",
 }
+_HEADS = ("attention.head_count", "attention.head_count_kv")
 # Keys that hybrids have an array of.
 _BY_LAYER = ("attention.head_count_kv", "feed_forward_length")
 
 
 def gguf_architecture_names() -> list[str]:
     """The values of `general.architecture` that are read."""
-    return sorted({row.name for row in (*ARCHITECTURES, *HYBRIDS)})
+    return sorted({row.name for row in (*WRITTEN, *HYBRIDS)})
 
 
 def read_architecture(checkpoint: Checkpoint) -> Architecture:
     """The row of the table that a GGUF file is; FileError naming the architecture if none is."""
     name = checkpoint.field("general.architecture", str)
-    known_rows = (*ARCHITECTURES, *HYBRIDS)
+    known_rows = (*WRITTEN, *HYBRIDS)
     rows = [row for row in known_rows if row.name == name]
     for row in rows:
         found = {key: checkpoint.metadata.get(f"{name}.{key}") for key in row.requires}
@@ -109,7 +114,7 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
         _put(config, name, value)
     _read_layers(config, row, keys)
     for name, key in row.all_fields:
-        if row.kinds and key in _BY_LAYER:
+        if (row.kinds and key in _BY_LAYER) or (row.rotations and key in _HEADS):
             continue
         value = config.get(name) if row.mixer and name in config else keys.get(key)
         if value is not None:
@@ -128,6 +133,8 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
     _read_heads(config, row, keys)
     _read_flags(config, row, checkpoint)
     config["rope_parameters"] = _read_rope(row, keys)
+    if row.rotations:
+        config["rope_parameters"] = _read_rotations(row, keys, config)
     ends = [
         checkpoint.metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("eos", "eot", "eom")
     ]
@@ -194,24 +201,56 @@ def window_layers(row: Architecture, layers: int) -> list[bool]:
     """Which layers see a window where the architecture decides."""
     if row.windows == "alternate":
         return [n % 2 == 0 for n in range(layers)]
+    if row.windows == "but first":
+        return [n % 4 != 0 for n in range(layers)]
     return [row.windows == "but fourth" and (n + 1) % 4 != 0 for n in range(layers)]
 
 
 def _read_layers(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
     """`layer_types`, where layers differ and the family has no rule of its own."""
     layers = keys.field("block_count", int) - keys.field("nextn_predict_layers", int, 0)
-    if not (row.mixer or row.windows) or not 0 < layers <= _MAX_LAYERS:
+    if not (row.mixer or row.windows or row.sparse) or not 0 < layers <= _MAX_LAYERS:
         return
-    full = "full_attention"
     if row.mixer:
         heads = keys.by_layer("attention.head_count_kv", layers)
-        config["layer_types"] = [full if count else row.mixer for count in heads]
+        config["layer_types"] = [FULL if count else row.mixer for count in heads]
         config["num_key_value_heads"] = max(heads)
         return
     windowed = window_layers(row, layers)
     if row.windows == "pattern" and "attention.sliding_window_pattern" in keys:
-        windowed = [bool(w) for w in keys.by_layer("attention.sliding_window_pattern", layers)]
-    config["layer_types"] = ["sliding_attention" if w else full for w in windowed]
+        blocks = layers + keys.field("nextn_predict_layers", int, 0)
+        found = keys.by_layer("attention.sliding_window_pattern", blocks)
+        windowed = [bool(w) for w in found[:layers]]
+    if row.rotations and not keys.get("attention.sliding_window"):
+        windowed = [False] * layers
+    config["layer_types"] = [SLIDING if w else FULL for w in windowed]
+    if row.rotations:
+        _read_counts(config, row, keys, windowed)
+    if row.sparse:
+        routers = [f"blk.{n}.ffn_gate_inp.weight" in keys.checkpoint for n in range(layers)]
+        config["mlp_layer_types"] = ["sparse" if sparse else "dense" for sparse in routers]
+
+
+def _read_counts(
+    config: dict[str, object], row: Architecture, keys: _Keys, windowed: list[bool]
+) -> None:
+    """Heads that differ by layer: of queries in Laguna, of keys in MiMo, twice with a window."""
+    layers = len(windowed)
+    blocks = layers + keys.field("nextn_predict_layers", int, 0)
+    heads, shared = (keys.by_layer(key, blocks)[:layers] for key in _HEADS)
+    config["num_attention_heads"] = max(heads)
+    if row.family == "laguna":
+        config["num_attention_heads_per_layer"] = heads
+    factors = [2 if w and row.family == "mimo_v2_flash" else 1 for w in windowed]
+    least = shared[0] // factors[0]
+    one = row.family == "laguna" or len(set(heads)) == 1
+    if not one or shared != [least * factor for factor in factors]:
+        text = f"has {heads[:8]} heads and {shared[:8]} of keys; no {row.name} has these"
+        raise keys.checkpoint.error(None, text)
+    config["num_key_value_heads"] = least
+    if row.family == "laguna":
+        gate = keys.checkpoint.info("blk.0.attn_gate.weight").shape[0]
+        config["gating"] = "per-head" if gate == heads[0] else "per-element"
 
 
 def _read_heads(config: dict[str, object], row: Architecture, keys: _Keys) -> None:
@@ -225,7 +264,8 @@ def _read_heads(config: dict[str, object], row: Architecture, keys: _Keys) -> No
         config["qk_nope_head_dim"] = width - rotary
         config["num_key_value_heads"] = config.get("num_attention_heads")
         return
-    heads, hidden = keys.get("attention.head_count"), keys.get("embedding_length")
+    hidden = keys.get("embedding_length")
+    heads = config["num_attention_heads"] if row.rotations else keys.get("attention.head_count")
     plain = any(type(x) is not int or x < 1 for x in (heads, hidden))
     share = None if plain else hidden // heads
     rotary = keys.get("rope.dimension_count")
@@ -264,6 +304,9 @@ def _read_rope(row: Architecture, keys: _Keys) -> dict[str, object]:
     rope: dict[str, object] = {"rope_type": "default"}
     rope["rope_theta"] = keys.field("rope.freq_base", float, 10000.0)
     kind = keys.field("rope.scaling.type", str, "none")
+    temperature = keys.get("attention.temperature_scale")
+    if temperature is not None:
+        rope["llama_4_scaling_beta"] = temperature
     factor = keys.field("rope.scaling.factor", float, 1.0)
     original = keys.get("rope.scaling.original_context_length")
     if kind == "linear":
@@ -285,6 +328,21 @@ def _read_rope(row: Architecture, keys: _Keys) -> dict[str, object]:
             rope["attention_factor"] = share * yarn_attention_factor(factor)
         return rope
     return rope | _factors(keys, original)
+
+
+def _read_rotations(
+    row: Architecture, keys: _Keys, config: Mapping[str, object]
+) -> dict[str, object]:
+    """A section for layers without a window, and a plain one for those with one."""
+    full = _read_rope(row, keys)
+    theta = keys.field("rope.freq_base_swa", float, float(str(full["rope_theta"])))
+    sliding: dict[str, object] = {"rope_type": "default", "rope_theta": theta}
+    width = config.get("head_dim")
+    for section, end in ((full, ""), (sliding, "_swa")):
+        rotary = keys.get(f"rope.dimension_count{end}") or keys.get("rope.dimension_count")
+        if type(rotary) is int and type(width) is int and width and row.partial:
+            section["partial_rotary_factor"] = rotary / width
+    return {FULL: full, SLIDING: sliding}
 
 
 def yarn_attention_factor(factor: float) -> float:

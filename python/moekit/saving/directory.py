@@ -17,7 +17,7 @@ import numpy as np
 
 from ..checkpoint import write_model
 from ..checkpoint.directory import INDEX, SINGLE
-from ..checkpoint.gguf_architectures import ARCHITECTURES
+from ..checkpoint.gguf_config import WRITTEN
 from ..checkpoint.target import replacing, sync_folder, write_all
 from ..ops import PackedWeight
 from .bar import Bar
@@ -53,7 +53,7 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
         )
     if model.grouping == "gguf":
         family = model.config["model_type"]
-        row = next((row for row in ARCHITECTURES if row.family == family), None)
+        row = next((row for row in WRITTEN if row.family == family), None)
         if row is None:
             raise ValueError(
                 f"[save] {family} was read from GGUF, whose states cannot be written back; a model "

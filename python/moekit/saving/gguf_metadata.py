@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint.gguf_architectures import ARCHITECTURES, SOFTMAX, Architecture
-from ..checkpoint.gguf_config import take, window_layers, yarn_attention_factor
+from ..checkpoint.gguf_architectures import SOFTMAX, Architecture
+from ..checkpoint.gguf_config import (
+    FULL,
+    SLIDING,
+    WRITTEN,
+    take,
+    window_layers,
+    yarn_attention_factor,
+)
 from ..gguf_splitting import name_of
 from ..gguf_tokenizer import WHOLE
 from ..tokenizer import Tokenizer
@@ -39,10 +46,10 @@ def architecture_of(config: Mapping[str, object]) -> Architecture:
     """The row that a model is written as; ValueError where GGUF has none."""
     family = str(config.get("model_type"))
     family = ALIKE.get(family, family)
-    for row in ARCHITECTURES:
+    for row in WRITTEN:
         if row.family == family:
             return row
-    known = ", ".join(sorted({row.family for row in ARCHITECTURES}))
+    known = ", ".join(sorted({row.family for row in WRITTEN}))
     raise ValueError(f"[save] {family} has no architecture in GGUF; one of {known} is required")
 
 
@@ -59,7 +66,7 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
             value = _DEFAULTS.get(name)
         if value is None:
             continue
-        values[key] = _scalar(name, value, key)
+        values[key] = value if name == _HEADS_BY_LAYER else _scalar(name, value, key)
     layers = len(model.layers)
     values["block_count"] = layers
     values.setdefault("attention.head_count_kv", values["attention.head_count"])
@@ -84,8 +91,43 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
     if row.windows == "pattern" and isinstance(types, list):
         windowed = [kind == "sliding_attention" for kind in types]
         values["attention.sliding_window_pattern"] = np.array(windowed, np.bool_)
-    values.update(_rope(row, config))
+    if row.rotations:
+        _add_kinds(row, config, values)
+    else:
+        values.update(_rope(row, config))
     return {f"{row.name}.{key}": value for key, value in sorted(values.items())}
+
+
+_HEADS_BY_LAYER = "num_attention_heads_per_layer"
+
+
+def _add_kinds(row: Architecture, config: Mapping[str, object], values: dict[str, Any]) -> None:
+    """What differs between layers with a window and those without."""
+    sections: Any = config.get("rope_parameters")
+    if not isinstance(sections, Mapping) or not {FULL, SLIDING} <= {*sections}:
+        raise ValueError(f"[save] rope_parameters is {sections!r:.80}; a section for each kind of")
+    kinds: Any = config.get("layer_types")
+    windowed = [kind == SLIDING for kind in kinds or [FULL] * values["block_count"]]
+    if not any(windowed):
+        values.pop("attention.sliding_window", None)
+    elif sections[SLIDING].get("rope_type", "default") != "default":
+        raise ValueError(f"[save] rope_type of {SLIDING} is not default, which is required")
+    values.update(_rope(row, {**config, "rope_parameters": sections[FULL]}))
+    values["rope.freq_base_swa"] = float(sections[SLIDING]["rope_theta"])
+    if row.partial:
+        share = float(sections[SLIDING].get("partial_rotary_factor") or _PARTIAL[row.family])
+        values["rope.dimension_count_swa"] = int(values["attention.key_length"] * share)
+    if row.family == "laguna":
+        values["attention.head_count"] = np.array(
+            config.get(_HEADS_BY_LAYER) or [config["num_attention_heads"]] * len(windowed), np.int32
+        )
+    if row.family == "mimo_v2_flash":
+        shared = values["attention.head_count_kv"]
+        values["attention.head_count_kv"] = np.array([shared * (1 + w) for w in windowed], np.int32)
+
+
+# The part of a head that rotates, where no file says it.
+_PARTIAL = {"laguna": 1.0, "mimo_v2_flash": 0.334, "mellum": 1.0}
 
 
 def _routing(row: Architecture, model: "Model") -> dict[str, Any]:
@@ -141,6 +183,8 @@ def require_sayable(row: Architecture, model: "Model") -> None:
     last = config.get("moe_layer_end_index")
     if last not in (None, -1, layers - 1):
         raise refuse("moe_layer_end_index", last, -1)
+    if row.family == "mellum" and len(model.moe_layers) != layers:
+        raise refuse("mlp_layer_types", config.get("mlp_layer_types"), "experts in every layer")
     if row.gating is not None:
         sparse = model.moe_layers
         if sparse != list(range(layers - len(sparse), layers)):
@@ -187,6 +231,8 @@ def _heads(
         take(config, "head_dim") or values["embedding_length"] // values["attention.head_count"]
     )
     rope_section: Any = config.get("rope_parameters") or {}
+    if row.rotations:
+        rope_section = rope_section.get(FULL) or {}
     partial: Any = rope_section.get("partial_rotary_factor") or config.get("partial_rotary_factor")
     rotary = int(width * float(partial)) if partial else width
     if row.partial and not partial:
@@ -194,14 +240,14 @@ def _heads(
         rotary = int(given or width)
     found = {
         "attention.key_length": int(width),
-        "attention.value_length": int(width),
+        "attention.value_length": int(values.get("attention.value_length") or width),
         "rope.dimension_count": int(rotary),
     }
     # How wide the shared expert is where the architecture does not take its count for it.
     inner = values.get("expert_feed_forward_length", 0)
-    if row.name == "ernie4_5-moe":
+    if row.name in ("ernie4_5-moe", "hy_v3"):
         inner *= values.get("expert_shared_count", 0)
-    if row.name in ("ernie4_5-moe", "hunyuan-moe"):
+    if row.name in ("ernie4_5-moe", "hunyuan-moe", "hy_v3"):
         found["expert_shared_feed_forward_length"] = inner
     return found
 
@@ -262,6 +308,9 @@ def _rope(row: Architecture, config: Mapping[str, object]) -> dict[str, Any]:
             )
         if all_dim:
             found["rope.scaling.yarn_log_multiplier"] = 0.1 * float(all_dim)
+        if section.get("llama_4_scaling_beta") is not None:
+            found["attention.temperature_scale"] = float(section["llama_4_scaling_beta"])
+            found["attention.temperature_length"] = original
     elif section.get("attention_factor") is not None:
         share = float(section["attention_factor"]) / yarn_attention_factor(float(factor or 1.0))
         found["rope.scaling.yarn_attn_factor"] = share
