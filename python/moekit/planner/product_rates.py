@@ -72,10 +72,12 @@ class ProductRates:
     `share` of the model's matrices are made for it: all, or enough to overflow any cache.
     """
 
-    def __init__(self, kinds: list[Kind], share: float, resident: float, clock: Clock) -> None:
+    def __init__(
+        self, kinds: list[Kind], share: float, resident: float, clock: Clock, make: Matrices
+    ) -> None:
         self.kinds = kinds
         self._clock = clock
-        self._matrices = Matrices(1)
+        self._matrices = make
         self._calls: dict[Product, list[Callable[[int], None]]] = {}
         self._combines = {
             kind.call.products[0]: _Combine(self._matrices, kind.call.products[0])

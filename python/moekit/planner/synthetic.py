@@ -124,16 +124,12 @@ class SyntheticModel:
         self.plan = plan
         self.kinds: list[Kind] = kinds_of(plan)
         self.share = resident_share(plan, budget)
-        self._matrices = Matrices(seed)
+        self.matrices = Matrices(seed)
         self.calls: list[tuple[Call, Callable[[int], None]]] = []
         for kind in self.kinds:
             for _ in range(kind.count):
                 self.calls.append((kind.call, self._callable(kind.call)))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed weights."""
-        return self._matrices.nbytes
+        self.nbytes = self.matrices.nbytes  # of the packed weights
 
     def step(self, tokens: int) -> None:
         """Passes `tokens` tokens through every matrix."""
@@ -143,7 +139,7 @@ class SyntheticModel:
     def _callable(self, call: Call) -> Callable[[int], None]:
         if call.fused:
             return self._block(call)
-        return product_call(self._matrices, call.products[0], self.share)
+        return product_call(self.matrices, call.products[0], self.share)
 
     def _block(self, call: Call) -> Callable[[int], None]:
         import numpy as np
@@ -151,7 +147,7 @@ class SyntheticModel:
         from moekit import ops
 
         up, down = call.products
-        make = self._matrices
+        make = self.matrices
         resident = max(1, round(call.experts * self.share))
         width = up.rows // (1 + call.gated)
         sizes = (up.format, width, up.cols, call.experts, resident)

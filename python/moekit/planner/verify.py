@@ -130,7 +130,7 @@ def _verify(
         read_bytes=max(_LEAST_LIMIT_BYTES, min(model.nbytes, STREAM_BYTES)), clock=clock
     )
     now = LimitProbe(_LEAST_LIMIT_BYTES, clock).now
-    rates = ProductRates(model.kinds, stream, model.share, now)
+    rates = ProductRates(model.kinds, stream, model.share, now, model.matrices)
     checks = []
     for phase, tokens in (("decode", 1), ("prefill", prompt)):
         low, as_run = _take_turns(model, rates, tokens, now, seconds)
