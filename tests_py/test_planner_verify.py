@@ -208,33 +208,38 @@ def test_the_shipped_model_is_planned_to_the_parameter() -> None:
     assert plan.buffers == biases
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4", "q8_0", "mxfp4"])
+@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4", "q8_0", "mxfp4", "q4_k", "tq1_0"])
 def test_a_loaded_model_takes_the_bytes_that_are_planned(ops: Any, format: str) -> None:
     loading = pytest.importorskip("moekit.loading")
     if format not in ops.format_names():
         pytest.skip(f"this build has no {format}")
     held = sum(loading.demo_model(format).memory().values())
-    # narrow matrices are padded to whole groups and panels: a few per cent in so small a model
-    assert plan_model("demo", format).loaded_bytes == pytest.approx(held, rel=0.03)
+    # latent attention keeps kv_b as two weights, each padded to whole blocks by itself
+    assert plan_model("demo", format).loaded_bytes == pytest.approx(held, rel=0.006)
 
 
-def test_packed_weights_take_the_bytes_that_are_planned() -> None:
-    pytest.importorskip("moekit._core")
+ODD_SIZES = [(1, 1), (3, 5), (15, 31), (16, 32), (17, 33), (48, 80), (100, 300), (129, 257), (255, 1023)]
+
+
+def test_packed_weights_take_the_bytes_that_are_planned(ops: Any) -> None:
     import numpy as np
 
-    from moekit import ops
-
-    rows, cols = 256, 1024  # whole panels and blocks: nothing is padded
-    matrix = np.random.default_rng(0).standard_normal((rows, cols), dtype=np.float32)
-    checked = []
-    # In memory q3_k and iq4_xs have whole bytes for six-bit scales, tq1_0 two bits a weight, and
-    # fp8 a scale for each row: bytes a row more than in a file, for 256 weights.
-    wider = {"q3_k": 4, "iq4_xs": 2, "tq1_0": 12, "fp8": 7.9375}
+    rng = np.random.default_rng(0)
+    sizes = [*ODD_SIZES, *((int(r), int(c)) for r, c in rng.integers(1, 300, (6, 2)))]
     for name in ops.format_names():
-        packed = ops.pack(matrix, name)
-        planned = find_format(name).nbytes(rows, cols)
-        planned += rows * cols // 256 * wider.get(name, 0)
-        # a panel of sixteen rows ends on a cache line
-        assert 0 <= packed.nbytes - planned <= rows // 16 * 64, name
-        checked.append(name)
-    assert {"f32", "bf16", "int8"} <= set(checked)
+        for rows, cols in sizes:
+            packed = ops.pack(rng.standard_normal((rows, cols), dtype=np.float32), name)
+            assert packed.nbytes == find_format(name).packed_bytes(rows, cols), (name, rows, cols)
+        bank = ops.pack(rng.standard_normal((3, 33, 70), dtype=np.float32), name)
+        assert bank.nbytes == 3 * find_format(name).packed_bytes(33, 70)
+
+
+def test_a_file_never_takes_more_than_memory(ops: Any) -> None:
+    # but for the padding of panels, blocks are the same; the exceptions are wider in memory
+    wider = {"q3_k": 114 / 110, "iq4_xs": 138 / 136, "tq1_0": 66 / 54, "fp8": 132 / (128 + 1 / 32)}
+    for name in ops.format_names():
+        format = find_format(name)
+        for rows, cols in ODD_SIZES:
+            assert format.nbytes(rows, cols) <= format.packed_bytes(rows, cols)
+        exact = format.nbytes(4096, 4096) * wider.get(name, 1.0)
+        assert format.packed_bytes(4096, 4096) == pytest.approx(exact, rel=1e-9)

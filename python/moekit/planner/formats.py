@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 
+_PANEL_ROWS = 16  # csrc/moe/quant/format.h
+_LINE_BYTES = 64
+
+
 @dataclass(frozen=True, slots=True)
 class Format:
     """A storage format of matrices [rows, cols]."""
@@ -23,6 +27,7 @@ class Format:
     row_bytes: int = 0  # one scale a row
     tile: int = 0  # one float32 scale for each tile x tile weights
     source: str = "moekit"
+    packed: tuple[int, float] | None = None  # block and its bytes in memory, where they differ
 
     @property
     def is_float(self) -> bool:
@@ -35,6 +40,12 @@ class Format:
         if self.tile:
             data += -(-rows // self.tile) * -(-cols // self.tile) * 4
         return int(-(-data // 1))
+
+    def packed_bytes(self, rows: int, cols: int) -> int:
+        """Bytes that `mk.ops.pack` takes: panels of sixteen rows, each in whole cache lines."""
+        block, size = self.packed or (self.block, self.block_bytes)
+        panel = _PANEL_ROWS * (-(-cols // block) * size + self.row_bytes)
+        return -(-rows // _PANEL_ROWS) * int(-(-panel // _LINE_BYTES)) * _LINE_BYTES
 
     @property
     def bits_with_scales(self) -> float:
@@ -70,6 +81,8 @@ _GGUF: dict[str, tuple[float, int, int]] = {
     "mxfp4": (4, 32, 17),
     "nvfp4": (4, 64, 36),
 }
+# in memory six-bit scales take whole bytes, and five ternary digits a byte become two bits each
+_PACKED = {"q3_k": 114, "iq4_xs": 138, "tq1_0": 66}
 _GROUP_SCALE_BYTES = 2  # one float16 scale a group
 
 
@@ -78,7 +91,8 @@ def _table() -> dict[str, Format]:
         "f32": Format("f32", 32, 1, 4),
         "bf16": Format("bf16", 16, 1, 2),
         "f16": Format("f16", 16, 1, 2),
-        "fp8": Format("fp8", 8, 1, 1, tile=128),
+        # in memory each row has its own copy of its tile's scale
+        "fp8": Format("fp8", 8, 1, 1, tile=128, packed=(128, 132)),
         "int8": Format("int8", 8, 1, 1, row_bytes=4),
     }
     for bits in (4, 3, 2):
@@ -89,7 +103,8 @@ def _table() -> dict[str, Format]:
     for name, group in (("", 128), ("_g64", 64), ("_g32", 32)):  # a float16 scale, a byte of zero
         table[f"int4_zp{name}"] = Format(f"int4_zp{name}", 4, group, group / 2 + 3)
     for name, (label, block, size) in _GGUF.items():
-        table[name] = Format(name, label, block, size, source="ggml")
+        packed = (block, _PACKED[name]) if name in _PACKED else None
+        table[name] = Format(name, label, block, size, source="ggml", packed=packed)
     return table
 
 

@@ -174,6 +174,7 @@ class ModelPlan:
     def loaded_bytes(self) -> int:
         """Bytes that `mk.load` keeps for this format, which differ from a file's.
 
+        Matrices lie in panels of sixteen rows and whole cache lines (`Format.packed_bytes`).
         The embedding stays a table of 16 bits (32 for f32), rows are looked up in it; the head
         takes 8 bits where the format has fewer, and a tied one is packed beside the table;
         routers, norms and biases are float32 in every format.
@@ -182,19 +183,19 @@ class ModelPlan:
         table = f32 if self.format.name == "f32" else find_format("bf16")
         eight_bits = "q8_0" if self.format.source == "ggml" else "int8"
         head = self.format if wide else find_format(eight_bits)
-        total = 0
+        total = 4 * self.buffers
         for block, count in self.inventory.blocks():
             for weight in block.weights:
                 rows, cols = (1, *weight.shape) if len(weight.shape) == 1 else weight.shape
                 if weight.component == "embedding":
                     size = table.nbytes(rows, cols)
-                    size += 0 if weight.lookup else head.nbytes(rows, cols)
+                    size += 0 if weight.lookup else head.packed_bytes(rows, cols)
                 elif weight.component == "head" and weight.is_matrix:
-                    size = head.nbytes(rows, cols)
+                    size = head.packed_bytes(rows, cols)
                 elif weight.component in _FLOAT32 or not weight.is_matrix:
                     size = f32.nbytes(rows, cols)
                 else:
-                    size = self.nbytes(weight)
+                    size = self.format_of(weight).packed_bytes(rows, cols)
                 total += size * weight.copies * count
         return total
 
