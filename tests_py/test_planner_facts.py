@@ -224,7 +224,7 @@ def test_derived_figures() -> None:
     if "num_sparse_decoder_layers" in switch:
         switch["num_sparse_decoder_layers"] = 12
     assert round(plan_model(switch).total_params / 1e9) == 1_414
-    assert round(plan_model("qwen3-next").active_params / 1e9, 2) == 3.88
+    assert round(plan_model("qwen3-next").active_params / 1e9, 2) == 3.87  # as transformers counts
     # gpt-oss: 4.25 bits with scales for the experts
     assert plan_model("gpt-oss-20b", "mxfp4").format.bits_with_scales == 4.25
 

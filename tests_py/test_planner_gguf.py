@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf_converter
 import numpy as np
 import pytest
+import test_models_gguf as gguf_models
+import test_models_gguf_hybrids as hybrids
 
 from moekit.planner import plan_model
 
@@ -180,3 +183,20 @@ def test_unknown_architecture(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF")
     with pytest.raises(ValueError, match=r"u\.gguf"):
         plan_model(path)
+
+
+@pytest.mark.parametrize("family", [*gguf_models.FAMILIES, *hybrids.ARCHES])
+def test_every_file_that_loads_is_planned(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    changes = gguf_models.CHANGES | hybrids.CHANGES
+    _, source = checkpoint_maker(family, 2, **changes.get(family, {}))
+    if family in hybrids.ARCHES:
+        hybrids.convert(source, tmp_path / "x.gguf", family)
+    else:
+        gguf_converter.convert(source, tmp_path / "x.gguf")
+    found, wanted = plan_model(tmp_path / "x.gguf"), plan_model(source)
+    assert found.components == wanted.components
+    assert found.active_components == wanted.active_components
+    assert found.cache_bytes(77) == wanted.cache_bytes(77)
+    assert found.flops_per_token == wanted.flops_per_token

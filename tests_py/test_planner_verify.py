@@ -208,7 +208,9 @@ def test_the_shipped_model_is_planned_to_the_parameter() -> None:
     assert plan.buffers == biases
 
 
-@pytest.mark.parametrize("format", ["f32", "bf16", "int8", "int4", "q8_0", "mxfp4", "q4_k", "tq1_0"])
+@pytest.mark.parametrize(
+    "format", ["f32", "bf16", "int8", "int4", "q8_0", "mxfp4", "q4_k", "tq1_0"]
+)
 def test_a_loaded_model_takes_the_bytes_that_are_planned(ops: Any, format: str) -> None:
     loading = pytest.importorskip("moekit.loading")
     if format not in ops.format_names():
@@ -218,7 +220,17 @@ def test_a_loaded_model_takes_the_bytes_that_are_planned(ops: Any, format: str) 
     assert plan_model("demo", format).loaded_bytes == pytest.approx(held, rel=0.006)
 
 
-ODD_SIZES = [(1, 1), (3, 5), (15, 31), (16, 32), (17, 33), (48, 80), (100, 300), (129, 257), (255, 1023)]
+ODD_SIZES = [
+    (1, 1),
+    (3, 5),
+    (15, 31),
+    (16, 32),
+    (17, 33),
+    (48, 80),
+    (100, 300),
+    (129, 257),
+    (255, 1023),
+]
 
 
 def test_packed_weights_take_the_bytes_that_are_planned(ops: Any) -> None:

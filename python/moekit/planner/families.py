@@ -244,8 +244,10 @@ FAMILIES: dict[str, Family] = {
         kinds=s.layer_types(lambda f, n: [s.LINEAR if i % 2 else s.FULL for i in range(n)]),
     ),
     "jamba": Family(
-        Gqa(kv_default=8), Moe(width="intermediate_size"), Dense(), kinds=s.jamba_attention,
-        sparse=s.jamba_sparse, linear=Mamba1(),
+        Gqa(kv_default=8), Moe(width="intermediate_size"), Dense(),
+        kinds=s.listed("layers_block_type", ("mamba", "attention", s.LINEAR, s.FULL),
+                       s.jamba_attention),
+        sparse=s.mlp_types(s.jamba_sparse), linear=Mamba1(),
     ),
     "granitemoehybrid": Family(
         _GRANITE,

@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-
 _PANEL_ROWS = 16  # csrc/moe/quant/format.h
 _LINE_BYTES = 64
 

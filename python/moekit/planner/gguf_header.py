@@ -26,6 +26,8 @@ _ARCHITECTURES = {
     "phimoe": "phimoe",
     "minimax-m2": "minimax_m2",
     "hunyuan-moe": "hunyuan_v1_moe",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
 }
 # families whose config.json calls the experts' width intermediate_size
 _ONE_WIDTH = ("gpt-oss", "llama4", "olmoe", "phimoe", "granitemoe", "minimax-m2", "hunyuan-moe")
@@ -121,6 +123,14 @@ def _plain(value: Any) -> Any:
 def config_from_gguf(path: Path) -> dict[str, Any]:
     """The configuration in a GGUF file's header; no tensor is read."""
     from moekit import checkpoint
+    from moekit.checkpoint.gguf_config import gguf_architecture_names, read_gguf_config
 
     with checkpoint.open(path) as opened:
-        return config_from_metadata(opened.metadata, set(opened.keys()))
+        arch, names = opened.metadata.get("general.architecture"), set(opened.keys())
+        routed = arch != "llama" or opened.metadata.get("llama.expert_count")
+        if routed and arch in gguf_architecture_names():
+            config = {"q_lora_rank": None, **read_gguf_config(opened)}
+            config["lm_head_bias"] = "output.bias" in names
+            config["num_nextn_predict_layers"] = opened.metadata.get(f"{arch}.nextn_predict_layers")
+            return config
+        return config_from_metadata(opened.metadata, names)

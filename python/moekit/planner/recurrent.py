@@ -145,7 +145,8 @@ class Mamba2:
         hidden = f.size(HIDDEN)
         d_heads, d_dim, d_groups, d_state, d_kernel = self.defaults
         heads = f.size(self.heads, d_heads)
-        if f.config.get(self.head_dim) == "auto":
+        own = f.config.get(self.head_dim)
+        if own == "auto" or (own is None and self.head_dim == "mamba_d_head"):  # Granite's default
             dim = f.size("mamba_expand", 2) * hidden // heads
         else:
             dim = f.size(self.head_dim, d_dim)
