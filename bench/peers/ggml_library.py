@@ -22,12 +22,21 @@ TYPES = {
     "q4_k": 12,
     "q5_k": 13,
     "q6_k": 14,
+    "iq2_xxs": 16,
+    "iq2_xs": 17,
+    "iq3_xxs": 18,
+    "iq1_s": 19,
     "iq4_nl": 20,
+    "iq3_s": 21,
+    "iq2_s": 22,
     "iq4_xs": 23,
+    "iq1_m": 29,
     "bf16": 30,
     "mxfp4": 39,
 }
 """enum ggml_type, by the names of GGUF."""
+WITH_IMPORTANCE = {TYPES[name] for name in ("iq2_xxs", "iq2_xs", "iq1_s")}
+"""What ggml rounds with an importance matrix only; without one it ends the process."""
 F32, I32 = 0, 26
 USAGE_WEIGHTS = 1
 

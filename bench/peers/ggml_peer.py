@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from .ggml_library import F32, I32, TYPES, USAGE_WEIGHTS, Ggml, find
+from .ggml_library import F32, I32, TYPES, USAGE_WEIGHTS, WITH_IMPORTANCE, Ggml, find
 from .layer import Float32, Int32, Layer, Missing, Peer, Run
 
 # ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type, on x86.
@@ -131,8 +131,10 @@ def _quantizer(
         values = np.ascontiguousarray(layer.expert(expert)[which])
         to = data.ctypes.data + expert * expert_bytes
         rows, cols = values.shape
+        alike = np.ones(cols, np.float32)  # every column's importance
+        needed = ctypes.c_void_p(alike.ctypes.data) if kind in WITH_IMPORTANCE else None
         ggml.ggml_quantize_chunk(
-            kind, ctypes.c_void_p(values.ctypes.data), ctypes.c_void_p(to), 0, rows, cols, None
+            kind, ctypes.c_void_p(values.ctypes.data), ctypes.c_void_p(to), 0, rows, cols, needed
         )
 
     return quantize

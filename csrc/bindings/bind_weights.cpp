@@ -10,6 +10,7 @@
 
 #include "bindings/array.h"
 #include "moe/ops/grouped_gemm.h"
+#include "moe/quant/ggml_grids.h"
 #include "moe/quant/gptq.h"
 #include "moe/weights/packed_weight.h"
 
@@ -132,6 +133,27 @@ void fill_bytes(PackedWeight& packed, int64_t expert, const py::array& bytes) {
   packed.fill_bytes(expert, view);
 }
 
+template <class Points>
+py::array_t<int8_t> values_of(const Points& grid) {
+  auto out = new_array<int8_t>({Points::kPoints, Points::kWidth});
+  int8_t* to = out.mutable_data();
+  for (int p = 0; p < Points::kPoints; ++p) {
+    for (int j = 0; j < Points::kWidth; ++j) *to++ = static_cast<int8_t>(grid.byte(p, j) - 128);
+  }
+  return out;
+}
+
+py::array_t<int8_t> ggml_grid(const std::string& name) {
+  if (name == "iq1") return values_of(kIq1Grid);
+  if (name == "iq2_xxs") return values_of(kIq2XxsGrid);
+  if (name == "iq2_xs") return values_of(kIq2XsGrid);
+  if (name == "iq2_s") return values_of(kIq2SGrid);
+  if (name == "iq3_xxs") return values_of(kIq3XxsGrid);
+  if (name == "iq3_s") return values_of(kIq3SGrid);
+  throw ValueError(message("[ggml_grid] '", name, "' has no grid; iq1, iq2_xxs, iq2_xs, iq2_s, ",
+                           "iq3_xxs or iq3_s is required"));
+}
+
 }  // namespace
 
 void bind_weights(py::module_& m) {
@@ -150,6 +172,8 @@ void bind_weights(py::module_& m) {
     }
     return names;
   });
+  m.def("ggml_grid", &ggml_grid, py::arg("name"),
+        "Int8 [points, 4 or 8]: what the codes of ggml's IQ types stand for; eight times iq1's.");
   m.def("gptq_factor", &gptq_factor, py::arg("hessian"), py::arg("order"), py::arg("damp"),
         "Float32 [n, n], or None where the damped matrix is not positive definite.");
   m.def(

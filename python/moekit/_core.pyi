@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'count_experts', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'count_experts', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -131,6 +131,10 @@ def gate(x: numpy.ndarray | None, gate: numpy.ndarray, activation: str) -> numpy
     ...
 def gated_rms_norm(x: numpy.ndarray, gate: numpy.ndarray, weight: numpy.ndarray, eps: typing.SupportsFloat | typing.SupportsIndex, activation: str, gate_first: bool, groups: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
+def ggml_grid(name: str) -> numpy.typing.NDArray[numpy.int8]:
+    """
+    Int8 [points, 4 or 8]: what the codes of ggml's IQ types stand for; eight times iq1's.
+    """
 def gptq_factor(hessian: numpy.ndarray, order: numpy.ndarray, damp: typing.SupportsFloat | typing.SupportsIndex) -> typing.Any:
     """
     Float32 [n, n], or None where the damped matrix is not positive definite.

@@ -45,5 +45,16 @@ TEST(GgmlSimple, ScalesOfNvfp4AreUnsigned) {
   }
 }
 
+TEST(GgmlSimple, ABitIsASign) {
+  uint8_t file[18] = {};
+  file[1] = 0x3c;        // d = 1
+  file[2] = 0b10000001;  // columns 0 and 7
+  file[17] = 0x80;       // column 127
+  uint8_t codes[128];
+  f16 d;
+  Q1_0Format::read(file, codes, d);
+  for (int k = 0; k < 128; ++k) EXPECT_EQ(codes[k], k == 0 || k == 7 || k == 127 ? 1 : 0) << k;
+}
+
 }  // namespace
 }  // namespace moe

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "moe/quant/format.h"
 
@@ -108,6 +109,43 @@ struct Codes {
               or_bytes(out[w], High::template load<V>(unit + Low::kBytes, w, kLowBits + kShift));
         }
       }
+    }
+  }
+};
+
+static inline uint64_t word_at(const std::byte* at) {
+  uint64_t word;
+  std::memcpy(&word, at, 8);
+  return word;
+}
+
+/// Signs, one bit each: a set one is 1, the others −1. A unit's words have a bit for each of their
+/// bytes.
+struct SignCodes {
+  static constexpr int kUnitDepth = 32;
+  static constexpr int64_t kUnitBytes = kUnitDepth * kPanelRows / 8;
+  static int64_t byte_at(int row, int64_t k) { return k / 4 * 8 + row / 2; }
+  static int bit_at(int row, int64_t k) { return row % 2 * 4 + static_cast<int>(k % 4); }
+
+  static int get(const std::byte* block, int row, int64_t k) {
+    return static_cast<int>(block[byte_at(row, k)]) >> bit_at(row, k) & 1;
+  }
+  /// The block has to be zero before.
+  static void set(std::byte* block, int row, int64_t k, int code) {
+    block[byte_at(row, k)] |= static_cast<std::byte>(code << bit_at(row, k));
+  }
+  static void replace(std::byte* block, int row, int64_t k, int code) {
+    block[byte_at(row, k)] &= ~static_cast<std::byte>(1 << bit_at(row, k));
+    set(block, row, k, code);
+  }
+  static int byte_of(int code) { return 127 + 2 * code; }
+  static int nearest(float q, int) { return q >= 0.0f ? 1 : 0; }
+  template <class V>
+  [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
+    const auto minus_ones = as_bytes(V::fill_i32(0x7f7f7f7f));  // negated: 129
+#pragma GCC unroll 8
+    for (int w = 0; w < kUnitDepth / 4; ++w) {
+      out[w] = negate_bytes(minus_ones, word_at(unit + 8 * w));
     }
   }
 };

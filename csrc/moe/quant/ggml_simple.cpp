@@ -136,6 +136,20 @@ void Nvfp4Format::quantise(const float* x, uint8_t* codes, Row& by) {
   }
 }
 
+void Q1_0Format::read(const uint8_t* file, uint8_t* codes, f16& d) {
+  d = half_at(file);
+  for (int k = 0; k < 128; ++k) codes[k] = static_cast<uint8_t>(field(file + 2, 1, 1, k));
+}
+void Q1_0Format::quantise(const float* x, uint8_t* codes, f16& d) {
+  // Σ |x| / n is the scale of least error.
+  float sum = 0.0f;
+  for (int k = 0; k < 128; ++k) {
+    sum += std::fabs(x[k]);
+    codes[k] = x[k] >= 0.0f ? 1 : 0;
+  }
+  d = to_f16(sum / 128.0f);
+}
+
 void Iq4NlFormat::read(const uint8_t* file, uint8_t* codes, f16& d) {
   d = half_at(file);
   read_nibbles(file + 2, codes);

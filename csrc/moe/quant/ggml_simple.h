@@ -1,6 +1,6 @@
 #pragma once
-// GGUF's blocks of 32 columns: Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL MXFP4, and NVFP4 (64 in groups of
-// 16). From floats Q8_0 … Q5_1 are rounded as ggml does. Each struct's comment says what a
+// GGUF's blocks of 32 columns: Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 IQ4_NL MXFP4; NVFP4 (64 in groups of 16),
+// Q1_0 (128). From floats Q8_0 … Q5_1 are rounded as ggml does. Each struct's comment says what a
 // block is in a file.
 
 #include "moe/quant/fit.h"
@@ -84,6 +84,15 @@ struct Iq4Table {
   [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq4Bytes; }
 };
 using Iq4Codes = TableCodes<4, Iq4Table>;
+
+/// f16 d, a bit for each of 128 columns: d where it is set, else −d.
+struct Q1_0Format : GroupBlock<Q1_0Format, 128, 128, SignCodes, HalfScale> {
+  static constexpr int kOffset = 128;
+  static constexpr bool kHasZero = false;
+  static constexpr int64_t kFileBytes = 18;
+  static void read(const uint8_t* file, uint8_t* codes, f16& d);
+  static void quantise(const float* x, uint8_t* codes, f16& d);
+};
 
 /// f16 d, 16 bytes: d · kIq4Values[q].
 struct Iq4NlFormat : GroupBlock<Iq4NlFormat, 32, 32, Iq4Codes, HalfScale> {

@@ -226,6 +226,12 @@ MOE_INLINE LanePair pair_lanes(F32x16 a, F32x16 b) {
   return {{_mm256_shuffle_ps(a.lo, b.lo, clear), _mm256_shuffle_ps(a.hi, b.hi, clear)},
           {_mm256_shuffle_ps(a.lo, b.lo, set), _mm256_shuffle_ps(a.hi, b.hi, set)}};
 }
+MOE_INLINE Mask16 lane_mask(uint32_t lanes) {
+  const __m256i all = _mm256_set1_epi32(static_cast<int32_t>(lanes));
+  const __m256i lo = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), hi = _mm256_slli_epi32(lo, 8);
+  return {_mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, lo), lo)),
+          _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(all, hi), hi))};
+}
 MOE_INLINE uint32_t to_bitmask(Mask16 m) {
   return static_cast<uint32_t>(_mm256_movemask_ps(m.lo)) |
          (static_cast<uint32_t>(_mm256_movemask_ps(m.hi)) << 8);
@@ -325,6 +331,42 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
 }
+MOE_INLINE U8x64 gather(const uint32_t* table, I32x16 index) {
+  const auto* words = reinterpret_cast<const int*>(table);
+  return {_mm256_i32gather_epi32(words, index.lo, 4), _mm256_i32gather_epi32(words, index.hi, 4)};
+}
+struct BytePair {
+  U8x64 low, high;
+};
+struct HalfPair {
+  __m256i low, high;
+};
+MOE_INLINE HalfPair gather_half(const uint64_t* table, __m256i index) {
+  const auto* words = reinterpret_cast<const long long*>(table);
+  const __m256 a =
+      _mm256_castsi256_ps(_mm256_i32gather_epi64(words, _mm256_castsi256_si128(index), 8));
+  const __m256 b =
+      _mm256_castsi256_ps(_mm256_i32gather_epi64(words, _mm256_extracti128_si256(index, 1), 8));
+  return {_mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8),
+          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8)};
+}
+MOE_INLINE BytePair gather(const uint64_t* table, I32x16 index) {
+  const HalfPair lo = gather_half(table, index.lo), hi = gather_half(table, index.hi);
+  return {{lo.low, hi.low}, {lo.high, hi.high}};
+}
+MOE_INLINE __m256i negate_half(__m256i a, uint32_t bytes) {
+  const __m256i each = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
+                                        2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201u));
+  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bytes)), each);
+  const __m256i mask = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
+  return _mm256_sub_epi8(_mm256_xor_si256(a, mask), mask);
+}
+MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
+  return {negate_half(a.lo, static_cast<uint32_t>(bytes)),
+          negate_half(a.hi, static_cast<uint32_t>(bytes >> 32))};
+}
+MOE_INLINE U8x64 as_bytes(I32x16 a) { return {a.lo, a.hi}; }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(b));
   return {_mm256_xor_si256(a.lo, m), _mm256_xor_si256(a.hi, m)};

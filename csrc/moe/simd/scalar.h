@@ -190,6 +190,12 @@ MOE_INLINE LanePair pair_lanes(F32x16 a, F32x16 b) {
   }
   return r;
 }
+/// Lanes whose bit is set.
+MOE_INLINE Mask16 lane_mask(uint32_t lanes) {
+  Mask16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = ((lanes >> i) & 1u) != 0 ? -1 : 0;
+  return r;
+}
 /// Bit i is lane i.
 MOE_INLINE uint32_t to_bitmask(Mask16 m) {
   uint32_t r = 0;
@@ -277,6 +283,37 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   std::memcpy(&a.v, bytes, 64);
   return a;
 }
+/// The sixteen bytes' worth of words that `index` names.
+MOE_INLINE U8x64 gather(const uint32_t* table, I32x16 index) {
+  U8x64 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = table[index.v[i]];
+  return r;
+}
+/// The same for words of eight bytes: their low halves, their high halves.
+struct BytePair {
+  U8x64 low, high;
+};
+MOE_INLINE BytePair gather(const uint64_t* table, I32x16 index) {
+  BytePair r;
+  for (int i = 0; i < 16; ++i) {
+    const uint64_t word = table[index.v[i]];
+    r.low.v[i] = static_cast<uint32_t>(word);
+    r.high.v[i] = static_cast<uint32_t>(word >> 32);
+  }
+  return r;
+}
+/// −a modulo 256 in the bytes whose bit is set, a in the others.
+MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
+  // The mask of a word from its four bits.
+  UintLanes mask;
+  for (int i = 0; i < 16; ++i) {
+    const auto four = static_cast<uint32_t>(bytes >> (4 * i) & 15);
+    mask[i] = ((four * 0x00204081u) & 0x01010101u) * 255u;
+  }
+  const UintLanes flipped = a.v ^ mask, ones = mask & 0x01010101u;
+  return {((flipped & 0x7f7f7f7fu) + ones) ^ (flipped & 0x80808080u)};
+}
+MOE_INLINE U8x64 as_bytes(I32x16 a) { return {reinterpret_cast<UintLanes>(a.v)}; }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) { return {a.v ^ (0x01010101u * b)}; }
 /// Byte j of each lane's word, zero-extended to float.
 template <int j>

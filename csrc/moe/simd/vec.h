@@ -54,6 +54,7 @@ struct Vec {
   MOE_INLINE I32 fill_i32(int32_t x) { return set1_i32(x); }
   MOE_INLINE I32 widen_u8(const uint8_t* p) { return load_i32(p); }
   MOE_INLINE I32 widen_s8(const int8_t* p) { return load_i32(p); }
+  MOE_INLINE Mask16 lane_mask(uint32_t lanes) { return MOE_ISA::lane_mask(lanes); }
   template <int j>
   MOE_INLINE F32 byte(U8 a) {
     return byte_to_f32<j>(a);

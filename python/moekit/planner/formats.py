@@ -55,6 +55,7 @@ class Format:
 
 # ggml's block layouts (ggml-common.h; the numbers of gguf.GGML_QUANT_SIZES): weights, bytes
 _GGUF: dict[str, tuple[float, int, int]] = {
+    "q1_0": (1, 128, 18),
     "q4_0": (4, 32, 18),
     "q4_1": (4, 32, 20),
     "q5_0": (5, 32, 22),
