@@ -265,3 +265,56 @@ def test_a_dataframe_has_a_row_for_each_choice() -> None:
     assert isinstance(frame, pandas.DataFrame)
     assert len(frame) == 10
     assert set(frame["layer"]) == {3, 5}
+
+
+@pytest.mark.parametrize(
+    ("wish", "error", "text"),
+    [
+        ({"layer": "x", "drop": 1}, ValueError, "layer 'x'; recorded are"),
+        ({"layer": [2, "*"], "drop": 1}, ValueError, r"layer '\*'"),
+        ({"layer": True, "drop": 1}, ValueError, "layer True"),
+        ({"drop": 1, "tokens": [99]}, ValueError, "99 is out of bounds.*rows of 4"),
+        ({"drop": 1, "tokens": "abc"}, ValueError, "rows of 4 are required"),
+        ({"drop": 1, "tokens": [True, False]}, ValueError, "rows of 4 are required"),
+        ({"drop": 1.5}, TypeError, "drop has 1.5"),
+        ({"drop": None}, TypeError, "drop has None"),
+        ({"drop": -1}, ValueError, "expert -1 of layer 2"),
+        ({"swap": {0: 99}}, ValueError, "expert 99 of layer 2; it has 3"),
+        ({"swap": {0.5: 1}}, TypeError, "swap has 0.5"),
+        ({"swap": [1, 2]}, TypeError, "swap is list; a mapping"),
+        ({"reweight": {1: float("nan")}}, ValueError, "reweight has nan for expert 1"),
+        ({"reweight": {1: "a"}}, ValueError, "reweight has 'a'"),
+    ],
+)
+def test_an_edit_names_what_is_not_there(
+    wish: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    experts = np.arange(8).reshape(4, 1, 2) % 3
+    record = mk.Record(experts, np.ones((4, 1, 2)), [2])
+    with pytest.raises(error, match=text):
+        record.edit(**wish)
+    edited = record.edit(layer=np.int32(2), drop=np.int64(1), tokens=np.array([-1]))
+    assert (edited.experts != record.experts).any(axis=(1, 2)).tolist() == [False] * 3 + [True]
+    assert record.edit(drop=0, tokens=[]) == record.edit(tokens=slice(0, 0))
+
+
+def test_a_replay_wants_a_record_and_columns_want_their_shapes(talker: Any) -> None:
+    with pytest.raises(TypeError, match="routing is str; a Record"):
+        talker.forward([1, 2], routing="r.npz")
+    experts = np.zeros((3, 2, 2), int)
+    with pytest.raises(ValueError, match="logits has shape"):
+        mk.Record(experts, logits=np.zeros((3, 2)))
+    with pytest.raises(TypeError, match="experts has dtype complex128"):
+        mk.Record(experts.astype(complex))
+
+
+def test_wishes_of_a_request_are_named(talker: Any) -> None:
+    layer = talker.moe_layers[0]
+    for requests, error, text in (
+        ([{}, {"foo": 1}], TypeError, r"requests\[1\] has foo; of bias, force"),
+        ([{"balance": 1}], ValueError, "balance; it is for all"),
+        ([{"bias": {(layer, 0): "x"}}], ValueError, "bias 'x' of expert 0"),
+        ([{"bias": {(layer, 0): 1e300}}], ValueError, "a finite number is required"),
+    ):
+        with pytest.raises(error, match=text), talker.intervene(requests=requests):
+            pass

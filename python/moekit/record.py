@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import record_file
 from .passes import Part, Pass, part_of
 from .record_columns import MOST_EXPERTS, column_of, int32_of, trace_columns, widened
-from .record_edit import edited
+from .record_edit import read_wishes, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +92,9 @@ class Record:
             raise ValueError(
                 f"[Record] weights has shape {self._weights.shape}; {table.shape} is required"
             )
-        if self._logits is not None and self._logits.shape[:2] != table.shape[:2]:
+        if self._logits is not None and (
+            self._logits.ndim != 3 or self._logits.shape[:2] != table.shape[:2]
+        ):
             raise ValueError(
                 f"[Record] logits has shape {self._logits.shape}; "
                 f"[{tokens}, {count}, E] is required"
@@ -224,9 +226,10 @@ class Record:
 
     def layer_index(self, layer: int) -> int:
         """Where the model's layer number `layer` stands in the table; ValueError if nowhere."""
-        found = np.flatnonzero(self.layers == layer)
+        known = isinstance(layer, int | np.integer) and not isinstance(layer, bool)
+        found = np.flatnonzero((self.layers == layer) & known)
         if not len(found):
-            raise ValueError(f"[Record] layer {layer}; recorded are {self.layers.tolist()}")
+            raise ValueError(f"[Record] layer {layer!r}; recorded are {self.layers.tolist()}")
         return int(found[0])
 
     # -- recording -------------------------------------------------------------------------
@@ -383,33 +386,24 @@ class Record:
         11 what went to 7, weight included (where 11 was chosen too, its slot takes both weights);
         {7: 11, 11: 7} exchanges two experts. `drop` empties the slots of these experts; the other
         weights stay. `reweight` {7: 0.5} multiplies weights. `tokens` selects rows, default all.
-        Swapping comes first, then dropping, then reweighting.
+        Swapping comes first, then dropping, then reweighting. ValueError and TypeError for
+        layers, experts and tokens that are not there.
         """
-        whole = int, np.integer
-        numbers = [layer] if isinstance(layer, whole) else self.layers if layer is None else layer
-        places = [self.layer_index(int(n)) for n in numbers]
-        rows = np.arange(len(self))[slice(None) if tokens is None else tokens]
-        dropped = [drop] if isinstance(drop, whole) else list(drop)
         known = self._weights is not None
         if reweight and not known:
             raise ValueError("[Record.edit] it has no weights that reweight could change")
+        wishes = read_wishes(swap, drop, reweight)
+        numbers: Any = self.layers if layer is None else layer
+        places = [self.layer_index(n) for n in ([numbers] if np.ndim(numbers) == 0 else numbers)]
+        rows = rows_of(tokens, len(self))
         experts = self.experts.copy()
         weights = self.weights.copy() if known else np.zeros(experts.shape, np.float32)
         for place in places:
-            self._require_experts(place, [*(swap or {}), *(swap or {}).values()])
-            self._require_experts(place, [*dropped, *(reweight or {})])
-            experts[rows, place], weights[rows, place] = edited(
-                experts[rows, place], weights[rows, place], swap or {}, dropped, reweight or {}
+            wishes.require_below(int(self.num_experts[place]), int(self.layers[place]))
+            experts[rows, place], weights[rows, place] = wishes.applied(
+                experts[rows, place], weights[rows, place]
             )
         return self._with(experts, weights if known else None)
-
-    def _require_experts(self, place: int, experts: Iterable[int]) -> None:
-        for expert in experts:
-            if not 0 <= expert < self.num_experts[place]:
-                raise ValueError(
-                    f"[Record.edit] expert {expert} of layer {self.layers[place]}; "
-                    f"it has {self.num_experts[place]}"
-                )
 
     def _with(self, experts: Ints, weights: Floats | None) -> "Record":
         edited = self._policy.endswith(_EDITED)

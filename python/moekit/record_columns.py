@@ -14,7 +14,9 @@ MOST_EXPERTS = 1 << 20
 def int32_of(value: npt.ArrayLike, name: str) -> Ints:
     """The same numbers in int32; ValueError for fractions and numbers that do not fit."""
     array = np.asarray(value)
-    if array.dtype.kind not in "iub":
+    if array.dtype.kind not in "iubf":
+        raise TypeError(f"[Record] {name} has dtype {array.dtype}; whole numbers are required")
+    if array.dtype.kind == "f":
         whole = array.astype(np.float64)
         if not (np.isfinite(whole) & (whole == np.rint(whole))).all():
             raise ValueError(f"[Record] {name} has fractions; whole numbers are required")

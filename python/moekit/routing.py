@@ -192,6 +192,8 @@ def begin_pass(model: object, batch: "Batch", replay: Record | None) -> None:
             watchers.append(action)
         elif not action.empty:
             intervention = action if intervention is None else intervention.then(action)
+    if replay is not None and not isinstance(replay, Record):
+        raise TypeError(f"[forward] routing is {type(replay).__name__}; a Record is required")
     if replay is not None and intervention is not None:
         raise ValueError("[forward] routing= inside model.intervene(); one of the two is required")
     looks = False

@@ -1,6 +1,7 @@
 """What a caller of `model.intervene` asks for, checked against the model's layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -81,6 +82,10 @@ def intervention(
     return Intervention(layers, _read_requests(moes, requests))
 
 
+# What the keywords of `intervention` may say of one request.
+_OF_A_REQUEST = set(signature(intervention).parameters) - {"moes", "requests", "balance"}
+
+
 def _read_requests(
     moes: Mapping[int, "MoE"], requests: Sequence[Mapping[str, Any]]
 ) -> tuple[Changes, ...]:
@@ -91,6 +96,12 @@ def _read_requests(
         wrong = wishes.keys() & {"requests", "balance"}
         if wrong:
             raise ValueError(f"[intervene] requests[{i}] has {min(wrong)}; it is for all requests")
+        unknown = wishes.keys() - _OF_A_REQUEST
+        if unknown:
+            raise TypeError(
+                f"[intervene] requests[{i}] has {min(map(str, unknown))}; of "
+                f"{', '.join(sorted(_OF_A_REQUEST))} is required"
+            )
         settings.append(intervention(moes, **wishes).layers)
     return tuple(settings)
 
@@ -247,10 +258,14 @@ def _controller(given: Any, layer: int, count: int) -> BiasController:
 
 
 def _finite(value: Any, layer: int, expert: int) -> np.float32:
-    number = np.float32(value)
+    try:
+        with np.errstate(over="ignore"):
+            number = np.float32(value)
+    except (TypeError, ValueError):
+        number = np.float32(np.nan)
     if not np.isfinite(number):
         raise ValueError(
-            f"[intervene] bias {value} of expert {expert}, layer {layer}; "
+            f"[intervene] bias {value!r} of expert {expert}, layer {layer}; "
             "a finite number is required (mask= forbids an expert)"
         )
     return number

@@ -83,7 +83,7 @@ def _measures(n: Doubles) -> tuple[float, ...]:
     if total == 0:
         return (dead, *[float("nan")] * 5)
     p = n[n > 0] / total
-    entropy = float(-(p * np.log(p)).sum())
+    entropy = float((p * np.log(1 / p)).sum())
     mean = float(n.mean())
     ranks = np.arange(1, n.size + 1)
     gini = float(2 * (ranks * np.sort(n)).sum() / (n.size * total) - (n.size + 1) / n.size)
