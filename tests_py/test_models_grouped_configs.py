@@ -271,3 +271,11 @@ def test_published_fields_are_understood_as_transformers_does(family: str, tmp_p
     logits = mk.load(path).forward(ids)
     expected = checkpoints.their_logits(theirs, ids)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_dbrx_calls_its_context_length_otherwise(checkpoint_maker: Any) -> None:
+    settings = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 9000.0}
+    theirs, path = checkpoint_maker("dbrx", 3, rope_parameters=settings, max_seq_len=16)
+    ids = prompt_of(5, 13)
+    expected = checkpoints.their_logits(theirs, ids)
+    np.testing.assert_allclose(mk.load(path).forward(ids), expected, rtol=0, atol=TOLERANCE)

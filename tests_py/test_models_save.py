@@ -30,8 +30,8 @@ _MODULES = (grouped_families, latent_families, recurrent_families)
 EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _MODULES for family in m.FIELDS)})
 # The converter of the tests does not write these; llama.cpp says whether the files are right.
 _WRITTEN = (
-    *("afmoe", "exaone_moe", "glm4_moe_lite", "hy_v3", "laguna", "lfm2_moe", "mellum"),
-    *("mimo_v2_flash", "mistral4", "solar_open"),
+    *("afmoe", "deepseek_v32", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "laguna"),
+    *("lfm2_moe", "mellum", "mimo_v2_flash", "mistral4", "solar_open"),
 )
 BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
 # Types that the core keeps and llama.cpp has kernels for.
@@ -42,6 +42,9 @@ GGML_FILES = (
 CHANGES = {
     **test_models_gguf.CHANGES,
     "afmoe": {"mup_enabled": True, "global_attn_every_n_layers": 4},
+    # llama.cpp's rotation of the indexer needs multiples of 64.
+    "deepseek_v32": {"index_head_dim": 64},
+    "glm_moe_dsa": {"index_head_dim": 64, "indexer_types": ["full", "shared", "full"]},
     "laguna": {
         "num_hidden_layers": 5,
         "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],

@@ -284,6 +284,14 @@ def _read_flags(config: dict[str, object], row: Architecture, checkpoint: Checkp
         config["attention_bias"] = f"{first}.bias" in checkpoint
     config["qkv_bias"] = config["use_bias"] = f"{first}.bias" in checkpoint
     config["use_qk_norm"] = "blk.0.attn_q_norm.weight" in checkpoint
+    if row.family == "glm_moe_dsa":
+        kinds = {True: "full", False: "shared"}
+        blocks = checkpoint.field(f"{row.name}.block_count", int)
+        further = checkpoint.field(f"{row.name}.nextn_predict_layers", int, 0)
+        config["indexer_types"] = [
+            kinds[f"blk.{n}.indexer.attn_k.weight" in checkpoint]
+            for n in range(min(blocks - further, _MAX_LAYERS))
+        ]
     if row.family == "llama4_text":
         # llama.cpp's rule: of the released models only Maverick, with 128 experts, has none.
         config["use_qk_norm"] = config.get("num_local_experts") != 128

@@ -14,7 +14,55 @@ _SIZES = (
     ("sliding_window", "attention.sliding_window"),
 )
 
+_SPARSE_LATENT = {
+    **LATENT,
+    **_shared("shared_experts"),
+    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    "indexer.k_norm": "self_attn.indexer.k_norm",
+    "indexer.proj": "self_attn.indexer.weights_proj",
+    "indexer.attn_k": "self_attn.indexer.wk",
+    "indexer.attn_q_b": "self_attn.indexer.wq_b",
+}
+_ROUTER = (
+    ("n_shared_experts", "expert_shared_count"),
+    ("first_k_dense_replace", "leading_dense_block_count"),
+    ("routed_scaling_factor", "expert_weights_scale"),
+    ("norm_topk_prob", "expert_weights_norm"),
+    ("n_group", "expert_group_count"),
+    ("topk_group", "expert_group_used_count"),
+)
+_SPARSE_FIELDS = (
+    _SIZES[1],
+    *_ROUTER,
+    *LATENT_SIZES,
+    ("index_n_heads", "attention.indexer.head_count"),
+    ("index_head_dim", "attention.indexer.key_length"),
+    ("index_topk", "attention.indexer.top_k"),
+)
+
 KINDS = (
+    Architecture(
+        "deepseek32",
+        "deepseek_v32",
+        _SPARSE_LATENT,
+        fields=_SPARSE_FIELDS,
+        expert_count="n_routed_experts",
+        gating=SIGMOID,
+        latent=True,
+        written={"attention.layer_norm_epsilon": 1e-6},
+        fixed={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True},
+    ),
+    Architecture(
+        "glm-dsa",
+        "glm_moe_dsa",
+        _SPARSE_LATENT,
+        fields=_SPARSE_FIELDS,
+        expert_count="n_routed_experts",
+        gating=SIGMOID,
+        latent=True,
+        written={"attention.layer_norm_epsilon": 1e-6},
+        fixed={"rope_interleave": True},
+    ),
     Architecture(
         "hy_v3",
         "hy_v3",
@@ -100,12 +148,7 @@ KINDS = (
         {**LATENT, **_shared("shared_experts")},
         fields=(
             _SIZES[1],
-            ("n_shared_experts", "expert_shared_count"),
-            ("first_k_dense_replace", "leading_dense_block_count"),
-            ("routed_scaling_factor", "expert_weights_scale"),
-            ("norm_topk_prob", "expert_weights_norm"),
-            ("n_group", "expert_group_count"),
-            ("topk_group", "expert_group_used_count"),
+            *_ROUTER,
             *LATENT_SIZES,
         ),
         banks=Banks(both="gate_up_proj"),

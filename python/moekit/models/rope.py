@@ -61,7 +61,8 @@ def read_rope(
     if kind == "proportional":  # the whole head is paired, a part of the pairs rotates
         values["partial_rotary_factor"] = partial
         return RopeSettings(theta, values, 1.0, section)
-    longest = config.optional_size("max_position_embeddings")
+    # The other two are Dbrx's and Ling's names of it.
+    longest = config.optional_size("max_position_embeddings", "max_seq_len", "model_max_length")
     original = section.optional_size("original_max_position_embeddings")
     if original is None:
         original = config.optional_size("original_max_position_embeddings") or longest

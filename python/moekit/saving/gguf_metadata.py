@@ -91,6 +91,10 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
     if row.windows == "pattern" and isinstance(types, list):
         windowed = [kind == "sliding_attention" for kind in types]
         values["attention.sliding_window_pattern"] = np.array(windowed, np.bool_)
+    if row.family == "glm_moe_dsa":
+        parts = [getattr(layer, "attention", None) for layer in model.layers]
+        own = [getattr(part, "indexer", None) is not None for part in parts]
+        values["attention.indexer.types"] = np.array(own, np.bool_)
     if row.rotations:
         _add_kinds(row, config, values)
     else:
