@@ -147,6 +147,42 @@ def test_experts_of_several_models_keep_their_formats(model):
     assert wrong == {0}
 
 
+def test_assembled_models_get_the_same_report(model):
+    """Where experts do not correspond, their own choices are held; the parts still add up."""
+    upcycled = mk.assemble(model, {0: [(model, 0, 0)] * 8})
+    report = mk.quant_report(model, upcycled, TEXTS, window=256)
+    assert report.kl < 1e-6 and [row.layer for row in report.layers] == [1, 2, 3, 4]
+    both = mk.quantize(upcycled, "int4")
+    direct, held = (
+        mk.quant_report(model, both, TEXTS, window=256, hold_routing=hold) for hold in (False, True)
+    )
+    assert held.kl_routing == 0.0 and direct.kl_routing != 0.0
+    np.testing.assert_allclose(direct.kl_experts, held.kl_experts, rtol=0.2)
+    fewer = mk.assemble(model, {3: [(model, 3, e) for e in range(16)]}, k=4)
+    report = mk.quant_report(model, fewer, TEXTS, window=256)
+    assert [row.layer for row in report.layers] == [1, 2, 4] and report.kl > 0.01
+    assert {row.layer for row in report.experts} == {1, 2, 4}
+    np.testing.assert_allclose(report.kl, report.kl_experts + report.kl_routing)
+
+
+def test_merged_and_constant_experts_are_saved_and_assembled_ones_refused(model, scores, tmp_path):
+    merged = mk.edit.merge(model, {1: [[0, 1, 2], [4, 5]]}, scores)
+    fixed = mk.edit.constant(merged, [(2, 5), (4, 0)], TEXTS, window=256)
+    pruned = mk.edit.prune(fixed, {2: range(2, 30)})
+    for n, edited in enumerate((merged, fixed, pruned)):
+        mk.quantize(edited, {"attention": "int8"}, out=tmp_path / f"q{n}")
+        read = mk.load(tmp_path / f"q{n}")
+        want = mk.quantize(edited, {"attention": "int8"})
+        assert read.forward(IDS).tobytes() == want.forward(IDS).tobytes()
+        with pytest.raises(ValueError, match="save"):
+            read.save(tmp_path / "hf")
+    upcycled = mk.assemble(model, {0: [(model, 0, 0)] * 8})
+    for layout in ("moekit", "gptq", "gguf"):
+        with pytest.raises(ValueError, match="assembled"):
+            mk.quantize(upcycled, "int4_g32", out=tmp_path / "no", layout=layout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["q0", "q1", "q2"]
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [

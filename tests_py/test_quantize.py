@@ -182,6 +182,7 @@ def test_experts_with_too_little_text_are_listed_and_rounded_by_their_weights(mo
         ({"method": "magic"}, "magic"),
         ({"method": "gptq", "calibration": [[1, 5000]]}, "4095"),
         ({"damp": 0.0}, "damp"),
+        ({"min_tokens": -1}, "min_tokens"),
     ],
 )
 def test_calibration_that_does_not_fit_is_refused(given, named, tmp_path):
@@ -360,6 +361,23 @@ def test_command(tmp_path, capsys):
 
 
 # -- activation-aware scaling --------------------------------------------------------------
+
+
+def test_texts_that_cannot_be_read_are_named(tmp_path, capsys):
+    """Status 2: 1 would say of check-quant that a threshold was passed."""
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty.txt").write_text(" ")
+    for name in ("bytes.txt", "empty.txt", "none.txt"):
+        text = str(tmp_path / name)
+        out = str(tmp_path / "q")
+        for arguments in (
+            ["check-quant", "demo", "int8", text],
+            ["quantize", "demo", "--format", "int4", "--calibration", text, "--out", out],
+        ):
+            assert main(arguments) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert name in line
+    assert not (tmp_path / "q").exists()
 
 
 def with_outliers(model):

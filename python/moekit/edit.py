@@ -8,7 +8,8 @@
 Nothing is copied: banks of the new model read the memory of those they were put together from
 (`PackedWeight.gather`), and the given models stay as they were. A new model says in
 `expert_origin` which expert of the old one became which. It is saved by `mk.quantize(model, {},
-out=...)` in moekit's own layout; other layouts have one number of experts for all layers.
+out=...)` in moekit's own layout; other layouts have one number of experts for all layers. Assembled
+models are not saved: their layers are not those that the configuration tells of.
 """
 
 import copy
@@ -379,7 +380,10 @@ def assemble(
             router = Router(Linear(matrix).weight, min(k, len(members)), score="softmax_topk")
         shared = there.shared if isinstance(there, MoE) else None
         changes[id(there)] = MoE(router, bank, shared)
-    return _changed(base, changes, {})
+    result = _changed(base, changes, {})
+    if result is not base:
+        result.assembled = True
+    return result
 
 
 def _feed_forward(model: Model, layer: int, expert: int) -> tuple[Experts, int]:

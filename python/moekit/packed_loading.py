@@ -1,7 +1,9 @@
 """Models in moekit's own layout (`checkpoint/packed.py`): a frame first, then what it holds."""
 
+import copy
 import dataclasses
 import os
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from .models.outline import OutlineReader
 from .models.reader import Formats
 from .nn import Model
 from .nn.parts import rebuilt
-from .ops import PackedWeight
+from .ops import Experts, PackedWeight
 
 
 def load_packed(folder: str) -> tuple[Model, Config]:
@@ -42,6 +44,8 @@ def load_packed(folder: str) -> tuple[Model, Config]:
                     places[id(base)] = base, new.reshape(base.shape)
             return new
 
+        if file.edited:
+            frame = _with_biases(frame, stored)
         model = rebuilt(frame, take)
         for path in [path for path in stored if path.startswith(TENSOR)]:
             name = path.removeprefix(TENSOR)
@@ -54,7 +58,7 @@ def load_packed(folder: str) -> tuple[Model, Config]:
         model.quantization = file.quantization
     placed: list[Any] = []
     # A model with other experts than its checkpoint (`mk.edit`) has no place for some tensors.
-    edited = any(
+    edited = file.edited or any(
         isinstance(new, PackedWeight) and new.shape != old.shape for old, new in places.values()
     )
     for place in [] if edited else reader.placed:
@@ -64,6 +68,29 @@ def load_packed(folder: str) -> tuple[Model, Config]:
         placed.append(dataclasses.replace(place, weight=found))
     model.placed = placed
     return model, config
+
+
+def _with_biases(frame: Model, stored: Container[str]) -> Model:
+    """The frame with the biases that `mk.edit.constant` gave to experts whose family has none."""
+
+    def add(path: str, value: Any) -> Any:
+        if not isinstance(value, Experts):
+            return value
+        sizes = {"gate_bias": value.inter, "up_bias": value.inter, "down_bias": value.hidden}
+        missing = {
+            name: np.zeros((value.count, size), np.float32)
+            for name, size in sizes.items()
+            if getattr(value, name) is None and f"{path}.{name}" in stored
+        }
+        if not missing:
+            return value
+        result = copy.copy(value)
+        for name, bias in missing.items():
+            setattr(result, name, bias)
+        result.rebind()
+        return result
+
+    return rebuilt(frame, add)
 
 
 def unpacked(file: checkpoint.PackedReader, path: str) -> PackedWeight | npt.NDArray[Any]:

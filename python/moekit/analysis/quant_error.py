@@ -134,23 +134,28 @@ def quant_report(
 
     `hold_routing` gives the quantised model the full one's routing in every pass. Models with
     other experts than the full one's (`mk.edit`) say in `expert_origin` which became which; slots
-    of experts that are gone are empty where the routing is held. `progress`: a bar on stderr; None
-    shows it on a terminal when it takes longer than two seconds.
+    of experts that are gone are empty where the routing is held. In layers whose experts do not
+    correspond (assembled ones, a dense layer that became a mixture) its own choices are held: what
+    such a layer changes counts to the experts' part, and it is in none of the lists. `progress`: a
+    bar on stderr; None shows it on a terminal when it takes longer than two seconds.
 
     ValueError for models that do not fit each other and for texts without two tokens.
     """
     _require_fit(full, quantised)
+    shared = _shared_layers(full, quantised)
     windows = windows_of(full, texts, window)
+    if worst < 0:
+        raise ValueError(f"[quant_report] worst {worst}; 0 or more is required")
     parts = []
     with Bar("comparing", sum(map(len, windows)), progress, " tokens") as bar:
         for ids in windows:
-            parts.append(_compare(full, quantised, ids, hold_routing))
+            parts.append(_compare(full, quantised, shared, ids, hold_routing))
             bar.advance(len(ids))
     kl = np.concatenate([part.kl for part in parts])
     layers = [
         LayerAgreement(layer, float(agree), float(same))
         for layer, agree, same in zip(
-            full.moe_layers,
+            shared,
             np.concatenate([part.agreement for part in parts]).mean(axis=0),
             np.concatenate([part.same for part in parts]).mean(axis=0),
             strict=True,
@@ -169,7 +174,7 @@ def quant_report(
         agreement=float(np.mean([row.agreement for row in layers])) if layers else 1.0,
         layers=layers,
         margins=_by_margin(parts),
-        experts=expert_errors(full, quantised, windows),
+        experts=expert_errors(full, quantised, windows, shared),
         worst=_worst(full, windows, kl, worst),
         bytes_full=sum(full.memory().values()),
         bytes_quantised=sum(quantised.memory().values()),
@@ -184,19 +189,30 @@ def _require_fit(full: Model, quantised: Model) -> None:
     pairs = (
         ("vocabularies", full.vocab_size, quantised.vocab_size),
         ("layers", len(full.layers), len(quantised.layers)),
-        ("layers with experts", full.moe_layers, quantised.moe_layers),
     )
     for what, mine, theirs in pairs:
         if mine != theirs:
             raise ValueError(f"[quant_report] {what} {mine} and {theirs}; the same are required")
+
+
+def _shared_layers(full: Model, quantised: Model) -> list[int]:
+    """Layers whose experts correspond: as many of them, or their origin is known.
+
+    ValueError where other numbers of experts have not been told of.
+    """
+    both = []
     for layer in full.moe_layers:
+        if quantised.layers[layer].moe is None:
+            continue
         a, b = _moe(full, layer), _moe(quantised, layer)
-        origin = quantised.expert_origin.get(layer)
-        if origin is None and a.count != b.count:
+        if layer in quantised.expert_origin or a.count == b.count:
+            both.append(layer)
+        elif not quantised.assembled and not full.assembled:
             raise ValueError(
                 f"[quant_report] layer {layer} has {a.count} and {b.count} experts; as many, or "
                 "expert_origin, are required"
             )
+    return both
 
 
 def _moe(model: Model, layer: int) -> MoE:
@@ -218,26 +234,66 @@ class _Part:
 
 
 def _compare(
-    full: Model, quantised: Model, ids: npt.NDArray[np.int32], hold_routing: bool
+    full: Model,
+    quantised: Model,
+    shared: list[int],
+    ids: npt.NDArray[np.int32],
+    hold_routing: bool,
 ) -> _Part:
     with full.record(margins=True) as recorded:
         wanted = full.logits([ids])
     held = _translated(recorded, quantised.expert_origin)
-    with quantised.record() as chosen:
-        got = quantised.logits([ids], routing=held if hold_routing else None)
+    alike = shared == full.moe_layers == quantised.moe_layers
+    if not alike or not hold_routing:
+        with quantised.record() as chosen:
+            got = quantised.logits([ids])
+        if not alike:
+            held = _completed(held, chosen, shared)
+        by_experts = quantised.logits([ids], routing=held)
+    if hold_routing:
+        with quantised.record() as chosen:
+            got = by_experts = quantised.logits([ids], routing=held)
     total = divergences(wanted, got)
-    experts = total
-    if not hold_routing:
-        experts = divergences(wanted, quantised.logits([ids], routing=held))
+    experts = total if got is by_experts else divergences(wanted, by_experts)
     losses = np.stack([_losses(wanted, ids), _losses(got, ids)], axis=1)
-    agreement, same = _agreement(held, chosen)
+    mine = [held.layer_index(layer) for layer in shared]
+    theirs = [chosen.layer_index(layer) for layer in shared]
+    agreement, same = _agreement(held.experts[:, mine], chosen.experts[:, theirs])
+    margins: npt.NDArray[Any] = np.zeros((len(ids), 0))
+    if recorded.margins is not None:
+        margins = recorded.margins[:, [recorded.layer_index(layer) for layer in shared]]
     return _Part(
         np.stack([total, experts, total - experts], axis=1),
         losses,
         wanted.argmax(axis=-1) == got.argmax(axis=-1),
         agreement,
         same,
-        recorded.margins if recorded.margins is not None else np.zeros((len(ids), 0)),
+        margins,
+    )
+
+
+def _completed(held: Record, chosen: Record, shared: list[int]) -> Record:
+    """`held` in the shared layers and, in the others of the quantised model, what it chose."""
+    layers = chosen.layers.tolist()
+    sources = [held if layer in shared else chosen for layer in layers]
+    slots = max(source.experts.shape[2] for source in sources)
+    experts = np.full((len(chosen), len(layers), slots), -1, np.int32)
+    weights = np.zeros(experts.shape, np.float32)
+    counts = []
+    for place, (layer, source) in enumerate(zip(layers, sources, strict=True)):
+        there = source.layer_index(layer)
+        k = source.experts.shape[2]
+        experts[:, place, :k] = source.experts[:, there]
+        weights[:, place, :k] = source.weights[:, there]
+        counts.append(int(source.num_experts[there]))
+    return Record(
+        experts,
+        weights,
+        layers,
+        num_experts=counts,
+        sequences=chosen.sequences,
+        positions=chosen.positions,
+        ids=chosen.ids,
     )
 
 
@@ -274,9 +330,11 @@ def _translated(record: Record, origin: Mapping[int, npt.NDArray[np.int32]]) -> 
     )
 
 
-def _agreement(a: Record, b: Record) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Share of a's experts that b chose too, and whether the sets are equal: [T, layers]."""
-    mine, theirs = a.experts, b.experts
+def _agreement(
+    mine: npt.NDArray[np.int32], theirs: npt.NDArray[np.int32]
+) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Share of `mine` that were chosen in `theirs` too, and whether the sets are equal: [T, layers]
+    of experts [T, layers, K]."""
     chosen = mine >= 0
     in_both = (mine[..., :, None] == theirs[..., None, :]).any(axis=-1) & chosen
     back = (theirs[..., :, None] == mine[..., None, :]).any(axis=-1) | (theirs < 0)
@@ -331,7 +389,10 @@ def _text(model: Model, ids: npt.NDArray[np.int32]) -> str:
 
 
 def expert_errors(
-    full: Model, quantised: Model, windows: Sequence[npt.NDArray[np.int32]]
+    full: Model,
+    quantised: Model,
+    windows: Sequence[npt.NDArray[np.int32]],
+    layers: Sequence[int],
 ) -> list[ExpertError]:
     """Every expert's error on what the full model sends to it, layer after layer.
 
@@ -346,7 +407,7 @@ def expert_errors(
     found: list[ExpertError] = []
     for n, block in enumerate(full.layers):
         moe = block.moe
-        if moe is None:
+        if moe is None or n not in layers:
             stream.states = stream.through(block, n)
             continue
         tap, _, feeds = tapped(block)

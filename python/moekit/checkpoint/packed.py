@@ -11,6 +11,8 @@
                  instruction set), format a name or a list of one for each expert
         outline  tensor of the packed checkpoint -> [dtype, shape]: what the family's module asks
                  for when it puts the model together; grouping "hf" or "gguf" says whose names
+        edited   true if the weights are not those of the outline's tensors (`mk.edit`): such a
+                 model is not saved in their layout again
         quantization   what `mk.quantize` has noted
 
 A directory is written beside its place under `.NAME.partial`, a file at a time, and moved there
@@ -142,8 +144,12 @@ class PackedWriter:
         config: Mapping[str, object],
         source: str | None,
         quantization: object,
+        edited: bool = False,
     ) -> None:
-        """Write the document and the small files of `source`, then move the directory."""
+        """Write the document and the small files of `source`, then move the directory.
+
+        `edited`: the weights are not those of the tensors in `outline` any more.
+        """
         weights = {
             path: {"file": name, **entry}
             for name, entries in self._progress["files"].items()
@@ -154,6 +160,7 @@ class PackedWriter:
             "layout": LAYOUT,
             "version": VERSION,
             "grouping": grouping,
+            "edited": edited,
             "quantization": quantization,
             "weights": weights,
             "outline": {name: [dtype, list(shape)] for name, (dtype, shape) in outline.items()},
@@ -227,6 +234,7 @@ class PackedReader:
         self.entries = entries
         self.outline: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.grouping = "hf"
+        self.edited = False
         self.quantization: Any = None
         self._files: dict[str, Checkpoint] = {}
 
@@ -295,6 +303,7 @@ def open_packed(directory: str | os.PathLike[str]) -> PackedReader:
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
         raise FileError(f"[packed] {path}: is broken at {quoted(str(problem))}") from problem
     reader.grouping = "gguf" if document.get("grouping") == "gguf" else "hf"
+    reader.edited = document.get("edited") is True
     reader.quantization = document.get("quantization")
     return reader
 

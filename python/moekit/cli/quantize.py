@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from ..errors import FileError
 from . import options
 
 _EXAMPLES = """\
@@ -106,16 +107,24 @@ def texts_of(path: str) -> list[str]:
     names = [path]
     if os.path.isdir(path):
         names = sorted(entry.path for entry in os.scandir(path) if entry.name.endswith(".txt"))
-    texts = []
-    for name in names:
+    texts = [_text_of(name) for name in names]
+    if not any(text.strip() for text in texts):
+        raise ValueError(f"[texts] {path}: no text; a file or a directory of *.txt is required")
+    return texts
+
+
+def _text_of(name: str) -> str:
+    try:
         size = os.path.getsize(name)
         if size > MAX_TEXT_BYTES:
             raise ValueError(f"[texts] {name} has {size} bytes; at most {MAX_TEXT_BYTES} are read")
         with open(name, encoding="utf-8") as file:
-            texts.append(file.read())
-    if not any(text.strip() for text in texts):
-        raise ValueError(f"[texts] {path}: no text; a file or a directory of *.txt is required")
-    return texts
+            return file.read()
+    except UnicodeDecodeError as problem:
+        raise FileError(f"[texts] {name}: is no UTF-8 at byte {problem.start}") from problem
+    except OSError as problem:
+        # Bad input like any other: status 1 of check-quant says that a threshold was passed.
+        raise FileError(f"[texts] {name}: {problem.strerror}") from problem
 
 
 def print_notes(out: str, notes: Any) -> None:

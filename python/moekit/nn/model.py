@@ -90,6 +90,8 @@ class Model:
         self.quantization: Any = None
         # layer -> [E of the model it was made from]: which expert each became, -1 for none.
         self.expert_origin: Mapping[int, npt.NDArray[np.int32]] = {}
+        # Whether `mk.assemble` gave it layers that its family does not know.
+        self.assembled = False
 
     def __repr__(self) -> str:
         kind = self.config.get("model_type", "model")

@@ -40,6 +40,8 @@ class Options:
             )
         if not 0 < self.damp <= _MOST_DAMP:
             raise ValueError(f"[quantize] damp {self.damp}; a number above 0, at most 1")
+        if self.min_tokens < 0:
+            raise ValueError(f"[quantize] min_tokens {self.min_tokens}; 0 or more is required")
 
 
 @dataclass(frozen=True, slots=True)

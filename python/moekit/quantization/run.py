@@ -102,6 +102,11 @@ def quantize(
     writer: AbstractContextManager[PackedWriter | None] = nullcontext()
     if out is not None and not model.outline:
         raise ValueError("[quantize] out= for a model that was not loaded; mk.load is required")
+    if out is not None and model.assembled:
+        raise ValueError(
+            "[quantize] out= for an assembled model; no file says which layers it has: one with "
+            "its family's own is required"
+        )
     if out is not None and layout != "moekit" and os.path.lexists(out) and not overwrite:
         raise ValueError(f"[quantize] {os.fsdecode(out)} is there already; a new path is required")
     if out is not None and layout == "moekit":
@@ -111,7 +116,12 @@ def quantize(
         result = run.result(progress)
         if file is not None:
             file.finish(
-                model.outline, model.grouping, _config(model), model.source, notes.to_dict()
+                model.outline,
+                model.grouping,
+                _config(model),
+                model.source,
+                notes.to_dict(),
+                edited=not model.placed,
             )
     if out is not None:
         _save(result, os.fsdecode(out), layout, progress)
