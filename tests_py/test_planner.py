@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import random
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -143,9 +145,68 @@ def test_absurd_field_is_named(field: str, value: Any) -> None:
 @pytest.mark.parametrize("field", [f for f in SIZES if f != "num_key_value_heads"])
 def test_missing_field_is_named(field: str) -> None:
     config = {k: v for k, v in MIXTRAL.items() if k != field}
-    name = "num_experts" if field == "num_local_experts" else field
-    with pytest.raises(ValueError, match=f"{name} is missing"):
+    with pytest.raises(ValueError, match=rf"is missing.*{field}|{field} is missing"):
         plan_model(config)
+
+
+@pytest.mark.parametrize("name", sorted(catalog()))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=repr)
+def test_no_number_of_a_model_is_infinite(name: str, value: float) -> None:
+    config = catalog()[name]["config"]
+    for field in config:
+        if field != "model_type":
+            with pytest.raises(ValueError, match=f"{field} is {value}"):
+                plan_model({**config, field: value})
+    with pytest.raises(ValueError, match=r"rope_parameters\.factor is"):
+        plan_model({**config, "rope_parameters": {"factor": value}})
+    assert plan_model({**config, "time_step_limit": [0.0, math.inf]}).total_params > 0
+
+
+@pytest.mark.parametrize("name", sorted(catalog()))
+def test_sizes_of_every_model_are_checked(name: str) -> None:
+    """A size that is absurd is refused by its name, or it is one that the family does not read."""
+    config = catalog()[name]["config"]
+    wanted = plan_model(config).to_dict()
+    for field, size in config.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            continue
+        for value in (-1, 10**12, 10**30, 2.5, "8", True, [], {}):
+            if field == "sliding_window" and value == 10**12:  # longer than any text: no window
+                continue
+            try:
+                plan = plan_model({**config, field: value})
+            except ValueError as error:
+                assert f"{field} is" in str(error)  # noqa: PT017
+                continue
+            assert plan.to_dict() == wanted, (field, value)
+
+
+def test_a_configuration_may_be_deep_or_hold_itself() -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    itself: dict[str, Any] = dict(MIXTRAL)
+    itself["rope_parameters"] = itself
+    assert plan_model(itself).total_params == plan_model(MIXTRAL).total_params
+    with pytest.raises(ValueError, match="hidden_size is a list"):
+        plan_model({**MIXTRAL, "hidden_size": deep})
+    with pytest.raises(ValueError, match="model_type is a list"):
+        plan_model({**MIXTRAL, "model_type": deep})
+    with pytest.raises(ValueError, match="num_hidden_layers is an integer of about"):
+        plan_model({**MIXTRAL, "num_hidden_layers": 10**5000})
+
+
+def test_nothing_is_allocated_for_an_absurd_size() -> None:
+    tracemalloc.start()
+    try:
+        for field in (*SIZES, "sliding_window"):
+            for value in (10**12, 2**62, 10**400):
+                with contextlib.suppress(ValueError):
+                    plan_model({**MIXTRAL, field: value}, "q4_k", 1 << 40, 1 << 40)
+        plan_model({**MIXTRAL, "num_hidden_layers": 10_000}, "int4", 1 << 40)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_more_chosen_than_there_are() -> None:

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import test_models_gguf as gguf_models
 import test_models_gguf_hybrids as hybrids
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from moekit.checkpoint.gguf_config import gguf_architecture_names
 from moekit.planner import plan_model
 
 gguf = pytest.importorskip("gguf")
@@ -200,3 +203,69 @@ def test_every_file_that_loads_is_planned(
     assert found.active_components == wanted.active_components
     assert found.cache_bytes(77) == wanted.cache_bytes(77)
     assert found.flops_per_token == wanted.flops_per_token
+
+
+_KEYS = (
+    "embedding_length",
+    "block_count",
+    "feed_forward_length",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.key_length_mla",
+    "attention.value_length",
+    "attention.kv_lora_rank",
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length",
+    "expert_shared_count",
+    "leading_dense_block_count",
+    "nextn_predict_layers",
+    "rope.dimension_count",
+    "ssm.inner_size",
+    "ssm.time_step_rank",
+)
+_ODD = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 70),
+    st.floats(width=32),
+    st.text(alphabet="ab0\n", max_size=4),
+    st.lists(st.integers(0, 4), min_size=1, max_size=4),
+)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    arch=st.sampled_from([*gguf_architecture_names(), "qwen2", "qwen3"]),
+    changes=st.dictionaries(st.sampled_from(_KEYS), _ODD, max_size=4),
+    tensors=st.sets(st.sampled_from(["token_embd.weight", "output.weight", "blk.0.attn_q.bias"])),
+)
+def test_any_header_plans_or_explains(
+    tmp_path_factory: pytest.TempPathFactory, arch: str, changes: dict[str, Any], tensors: set[str]
+) -> None:
+    path = tmp_path_factory.mktemp("headers") / "x.gguf"
+    numbers = dict.fromkeys(_KEYS[:6], 8) | {"block_count": 3, "expert_count": 6} | changes
+    writer = gguf.GGUFWriter(path, arch)
+    for key, value in numbers.items():
+        if value is None:
+            continue
+        kinds = {bool: writer.add_bool, float: writer.add_float32, str: writer.add_string}
+        write = kinds.get(type(value), writer.add_int64 if isinstance(value, int) else None)
+        (write or writer.add_array)(f"{arch}.{key}", value)
+    for name in tensors:
+        writer.add_tensor(name, np.zeros((40, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    try:
+        plan = plan_model(path, "int4", 100, 3)
+    except ValueError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+        assert len(str(error)) < 2000  # noqa: PT017
+        return
+    assert 0 < plan.active_params <= plan.total_params

@@ -265,7 +265,8 @@ def _read_heads(config: dict[str, object], row: Architecture, keys: _Keys) -> No
         config["num_key_value_heads"] = config.get("num_attention_heads")
         return
     hidden = keys.get("embedding_length")
-    heads = config["num_attention_heads"] if row.rotations else keys.get("attention.head_count")
+    own: Any = config.get("num_attention_heads")
+    heads = own if row.rotations else keys.get("attention.head_count")
     plain = any(type(x) is not int or x < 1 for x in (heads, hidden))
     share = None if plain else hidden // heads
     rotary = keys.get("rope.dimension_count")

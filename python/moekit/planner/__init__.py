@@ -23,7 +23,7 @@ from .cost import (
     monthly_saving,
     training_cost,
 )
-from .fields import check_count
+from .fields import check_count, short
 from .formats import CACHE_BITS, FORMATS, Format, cache_bits, find_format
 from .inventory import known_types, take_inventory
 from .machines import Machine, find_machine, load_machines, machines
@@ -90,7 +90,8 @@ def plan_model(
     for component, name in (recipe or {}).items():
         if component not in COMPONENTS:
             raise ValueError(
-                f"[plan_model] recipe names {component!r}; components are {', '.join(COMPONENTS)}"
+                f"[plan_model] recipe names {short(component)}; "
+                f"components are {', '.join(COMPONENTS)}"
             )
         formats[component] = find_format(name, f"recipe of {component}")
     inventory = take_inventory(found.config)

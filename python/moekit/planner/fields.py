@@ -42,8 +42,30 @@ class Fields:
     def error(self, name: str, requirement: str) -> ValueError:
         """The error for the field `name`; the caller raises it."""
         value = self.config.get(name, _MISSING)
-        given = "is missing" if value is _MISSING else f"is {_short(value)}"
+        given = "is missing" if value is _MISSING else f"is {short(value)}"
         return ValueError(f"[plan_model] {self.model_type}: {name} {given}; {requirement}")
+
+    def check_finite(self) -> None:
+        """Refuses NaN anywhere and infinities but in a limit (Mamba's time_step_limit)."""
+        waiting = [(str(name), value) for name, value in self.config.items()]
+        met: set[int] = set()  # a mapping from Python may hold itself
+        while waiting:
+            name, value = waiting.pop()
+            if isinstance(value, Mapping | list | tuple):
+                if id(value) in met:
+                    continue
+                met.add(id(value))
+            if isinstance(value, Mapping):
+                waiting += [(f"{name}.{inner}", entry) for inner, entry in value.items()]
+            elif isinstance(value, list | tuple):
+                waiting += [(name, entry) for entry in value]
+            elif value in (math.inf, -math.inf) and name.endswith("_limit"):
+                continue
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(
+                    f"[plan_model] {self.model_type}: {short(name)[1:-1]} is {value}; "
+                    "a finite number is required"
+                )
 
     def find(self, names: Names) -> tuple[str, Any]:
         """The first of `names` that the configuration holds, with its value; null comes last."""
@@ -79,7 +101,9 @@ class Fields:
         elif value is _MISSING:
             value = default
         if value is None:
-            raise self.error(name, f"an integer from {low} to {high} is required")
+            others = [] if isinstance(names, str) else [other for other in names if other != name]
+            also = f" (as {' or '.join(others)} it would be read too)" if others else ""
+            raise self.error(name, f"an integer from {low} to {high} is required{also}")
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.error(name, f"an integer from {low} to {high} is required")
         return value
@@ -122,7 +146,7 @@ class Fields:
         for entry in value:
             if entry not in allowed:
                 raise ValueError(
-                    f"[plan_model] {self.model_type}: {name} holds {_short(entry)}; "
+                    f"[plan_model] {self.model_type}: {name} holds {short(entry)}; "
                     f"known kinds are {', '.join(allowed)}"
                 )
         return list(value[:count])
@@ -151,7 +175,7 @@ def check_count(name: str, value: Any, *, low: int = 0, high: int = MAX_TOKENS) 
     """An integer argument of the planner itself (context, batch) in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(
-            f"[plan_model] {name} is {_short(value)}; an integer from {low} to {high} is required"
+            f"[plan_model] {name} is {short(value)}; an integer from {low} to {high} is required"
         )
     return value
 
@@ -162,17 +186,17 @@ def check_number(name: str, value: Any, *, above: float = 0.0, most: float = mat
     if not good or not math.isfinite(value) or not above < value <= most:
         limit = "" if math.isinf(most) else f" and at most {most:g}"
         raise ValueError(
-            f"[plan_model] {name} is {_short(value)}; a number above {above:g}{limit} is required"
+            f"[plan_model] {name} is {short(value)}; a number above {above:g}{limit} is required"
         )
     return float(value)
 
 
-def _short(value: Any) -> str:
+def short(value: object) -> str:
     """`value` as a few characters: a message stays one line whatever a file holds."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**18:
         return f"an integer of about {value.bit_length()} bits"
     try:
         text = repr(value)
-    except ValueError:  # an integer of thousands of digits somewhere inside
+    except (ValueError, RecursionError):  # an integer of thousands of digits somewhere inside
         text = f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from .fields import short
+
 _PANEL_ROWS = 16  # csrc/moe/quant/format.h
 _LINE_BYTES = 64
 
@@ -125,13 +127,13 @@ def find_format(name: object, where: str = "format") -> Format:
     if isinstance(name, Format):
         return name
     if not isinstance(name, str):
-        raise ValueError(f"[plan_model] {where} is {name!r}; a format's name is required")
+        raise ValueError(f"[plan_model] {where} is {short(name)}; a format's name is required")
     key = name.strip().lower().replace("-", "_")
     key = _SPELLINGS.get(key, key)
     key = re.sub(r"^(q\d_k)_[sml]$", r"\1", key)  # Q4_K_M is a mixture around Q4_K
     if key in FORMATS:
         return FORMATS[key]
-    near = get_close_matches(key, FORMATS, 3, 0.5)
+    near = get_close_matches(key[:40], FORMATS, 3, 0.5)
     hint = f" (near: {', '.join(near)})" if near else ""
     raise ValueError(
         f"[plan_model] {where} {name[:40]!r} is unknown{hint}; known are {', '.join(FORMATS)}"
@@ -145,6 +147,6 @@ def cache_bits(format: object) -> float:
     if isinstance(format, str) and format.lower() in CACHE_BITS:
         return CACHE_BITS[format.lower()]
     raise ValueError(
-        f"[plan_model] kv_format is {format!r}; one of {', '.join(CACHE_BITS)} or a number of "
+        f"[plan_model] kv_format is {short(format)}; one of {', '.join(CACHE_BITS)} or a number of "
         "bits up to 64 is required"
     )

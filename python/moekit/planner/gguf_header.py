@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from .fields import short
+
 # general.architecture -> model_type
 _ARCHITECTURES = {
     "llama": "mixtral",
@@ -65,7 +67,8 @@ def config_from_metadata(
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in _ARCHITECTURES:
         raise ValueError(
-            f"[plan_model] general.architecture is {arch!r}; known are {', '.join(_ARCHITECTURES)}"
+            f"[plan_model] general.architecture is {short(arch)}; "
+            f"known are {', '.join(_ARCHITECTURES)}"
         )
     config: dict[str, Any] = {"model_type": _ARCHITECTURES[arch]}
     for key, name in _KEYS.items():

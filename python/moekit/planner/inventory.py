@@ -10,7 +10,7 @@ from typing import Any
 from . import schedule as s
 from .attention import HIDDEN
 from .families import ALIASES, FAMILIES, Family
-from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields, Flag, Names
+from .fields import MAX_LAYERS, MAX_VOCABULARY, Fields, Flag, Names, short
 from .one_offs import WHOLE_MODELS
 from .recurrent import Mamba2
 from .tensors import Block, Inventory, Layer, Weight, matrix, vector
@@ -28,14 +28,16 @@ def take_inventory(config: Mapping[str, Any]) -> Inventory:
     given = config.get("model_type")
     if not isinstance(given, str) or not given:
         raise ValueError(
-            f"[plan_model] model_type is {given!r}; one of {', '.join(known_types())} is required"
+            f"[plan_model] model_type is {short(given)}; "
+            f"one of {', '.join(known_types())} is required"
         )
     name = ALIASES.get(given, given)
     f = Fields(config, given)
+    f.check_finite()
     if name in WHOLE_MODELS:
         return WHOLE_MODELS[name](f)
     if name not in FAMILIES:
-        near = get_close_matches(given, known_types(), 1)
+        near = get_close_matches(given[:60], known_types(), 1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(
             f"[plan_model] model_type {given[:60]!r} is unknown{hint}; "

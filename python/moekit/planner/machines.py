@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from .fields import check_count, check_number
+from .fields import check_count, check_number, short
 from .formats import Format
 
 _REQUIRED = ("memory_bytes", "bandwidth")
@@ -96,7 +96,7 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
         raise ValueError(f"[machine {name}] {min(unknown)} is no field of a machine")
     peak = table.get("peak", {})
     if not isinstance(peak, Mapping):
-        raise ValueError(f"[machine {name}] peak is {peak!r}; a table of FLOP/s is required")
+        raise ValueError(f"[machine {name}] peak is {short(peak)}; a table of FLOP/s is required")
     peaks = {str(k): check_number(f"{name}.peak.{k}", v) for k, v in peak.items()}
     if not peaks:
         raise ValueError(f"[machine {name}] peak is missing; FLOP/s for at least f32 is required")
@@ -165,7 +165,7 @@ def find_machine(machine: object) -> Machine:
     if isinstance(machine, Mapping):
         return machine_from(machine)
     if not isinstance(machine, str):
-        raise ValueError(f"[machine] {machine!r} is no machine; a name or a table is required")
+        raise ValueError(f"[machine] {short(machine)} is no machine; a name or a table is required")
     known = machines()
     key = machine.strip().lower().replace("_", "-").replace(" ", "-")
     if key in known:
@@ -174,7 +174,7 @@ def find_machine(machine: object) -> Machine:
         from .probe import this_machine
 
         return this_machine()
-    near = get_close_matches(key, known, 3, 0.4)
+    near = get_close_matches(key[:40], known, 3, 0.4)
     hint = f" (near: {', '.join(near)})" if near else ""
     raise ValueError(
         f"[machine] {machine[:40]!r} is unknown{hint}; known are {', '.join([*known, 'this'])}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import roofline
 from .cost import Cost, cost_per_million, training_cost
-from .fields import check_count, check_number
+from .fields import check_count, check_number, short
 from .formats import Format, cache_bits, find_format
 from .machines import Machine, find_machine
 from .tensors import COMPONENTS, Block, Inventory, Weight
@@ -304,7 +304,7 @@ class ModelPlan:
         """Roofline bound over all sequences; `phase` is "decode" or "prefill"."""
         result = self.roofline(machine)
         if phase not in ("decode", "prefill"):
-            raise ValueError(f"[plan_model] phase is {phase!r}; decode or prefill is required")
+            raise ValueError(f"[plan_model] phase is {short(phase)}; decode or prefill is required")
         return result.decode if phase == "decode" else result.prefill
 
     def roofline(self, machine: object) -> roofline.Roofline:

@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from .fields import short
+
 _MAX_CONFIG_BYTES = 16 << 20
 
 
@@ -56,12 +58,12 @@ def _key(name: str) -> str:
 def resolve(model: object) -> Source:
     """The configuration that `model` means; a ValueError says what was looked for."""
     if isinstance(model, Mapping):
-        return Source(unwrap(model), str(model.get("_name_or_path") or ""), "mapping")
+        return Source(unwrap(model), _name_of(model), "mapping")
     if isinstance(model, os.PathLike):
         return _from_path(Path(model))
     if not isinstance(model, str) or not model.strip():
         raise ValueError(
-            f"[plan_model] {model!r} is no model; a configuration, a path or a built-in name "
+            f"[plan_model] {short(model)} is no model; a configuration, a path or a built-in name "
             "is required"
         )
     path = Path(model)
@@ -77,13 +79,18 @@ def resolve(model: object) -> Source:
         return Source(entry["config"], entry["title"], entry["source"], entry["published"])
     if path.suffix in (".json", ".gguf") or model.startswith((".", "/", "~")):
         raise ValueError(f"[plan_model] {model} is no file or directory")
-    near = get_close_matches(_key(model), _names(), 3, 0.5)
+    near = get_close_matches(_key(model[:60]), _names(), 3, 0.5)
     hints = list(dict.fromkeys(_names()[key] for key in near))
     did = f" (near: {', '.join(hints)})" if hints else ""
     raise ValueError(
         f"[plan_model] {model[:60]!r} is neither a path nor a built-in name{did}; "
         f"built in are {', '.join(catalog())}"
     )
+
+
+def _name_of(config: Mapping[str, Any]) -> str:
+    name = config.get("_name_or_path")
+    return name[:80] if isinstance(name, str) and name.isprintable() else ""
 
 
 def _exists(path: Path) -> bool:

@@ -13,7 +13,7 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .fields import check_count, check_number
+from .fields import check_count, check_number, short
 from .kernel_calls import Call
 from .probe import free_bytes
 from .product_rates import ProductRates, Term, low_time, timed
@@ -108,7 +108,7 @@ def verify(
     check_count("prompt", prompt, low=1, high=1 << 20)
     check_number("seconds", seconds, most=3600.0)
     if clock not in ("wall", "cpu"):
-        raise ValueError(f"[verify] clock is {clock!r}; wall or cpu is required")
+        raise ValueError(f"[verify] clock is {short(clock)}; wall or cpu is required")
     if threads is not None:
         check_count("threads", threads, low=1, high=4096)
     small = shrink(plan, budget).at(batch=1)
