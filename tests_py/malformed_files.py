@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gguf_bytes import u32, u64
+from gguf_bytes import text, u32, u64
 
 Case = Callable[[Path], Path]
 CASES: dict[str, Case] = {}
@@ -528,3 +528,51 @@ def _(folder: Path) -> Path:
             ((name, file[name]) for name in file),
         )
     return folder / "x-00001-of-00002.gguf"
+
+
+def many_arrays(folder: Path) -> Path:
+    inner = u32(0) + u64(0)
+    body = u32(9) + u64(1_000_000) + inner * 1_000_000
+    pairs = text("a") + u32(9) + body
+    (folder / "model.gguf").write_bytes(b"GGUF" + u32(3) + u64(0) + u64(1) + pairs)
+    return folder / "model.gguf"
+
+
+CASES["gguf: a million arrays in an array"] = many_arrays
+
+
+def rewritten(key: str, value: object) -> Case:
+    """The sound file with a key of its metadata changed."""
+
+    def change(folder: Path) -> Path:
+        import moekit as mk
+
+        with mk.checkpoint.open(folder / "model.gguf") as file:
+            metadata = {**file.metadata, key: value}
+            specs = {name: (file.info(name).dtype, file.info(name).shape) for name in file}
+            arrays = [(name, file[name]) for name in file]
+        mk.checkpoint.write_gguf(folder / "model.gguf", metadata, specs, arrays)
+        return folder / "model.gguf"
+
+    return change
+
+
+for _key, _value in {
+    "rope.scaling.type": "weird",
+    "rope.freq_base": -1.0,
+    "rope.dimension_count": 3,
+    "block_count": 1 << 31,
+    "expert_count": 1 << 31,
+    "expert_used_count": 77,
+    "embedding_length": 1 << 40,
+    "attention.layer_norm_rms_epsilon": float("nan"),
+}.items():
+    CASES[f"gguf: llama.{_key} is {_value}"] = rewritten(f"llama.{_key}", _value)
+for _name, _text in {
+    "objects in objects": '{"model":' * 300_000,
+    "arrays in arrays": "[" * 1_000_000,
+}.items():
+    CASES[f"tokenizer.json: {_name}"] = lambda folder, text=_text: (
+        (folder / "tokenizer.json").write_text(text),
+        folder,
+    )[1]

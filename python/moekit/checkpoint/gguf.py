@@ -26,6 +26,7 @@ MAX_ALIGNMENT = 1 << 20
 MAX_KEY_BYTES = 65_535
 MAX_NAME_BYTES = 1024
 MAX_ARRAY_DEPTH = 2
+MAX_INNER_ARRAYS = 1 << 16
 MAX_TENSORS = 1 << 19
 MAX_PAIRS = 1 << 16
 MAX_SPLITS = 1024
@@ -195,8 +196,10 @@ def _read_array(cursor: Cursor, depth: int) -> Any:
         raise cursor.error("value", f"has elements of type {kind}; types 0 to 12 are read")
     if depth == 1:
         raise cursor.error("value", f"is nested deeper than {MAX_ARRAY_DEPTH} arrays")
-    # An inner array takes a type and a count at least.
+    # An inner array takes a type and a count at least, and an object in memory.
     cursor.require(count * 12, "value")
+    if count > MAX_INNER_ARRAYS:
+        raise cursor.error("value", f"has {count} arrays; at most {MAX_INNER_ARRAYS} are read")
     return [_read_array(cursor, depth - 1) for _ in range(count)]
 
 

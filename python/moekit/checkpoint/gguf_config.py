@@ -313,6 +313,9 @@ def _read_rope(row: Architecture, keys: _Keys) -> dict[str, object]:
     rope: dict[str, object] = {"rope_type": "default"}
     rope["rope_theta"] = keys.field("rope.freq_base", float, 10000.0)
     kind = keys.field("rope.scaling.type", str, "none")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        text = f"rope.scaling.type is {ascii(kind)[:40]}; none, linear, yarn or longrope is read"
+        raise keys.checkpoint.error(None, text)
     temperature = keys.get("attention.temperature_scale")
     if temperature is not None:
         rope["llama_4_scaling_beta"] = temperature
