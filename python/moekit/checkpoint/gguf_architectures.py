@@ -99,7 +99,7 @@ class Banks:
 
 
 _W = Banks(("w1", "w3", "w2"))
-_INPUT_OUTPUT = Banks(both="input_linear.weight", down="output_linear.weight")
+INPUT_OUTPUT = Banks(both="input_linear.weight", down="output_linear.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +315,8 @@ ARCHITECTURES = (
             ("shared_intermediate_size", "expert_shared_feed_forward_length"),
         ),
         experts="block_sparse_moe",
-        banks=_INPUT_OUTPUT,
-        shared=("shared_mlp", _INPUT_OUTPUT),
+        banks=INPUT_OUTPUT,
+        shared=("shared_mlp", INPUT_OUTPUT),
         expert_count="num_local_experts",
         paired=True,
         requires={"expert_shared_feed_forward_length": int},
@@ -332,7 +332,7 @@ ARCHITECTURES = (
             ("logits_scaling", "logit_scale"),
         ),
         experts="block_sparse_moe",
-        banks=_INPUT_OUTPUT,
+        banks=INPUT_OUTPUT,
         expert_count="num_local_experts",
         paired=True,
     ),

@@ -1,8 +1,9 @@
-"""GGUF architectures whose layers differ in kind: states here, attention there. They are read, not
-written: the files hold -e^A_log, and say which layer is which by arrays and by what is there.
+"""GGUF architectures whose layers differ in kind: states here, attention there. The files hold
+-e^A_log, and say which layer is which by arrays and by what is there; `saving.gguf_states` writes
+some of them.
 """
 
-from .gguf_architectures import LATENT, LATENT_SIZES, SIGMOID, Architecture, Banks
+from .gguf_architectures import INPUT_OUTPUT, LATENT, LATENT_SIZES, SIGMOID, Architecture, Banks
 
 _STATES = {
     "ssm_in": "in_proj",
@@ -143,6 +144,8 @@ HYBRIDS = (
         ),
         experts="block_sparse_moe",
         expert_count="num_local_experts",
+        banks=INPUT_OUTPUT,
+        shared=("shared_mlp", INPUT_OUTPUT),
         fixed={"num_local_experts": 0},
         paired=True,
         kinds="layer_types",

@@ -18,6 +18,7 @@ from ..ops import PackedWeight
 from .bar import Bar
 from .block_bytes import file_blocks
 from .gguf_metadata import architecture_of, hyperparameters, vocabulary
+from .gguf_states import in_file_form
 from .placing import Array, Tensor, assembled, in_banks, require_complete
 
 if TYPE_CHECKING:
@@ -43,12 +44,14 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
     row = architecture_of(model.config)
     tensors = in_banks(row, model.placed, model.outline)
     require_complete(tensors)
+    tensors = in_file_form(row, tensors, model.config)
     names = gguf_names(row, tensors)
+    keys = hyperparameters(row, model, tensors)
     metadata = {
         "general.architecture": row.name,
         "general.type": "model",
         "general.quantization_version": 2,
-        **hyperparameters(row, model, "lm_head.weight" not in tensors),
+        **{f"{row.name}.{key}": value for key, value in sorted(keys.items())},
         **vocabulary(model.tokenizer, model.vocab_size, model.end_ids),
     }
     plans = {names[name]: _Plan(row, model, name, tensor) for name, tensor in tensors.items()}
@@ -65,7 +68,9 @@ class _Plan:
     def __init__(self, row: Architecture, model: "Model", name: str, tensor: Tensor) -> None:
         self.tensor = tensor
         self.shape = tensor.shape
-        self.order: Any = None
+        self.order: Any = tensor.order
+        if tensor.order is not None:
+            self.shape = (len(tensor.order), *tensor.shape[1:])
         inner = name.removeprefix(row.prefix).partition(".")[2]
         short = {v: k for k, v in row.layer_names.items()}
         known = short.get(inner) or short.get(inner.rpartition(".")[0], "")
@@ -114,7 +119,7 @@ class _Plan:
             return values.reshape(self.shape)
         storage = QUANTISED[self.type]
         row_bytes = self.shape[-1] // storage.block * storage.block_bytes
-        out = np.empty((*self.shape[:-1], row_bytes), np.uint8)
+        out = np.empty((*self.tensor.shape[:-1], row_bytes), np.uint8)
         for piece, placed in self.tensor.parts:
             assert isinstance(placed.weight, PackedWeight)
             found = file_blocks(placed.weight, placed.slot)

@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from ..checkpoint.gguf_config import (
     window_layers,
     yarn_attention_factor,
 )
+from ..checkpoint.gguf_hybrids import HYBRIDS
 from ..gguf_splitting import name_of
 from ..gguf_tokenizer import WHOLE
 from ..tokenizer import Tokenizer
+from .gguf_states import STATES, state_keys
 
 if TYPE_CHECKING:
     from ..nn import Model
@@ -46,15 +48,19 @@ def architecture_of(config: Mapping[str, object]) -> Architecture:
     """The row that a model is written as; ValueError where GGUF has none."""
     family = str(config.get("model_type"))
     family = ALIKE.get(family, family)
-    for row in WRITTEN:
+    rows = [*WRITTEN, *(row for row in HYBRIDS if row.family in STATES)]
+    for row in rows:
         if row.family == family:
             return row
-    known = ", ".join(sorted({row.family for row in WRITTEN}))
+    known = ", ".join(sorted({row.family for row in rows}))
     raise ValueError(f"[save] {family} has no architecture in GGUF; one of {known} is required")
 
 
-def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, Any]:
-    """The keys `<architecture>.*`; ValueError for a setting that GGUF cannot say."""
+def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -> dict[str, Any]:
+    """Keys without the architecture, of a file with these tensors (by Hugging Face's names).
+
+    ValueError for a setting that GGUF cannot say.
+    """
     config = model.config
     require_sayable(row, model)
     values: dict[str, Any] = {}
@@ -99,7 +105,9 @@ def hyperparameters(row: Architecture, model: "Model", tied: bool) -> dict[str, 
         _add_kinds(row, config, values)
     else:
         values.update(_rope(row, config))
-    return {f"{row.name}.{key}": value for key, value in sorted(values.items())}
+    if row.family in STATES:
+        values.update(state_keys(row, config, names, values))
+    return values
 
 
 _HEADS_BY_LAYER = "num_attention_heads_per_layer"
@@ -165,6 +173,8 @@ def require_sayable(row: Architecture, model: "Model") -> None:
 
     for name, wanted in row.fixed.items():
         found = take(config, name)
+        if name == "num_local_experts" or (name == "time_step_min" and 0 <= (found or 0) < 1e-20):
+            continue
         nulled = name.startswith("ffn_config.") and found is None
         if nulled and name.partition(".")[2] not in _section(config, "ffn_config"):
             nulled = False
@@ -189,7 +199,7 @@ def require_sayable(row: Architecture, model: "Model") -> None:
         raise refuse("moe_layer_end_index", last, -1)
     if row.family == "mellum" and len(model.moe_layers) != layers:
         raise refuse("mlp_layer_types", config.get("mlp_layer_types"), "experts in every layer")
-    if row.gating is not None:
+    if row.gating is not None and not row.kinds:
         sparse = model.moe_layers
         if sparse != list(range(layers - len(sparse), layers)):
             raise refuse("layers with experts", sparse, "all after the dense ones")

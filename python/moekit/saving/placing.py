@@ -26,10 +26,14 @@ Outline: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 
 @dataclass(slots=True)
 class Tensor:
-    """A tensor of a file: its shape, and what fills which piece of it."""
+    """A tensor of a file: its shape, and what fills which piece of it.
+
+    With an `order` the file has these of its rows, in this order.
+    """
 
     shape: tuple[int, ...]
     parts: list[tuple[Piece, Placed]] = field(default_factory=list)
+    order: npt.NDArray[np.int64] | None = None
 
     @property
     def format(self) -> str:

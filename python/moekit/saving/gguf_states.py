@@ -1,0 +1,140 @@
+"""What GGUF's hybrids want otherwise than a Hugging Face checkpoint has it: tensors and keys of
+layers that carry states (llama.cpp's converter: conversion/jamba.py, granite.py, nemotron.py,
+qwen.py)."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..checkpoint import Piece
+from ..checkpoint.gguf_architectures import Architecture
+from ..models.reader import Placed
+from .placing import Array, Tensor
+
+#: Families of `gguf_hybrids` that are written; the others are read only.
+STATES = ("jamba", "nemotron_h", "granitemoehybrid", "qwen3_next")
+# In Mamba-2's files rates and skips are columns, and a norm has a row for each group.
+_COLUMNS = ("nemotron_h", "granitemoehybrid")
+
+
+def in_file_form(
+    row: Architecture, tensors: Mapping[str, Tensor], config: Mapping[str, object]
+) -> dict[str, Tensor]:
+    """The tensors of a model in the values and shapes of its GGUF file.
+
+    Those of a model that was read from GGUF are so already.
+    """
+    if row.family not in STATES:
+        return dict(tensors)
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for new, changed in _changed(row, name, tensor, config):
+            out[new] = changed
+    return out
+
+
+def _changed(
+    row: Architecture, name: str, tensor: Tensor, config: Mapping[str, object]
+) -> Iterable[tuple[str, Tensor]]:
+    if name.endswith("linear_attn.in_proj_qkvz.weight"):
+        base = name.removesuffix("qkvz.weight")
+        joint, gates = _rows_apart(tensor.shape[0], config)
+        return [
+            (f"{base}qkv.weight", replace(tensor, order=joint)),
+            (f"{base}z.weight", replace(tensor, order=gates)),
+        ]
+    values = tensor.parts[0][1].weight
+    if not isinstance(values, np.ndarray):
+        return [(name, tensor)]
+    if name.endswith(".A_log"):
+        values = -np.exp(values)
+        name = name.removesuffix("_log")
+    if name.endswith("conv1d.weight") and values.ndim == 3:
+        values = values[:, 0]
+    if row.family in _COLUMNS and name.endswith((".A", ".D")):
+        values = values.reshape(-1, 1)
+    if row.family in _COLUMNS and name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
+        groups = config.get("n_groups") or config.get("mamba_n_groups") or 1
+        assert isinstance(groups, int)
+        values = values.reshape(groups, -1)
+    adds_one = row.family == "qwen3_next" and not config.get("norms_hold_one")
+    if adds_one and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
+        values = values + np.float32(1)
+    return [(name, _plain(name, np.ascontiguousarray(values)))]
+
+
+def _plain(name: str, values: Array) -> Tensor:
+    return Tensor(values.shape, [(Piece(name), Placed(Piece(name), values))])
+
+
+def _rows_apart(rows: int, config: Mapping[str, object]) -> tuple[Array, Array]:
+    """Rows of q, k, v of all heads, and of z: the checkpoint has them by key head."""
+    groups, width = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    assert isinstance(groups, int)
+    assert isinstance(width, int)
+    wide = np.arange(rows).reshape(groups, -1)
+    rest = (wide.shape[1] - 2 * width) // 2
+    *joint, gates = np.split(wide, [width, 2 * width, 2 * width + rest], axis=1)
+    return np.concatenate([part.reshape(-1) for part in joint]), gates.reshape(-1)
+
+
+def state_keys(
+    row: Architecture,
+    config: Mapping[str, object],
+    names: Collection[str],
+    keys: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Keys without the architecture that say what each layer is and how wide its states are.
+
+    ValueError for layers that the architecture's files cannot say.
+    """
+    layers = range(keys["block_count"])
+    found: dict[str, Any] = {}
+
+    def has(n: int, part: str) -> bool:
+        return f"{row.prefix}{n}.{part}" in names
+
+    attends = [has(n, f"{row.layer_names['attn_q']}.weight") for n in layers]
+    if row.family == "qwen3_next":
+        period = attends.index(True) + 1 if any(attends) else len(attends) + 1
+        if attends != [(n + 1) % period == 0 for n in layers]:
+            raise ValueError(
+                f"[save] layer_types: layers of attention are {attends}; GGUF's {row.name} has "
+                "every n-th, which is required"
+            )
+        found["full_attention_interval"] = period
+        found["ssm.inner_size"] = _product(
+            config, "linear_num_value_heads", "linear_value_head_dim"
+        )
+        return found
+    heads = keys["attention.head_count_kv"]
+    found["attention.head_count_kv"] = np.array([heads * a for a in attends], np.int32)
+    if row.family == "nemotron_h":
+        experts = [has(n, f"{row.experts}.up_exps") for n in layers]
+        dense = [has(n, "mixer.up_proj.weight") for n in layers]
+        inner = [
+            keys["expert_feed_forward_length"] if e else keys.get("feed_forward_length", 0) * d
+            for e, d in zip(experts, dense, strict=True)
+        ]
+        found["feed_forward_length"] = np.array(inner, np.int32)
+        found["attention.layer_norm_epsilon"] = keys["attention.layer_norm_rms_epsilon"]
+        found["ssm.inner_size"] = _product(config, "mamba_num_heads", "mamba_head_dim")
+        shared = config.get("n_shared_experts")
+        found["expert_shared_count"] = shared if isinstance(shared, int) else 1
+    else:
+        found["ssm.inner_size"] = _product(config, "mamba_expand", "hidden_size")
+    if row.family == "granitemoehybrid":
+        found["rope.scaling.finetuned"] = config.get("position_embedding_type") == "rope"
+    return found
+
+
+def _product(config: Mapping[str, object], *names: str) -> int:
+    total = 1
+    for name in names:
+        value = config.get(name)
+        if type(value) is not int:
+            raise ValueError(f"[save] {name} is {value!r}; an integer is required")
+        total *= value
+    return total
