@@ -71,6 +71,35 @@ def test_names_in_any_case(name: str) -> None:
     assert plan_model(name).total_params == 671_026_404_352
 
 
+@pytest.mark.parametrize(
+    ("hub", "name"),
+    [
+        ("deepseek-ai/DeepSeek-V2-Chat", "deepseek-v2"),
+        ("deepseek-ai/DeepSeek-V2-Lite-Chat", "deepseek-v2-lite"),
+        ("deepseek-ai/deepseek-moe-16b-chat", "deepseek-moe-16b"),
+        ("deepseek-ai/DeepSeek-V3.1-Terminus", "deepseek-v3"),
+        ("deepseek-ai/DeepSeek-R1-0528", "deepseek-r1"),
+        ("deepseek-ai/DeepSeek-V3.2-Exp", "deepseek-v3.2"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral-8x7b"),
+        ("mistralai/Mixtral-8x22B-Instruct-v0.1", "mixtral-8x22b"),
+        ("meta-llama/Llama-4-Scout-17B-16E-Instruct", "llama-4-scout"),
+        ("meta-llama/Llama-4-Maverick-17B-128E", "llama-4-maverick"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "qwen3-30b-a3b"),
+        ("Qwen/Qwen3-235B-A22B-Thinking-2507", "qwen3-235b-a22b"),
+        ("allenai/OLMoE-1B-7B-0924-Instruct", "olmoe-1b-7b"),
+        ("openai/gpt-oss-120b", "gpt-oss-120b"),
+        ("zai-org/GLM-4.5-Air-Base", "glm-4.5-air"),
+        ("moonshotai/Kimi-K2-Thinking", "kimi-k2"),
+        ("google/switch-c-2048", "switch-c"),
+        ("meta-llama/Meta-Llama-3.1-405B-Instruct", "llama-3.1-405b"),
+        ("meta-llama/Llama-2-70b-chat-hf", "llama-2-70b"),
+        ("deepseek-ai/deepseek-llm-67b-base", "deepseek-67b"),
+    ],
+)
+def test_names_of_the_hub(hub: str, name: str) -> None:
+    assert plan_model(hub).name == catalog()[name]["title"]
+
+
 def test_wrapper_is_unwrapped() -> None:
     config = catalog()["llama-4-scout"]["config"]
     text = {k: v for k, v in config.items() if k != "model_type"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moekit.cli import plan as command
-from moekit.planner import catalog, plan_model
+from moekit.planner import FORMATS, api_prices, catalog, find_machine, plan_model
 
 
 def moekit(*words: str) -> int:
@@ -57,12 +57,85 @@ def test_compare(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["plans"]) == 2
 
 
+def test_compare_shows_speed_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("mixtral-8x7b", "--vs", "llama-2-70b", "--vs", "olmoe", "--machine", "h100-80")
+    assert moekit(*words, "--devices", "4") == 0
+    out = capsys.readouterr().out
+    line = next(text for text in out.splitlines() if text.startswith("decode, h100-80"))
+    machine = find_machine("h100-80").times(4)
+    for name in ("mixtral-8x7b", "llama-2-70b", "olmoe"):
+        rate = plan_model(name, context=4096).tokens_per_second(machine)
+        assert (f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}") + " tok/s on 4" in line
+    assert "a million tokens, h100-80" in out
+
+
+def test_api_prices_by_name_and_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("deepseek-v3", "--format", "fp8", "--machine", "h200", "--batch", "256")
+    assert moekit(*words, "--api-price", "DeepSeek-R1") == 0
+    out = capsys.readouterr().out
+    assert "against $2.19" in out
+    assert api_prices()["deepseek-r1"]["source"] in out
+    assert "tokens a month" in out
+    assert moekit(*words, "--api-price", "2.19", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["machines"]["h200"]
+    share = figures["break_even_utilisation"]
+    assert share == pytest.approx(figures["dollars_per_million_tokens"] / 2.19)
+    own = tmp_path / "prices.toml"
+    own.write_text('[api.mine]\ninput = 1\noutput = 3.5\nsource = "a bill"\n')
+    monkeypatch.setenv("MOEKIT_PRICES", str(own))
+    assert moekit(*words, "--api-price", "mine") == 0
+    assert "a bill" in capsys.readouterr().out
+    for text in ("x", "[api.a]\ninput=1\noutput=2", "[api.a]\ninput='1'", "api=3", "[api.a]\n"):
+        own.write_text(text)
+        assert moekit(*words, "--api-price", "mine") == 2
+        assert str(own) in capsys.readouterr().err
+
+
+def test_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    assert moekit("olmoe", "--format", "all") == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in FORMATS)
+    assert moekit("olmoe", "--format", "all", "--json") == 0
+    figures = json.loads(capsys.readouterr().out)["OLMoE-1B-7B"]
+    assert figures["q4_k"]["weight_bytes"] == plan_model("olmoe", "q4_k").weight_bytes
+
+
+def test_verify_prints_its_arithmetic(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    pytest.importorskip("moekit._core")
+    config = {
+        "model_type": "mixtral",
+        "vocab_size": 64,
+        "hidden_size": 64,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = (str(tmp_path), "--verify", "--threads", "1", "--clock", "cpu", "--prompt", "8")
+    assert moekit(*words, "--format", "int8") == 0
+    out = capsys.readouterr().out
+    for word in ("predicted", "measured", "ratio", "2 of 4 x 64 x 64 int8", "weighted sum", "/s"):
+        assert word in out
+    assert moekit(*words, "--format", "int8", "--json") == 0
+    assert {c["phase"] for c in json.loads(capsys.readouterr().out)["checks"]} == {
+        "decode",
+        "prefill",
+    }
+
+
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert moekit("--list") == 0
     out = capsys.readouterr().out
     assert "deepseek-v3" in out
     assert "a100-80" in out
     assert moekit("--list", "--json") == 0
+    assert "gpt-4-turbo" in out
+    assert "MOEKIT_MACHINES" in out
     assert "mixtral" in json.loads(capsys.readouterr().out)["model_types"]
 
 
@@ -81,6 +154,11 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ["olmoe", "--vs", "nope"],
         ["olmoe", "--machine", "h200", "--utilisation", "0"],
         ["olmoe", "--machine", "h200", "--train", "nan"],
+        ["olmoe", "--machine", "h200", "--api-price", "0"],
+        ["olmoe", "--machine", "h200", "--api-price", "nan"],
+        ["olmoe", "--machine", "h200", "--api-price", "nobody", "--json"],
+        ["olmoe", "--verify", "--prompt", "0"],
+        ["olmoe", "--verify", "--format", "iq1_s"],
     ],
     ids=" ".join,
 )

@@ -110,14 +110,16 @@ def draw_memory(axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machin
     ]
     axis.set_yticklabels(labels)
     axis.invert_yaxis()
-    axis.margins(x=0.09)
-    limit = axis.get_xlim()[1]
+    limit = 1.1 * max(p.at(format=name).weight_bytes for p in plans for name in PLAN_FORMATS) / 1e9
+    axis.set_xlim(0, limit)
     for machine in machines:
         if machine.usable_bytes / 1e9 < limit:
             axis.axvline(machine.usable_bytes / 1e9, color="0.4", linestyle=":", linewidth=1)
     title = "Weights by format: routed experts (blue), the rest (orange)"
     if len(plans) > 1:
-        title += "\nbars in the order of the models"
+        title += "\nbars in the order of the models; dotted: one device"
+    else:
+        title += "\ndotted: one device of each machine"
     _plain(axis, title, "GB", "")
 
 
@@ -126,21 +128,24 @@ def draw_speed(axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machine
     seen: list[list[float]] = []
     for colour, (label, plan, machine) in zip(COLOURS * 4, _series(plans, machines), strict=False):
         placed = machine.times(plan.devices(machine.usable_bytes))
-        rates = [plan.at(batch=b).tokens_per_second(placed) for b in PLAN_BATCHES]
+        batch = plan.roofline(placed).compute_bound_batch
+        if batch is not None and batch > PLAN_BATCHES[-1]:
+            batch = None
+        batches = sorted({*PLAN_BATCHES, batch or 1})
+        rates = [plan.at(batch=b).tokens_per_second(placed) for b in batches]
         count = f" x {placed.devices}" if placed.devices > 1 else ""
         style = "--" if rates in seen else "-"  # equal machines would hide each other
         seen.append(rates)
-        axis.plot(PLAN_BATCHES, rates, style, color=colour, label=f"{label}{count}")
-        batch = plan.roofline(placed).compute_bound_batch
-        if batch is not None and batch <= PLAN_BATCHES[-1]:
-            axis.plot(batch, plan.at(batch=batch).tokens_per_second(placed), "o", color=colour)
+        axis.plot(batches, rates, style, color=colour, label=f"{label}{count}")
+        if batch is not None:
+            axis.plot(batch, rates[batches.index(batch)], "o", color=colour)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.legend(fontsize=8, frameon=False)
     context = f", {plans[0].context:,} tokens of context" if plans[0].context else ""
     _plain(
         axis,
-        f"Decode in {plans[0].format.name}{context} (upper bound)",
+        f"Decode in {plans[0].format.name}{context} (upper bound)\nfrom the dot on compute binds",
         "sequences in the batch",
         "tokens/s, all sequences",
     )
@@ -149,10 +154,14 @@ def draw_speed(axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machine
 def draw_experts(axis: Any, plans: Sequence[ModelPlan]) -> None:
     """Share of a layer's experts that a batch wakes, and the tokens each of them works for."""
     twin = axis.twinx()
-    sparse = [plan for plan in plans if plan.num_experts]
-    for colour, plan in zip(COLOURS, sparse, strict=False):
+    sparse = False
+    for colour, plan in zip(COLOURS * 4, plans, strict=False):
+        if not plan.num_experts:
+            continue
+        sparse = True
         woken = [plan.at(batch=b).expected_distinct_experts for b in PLAN_BATCHES]
-        label = f"{plan.top_k} of {plan.num_experts}: experts read"
+        owner = f"{plan.name or plan.inventory.model_type}, " if len(plans) > 1 else ""
+        label = f"{owner}{plan.top_k} of {plan.num_experts}: experts read"
         axis.plot(
             PLAN_BATCHES, [100 * w / plan.num_experts for w in woken], color=colour, label=label
         )
@@ -169,8 +178,11 @@ def draw_experts(axis: Any, plans: Sequence[ModelPlan]) -> None:
     twin.set_ylabel("tokens for each expert read (dashed)")
     twin.spines["top"].set_visible(False)
     if sparse:
-        axis.legend(fontsize=8, frameon=False, loc="center left")
+        axis.legend(fontsize=8, frameon=False, loc="lower right")
     else:
+        axis.set_yticks([])
+        twin.set_yticks([], minor=False)
+        twin.set_yticks([], minor=True)
         axis.text(0.5, 0.5, "dense: no experts", ha="center", transform=axis.transAxes)
     _plain(
         axis,

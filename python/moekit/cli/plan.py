@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib import resources
 from typing import Any
 
 _EXAMPLES = """\
@@ -13,6 +14,7 @@ examples:
   moekit plan ./my-model --format int4 --machine workstation-64
   moekit plan mixtral-8x7b --vs llama-2-70b --machine h100-80
   moekit plan qwen3-30b-a3b --machine h200 --price 3.59 --utilisation 0.3 --api-price 1.10
+  moekit plan deepseek-v3 --machine h200 --batch 64 --api-price deepseek-v3
   moekit plan deepseek-v3 --train 14.8e12 --machine h800
   moekit plan gpt-oss-20b --json
   moekit plan olmoe --format all
@@ -68,7 +70,11 @@ def add_parser(subparsers: Any) -> None:
     add("--price", type=float, help="dollars an hour and device, instead of the machine's")
     add("--power-price", type=float, default=0.0, help="dollars a kWh on top (0)")
     add("--utilisation", type=float, default=1.0, help="share of the time that is used (1)")
-    add("--api-price", type=float, help="dollars a million tokens to break even with")
+    add(
+        "--api-price",
+        metavar="PRICE",
+        help="dollars a million tokens to break even with, or a name of --list",
+    )
     add("--train", type=float, metavar="TOKENS", help="training compute and cost for that many")
     add("--mfu", type=float, default=0.4, help="share of the peak reached in training (0.4)")
     add("--plot", metavar="OUT.png", help="draw memory, speed, experts and cost")
@@ -165,6 +171,9 @@ def _cost_options(args: argparse.Namespace) -> dict[str, Any]:
 def _as_json(args: argparse.Namespace, plans: list[Any], machines: list[Any]) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from moekit import planner
+
+    api = None if args.api_price is None else planner.find_api_price(args.api_price)
     out = []
     for plan in plans:
         figures = plan.to_dict()
@@ -176,6 +185,11 @@ def _as_json(args: argparse.Namespace, plans: list[Any], machines: list[Any]) ->
                 **asdict(plan.roofline(placed)),
                 "dollars_per_million_tokens": plan.cost(placed, **_cost_options(args)).dollars,
             }
+            if api is not None:
+                full = plan.cost(placed, **{**_cost_options(args), "utilisation": 1.0}).dollars
+                figures["machines"][machine.name]["break_even_utilisation"] = (
+                    planner.break_even_utilisation(full, api.output)
+                )
             if args.train is not None:
                 cost = plan.training(
                     args.train, machine, utilisation=args.mfu, price_per_hour=args.price
@@ -197,12 +211,16 @@ def _console() -> Any:
 def _print(
     args: argparse.Namespace, plans: list[Any], machines: list[Any], *, detailed: bool
 ) -> None:
+    from moekit import planner
     from moekit.planner import report
 
     console = _console()
+    api = None if args.api_price is None else planner.find_api_price(args.api_price)
     plan = plans[0]
     if len(plans) > 1:
-        report.show(console, [report.compare_table(plans, machines)])
+        report.show(
+            console, [report.compare_table(plans, machines, _cost_options(args), args.devices)]
+        )
         return
     parts: list[Any] = [
         report.headline(plan),
@@ -214,7 +232,7 @@ def _print(
     if detailed:
         machine = _placed(plan, machines[0], args.devices)
         parts.append(report.work_lines(plan, machine, plan.roofline(machine)))
-        parts.append(report.cost_lines(plan, machine, _cost_options(args), args.api_price))
+        parts.append(report.cost_lines(plan, machine, _cost_options(args), api))
     if args.train is not None:
         for machine in machines:
             if "bf16" in machine.peak:
@@ -287,6 +305,7 @@ def _list(as_json: bool) -> int:
         listed = {
             "models": {name: entry["title"] for name, entry in models.items()},
             "machines": {name: machine.to_dict() for name, machine in machines.items()},
+            "prices": planner.api_prices(),
             "model_types": planner.known_types(),
         }
         print(json.dumps(listed, indent=2))
@@ -296,4 +315,15 @@ def _list(as_json: bool) -> int:
     print()
     for name, machine in machines.items():
         print(f"{name:22}{machine.title}")
+    print(f"{'this':22}this machine, measured")
+    print()
+    for name, price in planner.api_prices().items():
+        dates = f"{price.get('since', '')} to {price.get('until', 'now')}"
+        print(
+            f"{name:22}${price['input']:g} in, ${price['output']:g} out a million tokens; {dates}"
+        )
+    print()
+    for name, variable in (("machines.toml", "MOEKIT_MACHINES"), ("prices.toml", "MOEKIT_PRICES")):
+        path = resources.files("moekit.planner").joinpath("data", name)
+        print(f"{path}: {variable} names a copy of yours")
     return 0

@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from .cost import (
+    ApiPrice,
     Cost,
     api_prices,
     break_even_tokens,
     break_even_utilisation,
     cost_per_million,
+    find_api_price,
     monthly_saving,
     training_cost,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "CACHE_BITS",
     "COMPONENTS",
     "FORMATS",
+    "ApiPrice",
     "Cost",
     "Format",
     "Machine",
@@ -48,6 +51,7 @@ __all__ = [
     "catalog",
     "cost_per_million",
     "distinct_experts",
+    "find_api_price",
     "find_format",
     "find_machine",
     "known_types",

@@ -6,14 +6,16 @@ one. All amounts are US dollars.
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .fields import check_number
+from .fields import check_number, short
 
 if TYPE_CHECKING:
     from .machines import Machine
@@ -103,12 +105,73 @@ def training_cost(
     return Cost(hours * price, "training", hours, price, {"flops": flops, "utilisation": busy})
 
 
+@dataclass(frozen=True)
+class ApiPrice:
+    """Dollars a million tokens of an API, or a price given by number."""
+
+    input: float
+    output: float
+    name: str = ""
+    since: str = ""
+    source: str = ""
+
+
 @cache
-def _prices() -> dict[str, Any]:
+def _presets() -> Mapping[str, Any]:
     text = resources.files(__package__).joinpath("data/prices.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)
+    return _parse(text, "data/prices.toml")
+
+
+def _parse(text: str, where: str) -> Mapping[str, Any]:
+    try:
+        tables = tomllib.loads(text).get("api", {})
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"[prices] {where} is no TOML: {error}") from None
+    if not isinstance(tables, Mapping) or not all(isinstance(t, Mapping) for t in tables.values()):
+        raise ValueError(f"[prices] {where} holds no [api.NAME] tables")
+    for name, entry in tables.items():
+        for key in ("input", "output"):
+            check_number(f"{name}.{key} of {where}", entry.get(key), above=-1e-12)
+        if not entry.get("source"):
+            raise ValueError(f"[prices] {name} of {where} has no source; a price needs one")
+    return tables
 
 
 def api_prices() -> dict[str, dict[str, Any]]:
-    """Published API prices by name: dollars a million input and output tokens, date, source."""
-    return {name: dict(entry) for name, entry in _prices()["api"].items()}
+    """Published API prices by name: dollars a million input and output tokens, date, source.
+
+    A file of the same shape, named by the environment variable MOEKIT_PRICES, adds to them or
+    overrides them. Raises ValueError naming what the file has wrong.
+    """
+    known = {name: dict(entry) for name, entry in _presets().items()}
+    extra = os.environ.get("MOEKIT_PRICES")
+    if extra:
+        try:
+            text = Path(extra).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"[prices] {extra} cannot be read: {error}") from None
+        known.update({name: dict(entry) for name, entry in _parse(text, extra).items()})
+    return known
+
+
+def find_api_price(price: float | str) -> ApiPrice:
+    """A price by its name in `api_prices`, or a number of dollars a million tokens."""
+    try:
+        number = float(price)
+    except (TypeError, ValueError):
+        known = api_prices()
+        if not isinstance(price, str) or price.strip().lower() not in known:
+            raise ValueError(
+                f"[prices] api_price is {short(price)}; a number of dollars or one of "
+                f"{', '.join(known)} is required"
+            ) from None
+        entry = known[price.strip().lower()]
+        return ApiPrice(
+            float(entry["input"]),
+            float(entry["output"]),
+            price.strip().lower(),
+            str(entry.get("since", "")),
+            str(entry["source"]),
+        )
+    check_number("api_price", number)
+    return ApiPrice(number, number)

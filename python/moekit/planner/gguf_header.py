@@ -66,9 +66,11 @@ def config_from_metadata(
     """
     arch = metadata.get("general.architecture")
     if not isinstance(arch, str) or arch not in _ARCHITECTURES:
+        from moekit.checkpoint.gguf_config import gguf_architecture_names
+
+        known = sorted({*_ARCHITECTURES, *gguf_architecture_names()})
         raise ValueError(
-            f"[plan_model] general.architecture is {short(arch)}; "
-            f"known are {', '.join(_ARCHITECTURES)}"
+            f"[plan_model] general.architecture is {short(arch)}; known are {', '.join(known)}"
         )
     config: dict[str, Any] = {"model_type": _ARCHITECTURES[arch]}
     for key, name in _KEYS.items():

@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .fields import check_number
+from .cost import ApiPrice, break_even_tokens, break_even_utilisation
 from .formats import FORMATS, cache_bits
 from .machines import Machine
 from .plan import ModelPlan
@@ -284,7 +284,7 @@ def work_lines(plan: ModelPlan, machine: Machine, bound: Roofline) -> Text:
 
 
 def cost_lines(
-    plan: ModelPlan, machine: Machine, options: dict[str, Any], api_price: float | None
+    plan: ModelPlan, machine: Machine, options: dict[str, Any], api: ApiPrice | None
 ) -> Text:
     """Dollars for a million tokens and the break-even against an API."""
     full = plan.cost(machine, **{**options, "utilisation": 1.0})
@@ -298,10 +298,19 @@ def cost_lines(
         f" = {money(full.dollars)} when always busy, {money(real.dollars)} at {busy:.0%}",
         style="default",
     )
-    if api_price is not None:
-        share = full.dollars / check_number("api_price", api_price)
-        verdict = f"{share:.0%} busy" if share <= 1 else "never: the API is cheaper"
-        text.append(f"\nagainst ${api_price:g}      break-even {verdict}", style="default")
+    if api is not None:
+        share = break_even_utilisation(full.dollars, api.output)
+        if share <= 1:
+            tokens = break_even_tokens(full.dollars_per_hour, api.output)
+            verdict = f"{share:.1%} busy, {billions(tokens)} tokens a month"
+        else:
+            verdict = "never: the API is cheaper"
+        text.append(f"\nagainst ${api.output:g}      break-even {verdict}", style="default")
+        if api.source:
+            since = f", since {api.since}" if api.since else ""
+            text.append(f"\n{api.name}: {api.source}{since}", style="dim")
+    if machine.source:
+        text.append(f"\n{machine.name}: {machine.source}", style="dim")
     return text
 
 
@@ -320,7 +329,12 @@ def training_line(
     return text
 
 
-def compare_table(plans: Sequence[ModelPlan], machines: Sequence[Machine]) -> Table:
+def compare_table(
+    plans: Sequence[ModelPlan],
+    machines: Sequence[Machine],
+    options: dict[str, Any],
+    devices: int | None = None,
+) -> Table:
     """Plans side by side, one figure a row."""
     table = empty_table("", *[p.name or p.inventory.model_type for p in plans], title="\nCompared")
     rows: list[tuple[str, Any]] = [
@@ -338,12 +352,18 @@ def compare_table(plans: Sequence[ModelPlan], machines: Sequence[Machine]) -> Ta
     for name, figure in rows:
         table.add_row(name, *[figure(p) for p in plans])
     for machine in machines:
-        cells = []
+        decode, prefill, cost = [], [], []
         for plan in plans:
-            count = plan.devices(machine.usable_bytes)
-            bound = plan.roofline(machine.times(count))
-            cells.append(f"{rate(bound.decode)} tok/s on {count}")
-        table.add_row(f"decode, {machine.name}", *cells)
+            count = devices or plan.devices(machine.usable_bytes)
+            placed = machine.times(count)
+            bound = plan.roofline(placed)
+            decode.append(f"{rate(bound.decode)} tok/s on {count}")
+            prefill.append(f"{rate(bound.prefill)} tok/s")
+            cost.append(money(plan.cost(placed, **options).dollars))
+        table.add_row(f"decode, {machine.name}", *decode)
+        table.add_row(f"prefill, {machine.name}", *prefill)
+        if any(text != money(0.0) for text in cost):
+            table.add_row(f"a million tokens, {machine.name}", *cost)
     return table
 
 

@@ -55,6 +55,13 @@ def _key(name: str) -> str:
     return "".join(c for c in bare if c.isalnum() or c == ".").replace(".", "")
 
 
+def _bare(key: str) -> str:
+    """A name without what a release calls its further training: the shape is the same."""
+    for ending in ("hf", "instruct", "base", "chat", "thinking"):
+        key = key.removesuffix(ending)
+    return key
+
+
 def resolve(model: object) -> Source:
     """The configuration that `model` means; a ValueError says what was looked for."""
     if isinstance(model, Mapping):
@@ -71,9 +78,7 @@ def resolve(model: object) -> Source:
         return _from_path(path)
     if _key(model) == "demo":  # the model inside the package
         return _from_path(Path(str(resources.files("moekit").joinpath("demo"))))
-    found = _names().get(_key(model))
-    if found is None and _key(model).endswith(("instruct", "base", "chat")):
-        found = _names().get(_key(model).removesuffix("instruct").removesuffix("base"))
+    found = _names().get(_key(model)) or _names().get(_bare(_key(model)))
     if found is not None:
         entry = catalog()[found]
         return Source(entry["config"], entry["title"], entry["source"], entry["published"])
