@@ -17,8 +17,10 @@ from ..checkpoint.gguf_config import (
     yarn_attention_factor,
 )
 from ..checkpoint.gguf_hybrids import HYBRIDS
+from ..config import Config
 from ..gguf_splitting import name_of
 from ..gguf_tokenizer import WHOLE
+from ..models.kimi_linear import standard_fields
 from ..tokenizer import Tokenizer
 from .gguf_states import STATES, state_keys
 
@@ -61,7 +63,9 @@ def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -
 
     ValueError for a setting that GGUF cannot say.
     """
-    config = model.config
+    config: Mapping[str, object] = model.config
+    if row.family == "kimi_linear":
+        config = standard_fields(Config(config))
     require_sayable(row, model)
     values: dict[str, Any] = {}
     for name, key in row.all_fields:

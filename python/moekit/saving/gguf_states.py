@@ -2,6 +2,7 @@
 layers that carry states (llama.cpp's converter: conversion/jamba.py, granite.py, nemotron.py,
 qwen.py)."""
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,10 @@ from ..models.reader import Placed
 from .placing import Array, Tensor
 
 #: Families of `gguf_hybrids` that are written; the others are read only.
-STATES = ("jamba", "nemotron_h", "granitemoehybrid", "qwen3_next")
+STATES = ("jamba", "nemotron_h", "granitemoehybrid", "qwen3_next", "kimi_linear")
+_DENSE = re.compile(r"block_sparse_moe\.(gate|up|down)_proj\.")
+# By which tensor a layer of attention is told, where it is not its queries'.
+_ATTENDS = {"kimi_linear": "attn_kv_a_mqa"}
 # In Mamba-2's files rates and skips are columns, and a norm has a row for each group.
 _COLUMNS = ("nemotron_h", "granitemoehybrid")
 
@@ -29,7 +33,10 @@ def in_file_form(
     if row.family not in STATES:
         return dict(tensors)
     out: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    for stored, tensor in tensors.items():
+        name = stored
+        if row.family == "kimi_linear":  # transformers' name of dense layers
+            name = _DENSE.sub(r"mlp.\1_proj.", stored)
         for new, changed in _changed(row, name, tensor, config):
             out[new] = changed
     return out
@@ -52,7 +59,7 @@ def _changed(
         values = -np.exp(values)
         name = name.removesuffix("_log")
     if name.endswith("conv1d.weight") and values.ndim == 3:
-        values = values[:, 0]
+        values = values[:, 0] if row.family != "kimi_linear" else values[None]
     if row.family in _COLUMNS and name.endswith((".A", ".D")):
         values = values.reshape(-1, 1)
     if row.family in _COLUMNS and name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
@@ -96,7 +103,9 @@ def state_keys(
     def has(n: int, part: str) -> bool:
         return f"{row.prefix}{n}.{part}" in names
 
-    attends = [has(n, f"{row.layer_names['attn_q']}.weight") for n in layers]
+    attends = [
+        has(n, f"{row.layer_names[_ATTENDS.get(row.family, 'attn_q')]}.weight") for n in layers
+    ]
     if row.family == "qwen3_next":
         period = attends.index(True) + 1 if any(attends) else len(attends) + 1
         if attends != [(n + 1) % period == 0 for n in layers]:
@@ -109,6 +118,17 @@ def state_keys(
             config, "linear_num_value_heads", "linear_value_head_dim"
         )
         return found
+    if row.family == "kimi_linear":
+        section: Any = config.get("linear_attn_config") or {}
+        found["kda.head_dim"] = section.get("head_dim") or config.get("linear_head_dim") or 128
+        taps = section.get("short_conv_kernel_size") or config.get("linear_conv_kernel_dim") or 4
+        found["ssm.conv_kernel"] = taps
+        heads = section.get("num_heads") or config.get("linear_num_heads") or 32
+        if heads != keys["attention.head_count"]:
+            raise ValueError(
+                f"[save] linear_num_heads is {heads!r}; GGUF's {row.name} has as many as heads of "
+                "attention, which is required"
+            )
     heads = keys["attention.head_count_kv"]
     found["attention.head_count_kv"] = np.array([heads * a for a in attends], np.int32)
     if row.family == "nemotron_h":
@@ -123,7 +143,7 @@ def state_keys(
         found["ssm.inner_size"] = _product(config, "mamba_num_heads", "mamba_head_dim")
         shared = config.get("n_shared_experts")
         found["expert_shared_count"] = shared if isinstance(shared, int) else 1
-    else:
+    elif row.family != "kimi_linear":
         found["ssm.inner_size"] = _product(config, "mamba_expand", "hidden_size")
     if row.family == "granitemoehybrid":
         found["rope.scaling.finetuned"] = config.get("position_embedding_type") == "rope"
