@@ -194,3 +194,43 @@ def test_files_that_contradict_themselves(
     bad = rewrite(tmp_path / "x.gguf", tmp_path / "bad.gguf", **changes)
     with pytest.raises(mk.FileError, match=named):
         mk.load(bad)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "glm4_moe"])
+@pytest.mark.parametrize("kind", ["F32", "Q8_0"])
+def test_gate_and_up_may_be_one_bank(
+    checkpoint_maker: Any, tmp_path: Path, family: str, kind: str
+) -> None:
+    _, source = checkpoint_maker(family, 2, hidden_size=96, **CHANGES.get(family, {}))
+    gguf_converter.convert(
+        source,
+        tmp_path / "x.gguf",
+        quantise=lambda _, value: Q.F32 if value.shape[-1] % 32 else Q[kind],
+    )
+    specs, arrays = {}, {}
+    with mk.checkpoint.open(tmp_path / "x.gguf") as file:
+        for name in file:
+            if "ffn_up_exps" in name:
+                continue
+            parts = [name]
+            if "ffn_gate_exps" in name:
+                parts.append(name.replace("ffn_gate", "ffn_up"))
+            info = file.info(name)
+            packed = info.dtype not in ("F32", "F16", "BF16")
+            values = [file.blocks(part) if packed else file[part] for part in parts]
+            values = [v.reshape(*info.shape[:-1], -1) if packed else v for v in values]
+            new = name.replace("ffn_gate_exps", "ffn_gate_up_exps")
+            arrays[new] = np.concatenate(values, axis=-2) if len(parts) > 1 else values[0]
+            shape = list(info.shape)
+            if len(parts) > 1:
+                shape[1] *= 2
+            specs[new] = (info.dtype, shape)
+        metadata = dict(file.metadata)
+    mk.checkpoint.write_gguf(tmp_path / "y.gguf", metadata, specs, arrays.items())
+    wanted, found = mk.load(tmp_path / "x.gguf"), mk.load(tmp_path / "y.gguf")
+    assert found.forward(IDS).tobytes() == wanted.forward(IDS).tobytes()
+    # Written again the two are apart, as every reader knows them.
+    found.save(tmp_path / "z.gguf")
+    with mk.checkpoint.open(tmp_path / "z.gguf") as file:
+        assert any("ffn_up_exps" in name for name in file)
+    assert mk.load(tmp_path / "z.gguf").forward(IDS).tobytes() == wanted.forward(IDS).tobytes()

@@ -155,7 +155,7 @@ class Architecture:
         """GGUF's names in a block, banks of experts included."""
         banks = {
             f"ffn_{role}_exps.{end}": f"{self.experts}.{role}_exps{tail}"
-            for role in ("gate", "up", "down")
+            for role in ("gate", "up", "down", "gate_up")
             for end, tail in (("weight", ""), ("bias", "_bias"))
         }
         return {**banks, **_LAYER, **self.names}

@@ -65,6 +65,8 @@ def expert_pieces(
     if parts[0] is None:
         del shapes["gate"]
         parts = parts[1:]
+    if f"{name}.gate_up_exps" in reader:  # newer GGUF files: gate's rows, then up's
+        return _fused_banks(reader, name, count, inner, hidden)
     if f"{name}.up_exps" in reader:  # GGUF keeps a bank of each
         names = {role: f"{name}.{role}_exps" for role in shapes}
         for role, shape in shapes.items():
@@ -92,6 +94,19 @@ def expert_pieces(
         ]
         for role, part in zip(shapes, parts, strict=True)
     }
+
+
+def _fused_banks(reader: "Reader", name: str, count: int, inner: int, hidden: int) -> Pieces:
+    both, down = (count, 2 * inner, hidden), (count, hidden, inner)
+    halves = {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}
+    pieces: Pieces = {
+        role: [
+            reader.piece(f"{name}.gate_up_exps", both, expert=e, rows=half) for e in range(count)
+        ]
+        for role, half in halves.items()
+    }
+    pieces["down"] = [reader.piece(f"{name}.down_exps", down, expert=e) for e in range(count)]
+    return pieces
 
 
 def fused_pieces(

@@ -90,6 +90,13 @@ class _Plan:
         storage = QUANTISED.get(self.tensor.format.upper())
         if storage is None or len(self.tensor.shape) < 2 or self.tensor.shape[-1] % storage.block:
             return False
+        columns = self.tensor.columns
+        if columns is not None:  # blocks move as they are, where they move whole
+            runs = columns.reshape(-1, storage.block)
+            if (runs != runs[:, :1] + np.arange(storage.block)).any() or (
+                runs[:, 0] % storage.block
+            ).any():
+                return False
         whole = all(
             piece.cols == slice(None) and not piece.transposed for piece, _ in self.tensor.parts
         )
@@ -116,6 +123,8 @@ class _Plan:
                     "[save] a weight does not fit float16; load with format='bf16' to write it"
                 )
             values = values if self.order is None else values[self.order]
+            if self.tensor.columns is not None:
+                values = values[:, self.tensor.columns]
             return values.reshape(self.shape)
         storage = QUANTISED[self.type]
         row_bytes = self.shape[-1] // storage.block * storage.block_bytes
@@ -127,6 +136,10 @@ class _Plan:
                 raise ValueError(f"[save] {piece.name}: blocks of {self.type} cannot be written")
             target = out if piece.expert is None else out[piece.expert]
             target[piece.rows] = found
+        if self.tensor.columns is not None:
+            places = self.tensor.columns[:: storage.block] // storage.block
+            apart = out.reshape(*out.shape[:-1], -1, storage.block_bytes)[..., places, :]
+            out = np.ascontiguousarray(apart).reshape(out.shape)
         return out if self.order is None else np.ascontiguousarray(out[self.order])
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..checkpoint import Piece
 from ..checkpoint.gguf_architectures import Architecture
@@ -15,7 +16,15 @@ from ..models.reader import Placed
 from .placing import Array, Tensor
 
 #: Families of `gguf_hybrids` that are written; the others are read only.
-STATES = ("jamba", "nemotron_h", "granitemoehybrid", "qwen3_next", "kimi_linear")
+STATES = (
+    "jamba",
+    "nemotron_h",
+    "granitemoehybrid",
+    "qwen3_next",
+    "qwen3_5_moe_text",
+    "kimi_linear",
+)
+_QWEN = ("qwen3_next", "qwen3_5_moe_text")
 _DENSE = re.compile(r"block_sparse_moe\.(gate|up|down)_proj\.")
 # By which tensor a layer of attention is told, where it is not its queries'.
 _ATTENDS = {"kimi_linear": "attn_kv_a_mqa"}
@@ -53,8 +62,16 @@ def _changed(
             (f"{base}z.weight", replace(tensor, order=gates)),
         ]
     values = tensor.parts[0][1].weight
+    order = None
+    if row.family == "qwen3_5_moe_text" and ".linear_attn." in name:
+        order = _tiled(name, tensor.shape, config)
     if not isinstance(values, np.ndarray):
-        return [(name, tensor)]
+        if order is None:
+            return [(name, tensor)]
+        if name.endswith("out_proj.weight"):
+            return [(name, replace(tensor, columns=order))]
+        return [(name, replace(tensor, order=order))]
+    values = values if order is None else values[order]
     if name.endswith(".A_log"):
         values = -np.exp(values)
         name = name.removesuffix("_log")
@@ -66,7 +83,7 @@ def _changed(
         groups = config.get("n_groups") or config.get("mamba_n_groups") or 1
         assert isinstance(groups, int)
         values = values.reshape(groups, -1)
-    adds_one = row.family == "qwen3_next" and not config.get("norms_hold_one")
+    adds_one = row.family in _QWEN and not config.get("norms_hold_one")
     if adds_one and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
         values = values + np.float32(1)
     return [(name, _plain(name, np.ascontiguousarray(values)))]
@@ -85,6 +102,29 @@ def _rows_apart(rows: int, config: Mapping[str, object]) -> tuple[Array, Array]:
     rest = (wide.shape[1] - 2 * width) // 2
     *joint, gates = np.split(wide, [width, 2 * width, 2 * width + rest], axis=1)
     return np.concatenate([part.reshape(-1) for part in joint]), gates.reshape(-1)
+
+
+def _tiled(
+    name: str, shape: tuple[int, ...], config: Mapping[str, object]
+) -> npt.NDArray[np.int64] | None:
+    """Rows (of `out_proj` columns) with value heads of one key head apart, as ggml repeats keys;
+    None where nothing changes. A model that was read from GGUF has them so."""
+    keys, heads = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    width = config["linear_key_head_dim"]
+    assert isinstance(keys, int)
+    assert isinstance(heads, int)
+    assert isinstance(width, int)
+    if (
+        config.get("linear_heads_tiled")
+        or heads == keys
+        or name.endswith("linear_attn.norm.weight")
+    ):
+        return None
+    joint = name.endswith(("in_proj_qkv.weight", "conv1d.weight"))
+    skipped = 2 * keys * width if joint else 0
+    rest = shape[1 if name.endswith("out_proj.weight") else 0] - skipped
+    values = np.arange(rest).reshape(keys, heads // keys, rest // heads).swapaxes(0, 1)
+    return np.concatenate([np.arange(skipped), skipped + values.reshape(-1)])
 
 
 def state_keys(
@@ -106,7 +146,7 @@ def state_keys(
     attends = [
         has(n, f"{row.layer_names[_ATTENDS.get(row.family, 'attn_q')]}.weight") for n in layers
     ]
-    if row.family == "qwen3_next":
+    if row.family in _QWEN:
         period = attends.index(True) + 1 if any(attends) else len(attends) + 1
         if attends != [(n + 1) % period == 0 for n in layers]:
             raise ValueError(
@@ -117,6 +157,10 @@ def state_keys(
         found["ssm.inner_size"] = _product(
             config, "linear_num_value_heads", "linear_value_head_dim"
         )
+        if row.family == "qwen3_5_moe_text":
+            # Text alone has one position, so it does not matter which pairs are whose.
+            third = keys["rope.dimension_count"] // 6
+            found["rope.dimension_sections"] = np.array([third, third, third, 0], np.int32)
         return found
     if row.family == "kimi_linear":
         section: Any = config.get("linear_attn_config") or {}

@@ -28,12 +28,13 @@ Outline: TypeAlias = Mapping[str, tuple[str, tuple[int, ...]]]
 class Tensor:
     """A tensor of a file: its shape, and what fills which piece of it.
 
-    With an `order` the file has these of its rows, in this order.
+    With an `order` the file has these of its rows, in this order, with `columns` its columns so.
     """
 
     shape: tuple[int, ...]
     parts: list[tuple[Piece, Placed]] = field(default_factory=list)
     order: npt.NDArray[np.int64] | None = None
+    columns: npt.NDArray[np.int64] | None = None
 
     @property
     def format(self) -> str:
