@@ -30,7 +30,16 @@ _MODULES = (grouped_families, latent_families, recurrent_families)
 EVERY = sorted({*checkpoints.FAMILIES, *(family for m in _MODULES for family in m.FIELDS)})
 # The converter of the tests does not write these; llama.cpp says whether the files are right.
 _WRITTEN = (
-    *("afmoe", "deepseek_v32", "exaone_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "laguna"),
+    *(
+        "afmoe",
+        "cohere2_moe",
+        "deepseek_v32",
+        "exaone_moe",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "hy_v3",
+        "laguna",
+    ),
     *("lfm2_moe", "mellum", "mimo_v2_flash", "mistral4", "solar_open"),
 )
 BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
@@ -42,6 +51,7 @@ GGML_FILES = (
 CHANGES = {
     **test_models_gguf.CHANGES,
     "afmoe": {"mup_enabled": True, "global_attn_every_n_layers": 4},
+    "cohere2_moe": {"expert_selection_fn": "sigmoid"},
     # llama.cpp's rotation of the indexer needs multiples of 64.
     "deepseek_v32": {"index_head_dim": 64},
     "glm_moe_dsa": {"index_head_dim": 64, "indexer_types": ["full", "shared", "full"]},

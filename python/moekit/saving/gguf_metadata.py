@@ -101,6 +101,9 @@ def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -
     if row.windows == "pattern" and isinstance(types, list):
         windowed = [kind == "sliding_attention" for kind in types]
         values["attention.sliding_window_pattern"] = np.array(windowed, np.bool_)
+    if row.family == "cohere2_moe":  # one of the two says which norm it is
+        rms = config.get("rms_norm_eps") is not None
+        del values["attention.layer_norm" + ("" if rms else "_rms") + "_epsilon"]
     if row.family == "glm_moe_dsa":
         parts = [getattr(layer, "attention", None) for layer in model.layers]
         own = [getattr(part, "indexer", None) is not None for part in parts]
@@ -201,6 +204,8 @@ def require_sayable(row: Architecture, model: "Model") -> None:
     last = config.get("moe_layer_end_index")
     if last not in (None, -1, layers - 1):
         raise refuse("moe_layer_end_index", last, -1)
+    if row.family == "cohere2_moe" and config.get("expert_selection_fn") != "sigmoid":
+        raise refuse("expert_selection_fn", config.get("expert_selection_fn"), "sigmoid")
     if row.family == "mellum" and len(model.moe_layers) != layers:
         raise refuse("mlp_layer_types", config.get("mlp_layer_types"), "experts in every layer")
     if row.gating is not None and not row.kinds:
@@ -221,6 +226,8 @@ _DEFAULTS: dict[str, object] = {
     "first_k_dense_replace": 0,
     "n_shared_experts": None,
     "routed_scaling_factor": 1.0,
+    "logit_scale": 0.0625,
+    "layer_norm_eps": 1e-5,
 }
 
 
@@ -263,9 +270,9 @@ def _heads(
     }
     # How wide the shared expert is where the architecture does not take its count for it.
     inner = values.get("expert_feed_forward_length", 0)
-    if row.name in ("ernie4_5-moe", "hy_v3"):
+    if row.name in ("ernie4_5-moe", "hy_v3", "cohere2moe"):
         inner *= values.get("expert_shared_count", 0)
-    if row.name in ("ernie4_5-moe", "hunyuan-moe", "hy_v3"):
+    if row.name in ("ernie4_5-moe", "hunyuan-moe", "hy_v3", "cohere2moe"):
         found["expert_shared_feed_forward_length"] = inner
     return found
 
