@@ -33,12 +33,18 @@ def show(console: Console, found: Verification) -> None:
     console.print(head)
     for check in found.checks:
         console.print(_terms(check, 1 if check.phase == "decode" else found.prompt))
-    console.print(_comparison([found]))
+    show_all(console, [found])
 
 
 def show_all(console: Console, found: Sequence[Verification]) -> None:
-    """Several formats: the comparison only."""
+    """Several formats: the comparison, and whether the machine was free for it."""
     console.print(_comparison(found))
+    if any(check.disturbed for one in found for check in one.checks):
+        console.print(
+            "Whole steps ran at less than half of their best: other programs share the processors, "
+            "and a ratio may be theirs.\nOMP_WAIT_POLICY=passive lets threads sleep instead of "
+            "turning, or --threads 1 --clock cpu leaves the others' time out."
+        )
 
 
 def _terms(check: Check, tokens: int) -> Table:

@@ -47,6 +47,11 @@ class Check:
         """Measured over predicted: 1 is a prediction that held."""
         return self.measured / self.predicted
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether most steps ran far from their best: the machine was doing other things."""
+        return self.as_run < 0.5 * self.measured
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -72,7 +77,8 @@ class Verification:
         for check in self.checks:
             line = {k: getattr(check, k) for k in ("phase", "format", "predicted", "measured")}
             line |= {"ratio": check.ratio, "as_run": check.as_run, "limit": check.limit}
-            line |= {"bound": check.bound, "terms": [term.to_dict() for term in check.terms]}
+            line |= {"bound": check.bound, "disturbed": check.disturbed}
+            line["terms"] = [term.to_dict() for term in check.terms]
             figures["checks"].append(line)
         return figures
 
