@@ -93,6 +93,21 @@ def test_api_prices_by_name_and_source(
         assert str(own) in capsys.readouterr().err
 
 
+def test_a_given_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("glm-4.5-air", "--format", "int4", "--kv-format", "int8", "--memory", "64")
+    plan = plan_model("glm-4.5-air", "int4", context=4096, kv_format="int8")
+    placed = plan.placement(64e9)
+    assert placed.max_context == plan.max_context(64e9 * placed.devices)
+    assert moekit(*words) == 0
+    out = capsys.readouterr().out
+    assert f"in {placed.devices} x 64.00 GB" in out
+    assert f"one sequence of {placed.max_context:,} tokens, or {placed.max_batch:,} of 4,096" in out
+    assert moekit(*words, "--devices", "1", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["placement"]["devices"] == 1
+    assert moekit("deepseek-v3", "--memory", "80", "--devices", "1") == 0
+    assert "short" in capsys.readouterr().out
+
+
 def test_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert moekit("olmoe", "--format", "all") == 0
     out = capsys.readouterr().out
@@ -157,6 +172,8 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ["olmoe", "--machine", "h200", "--api-price", "0"],
         ["olmoe", "--machine", "h200", "--api-price", "nan"],
         ["olmoe", "--machine", "h200", "--api-price", "nobody", "--json"],
+        ["olmoe", "--memory", "nan"],
+        ["olmoe", "--memory", "-1", "--json"],
         ["olmoe", "--verify", "--prompt", "0"],
         ["olmoe", "--verify", "--format", "iq1_s"],
     ],

@@ -17,6 +17,7 @@ examples:
   moekit plan deepseek-v3 --machine h200 --batch 64 --api-price deepseek-v3
   moekit plan deepseek-v3 --train 14.8e12 --machine h800
   moekit plan gpt-oss-20b --json
+  moekit plan glm-4.5-air --format int4 --kv-format int8 --memory 64
   moekit plan olmoe --format all
   moekit plan qwen3-30b-a3b --format int8 --verify
   moekit plan demo --format all --verify --threads 1 --clock cpu
@@ -66,6 +67,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="M",
         help="a machine of --list; with one, its step is shown term by term",
     )
+    add("--memory", type=float, metavar="GB", help="devices, context and batch in so much memory")
     add("--devices", type=int, help="devices of the machine (as many as the model needs)")
     add("--price", type=float, help="dollars an hour and device, instead of the machine's")
     add("--power-price", type=float, default=0.0, help="dollars a kWh on top (0)")
@@ -155,6 +157,16 @@ def _recipe(pairs: list[str]) -> dict[str, str]:
     return recipe
 
 
+def _placement(plan: Any, args: argparse.Namespace) -> Any:
+    """What --memory holds, or None."""
+    from moekit.planner.fields import check_number
+
+    if args.memory is None:
+        return None
+    size = check_number("--memory", args.memory, most=1e9) * 1e9
+    return plan.placement(size, args.devices)
+
+
 def _placed(plan: Any, machine: Any, devices: int | None) -> Any:
     """The machine with as many devices as asked for, else as the model needs."""
     return machine if devices else machine.times(plan.devices(machine.usable_bytes))
@@ -177,6 +189,9 @@ def _as_json(args: argparse.Namespace, plans: list[Any], machines: list[Any]) ->
     out = []
     for plan in plans:
         figures = plan.to_dict()
+        placement = _placement(plan, args)
+        if placement is not None:
+            figures["placement"] = asdict(placement)
         figures["machines"] = {}
         for machine in machines:
             placed = _placed(plan, machine, args.devices)
@@ -226,7 +241,7 @@ def _print(
         report.headline(plan),
         report.component_table(plan),
         report.arithmetic_table(plan),
-        report.memory_table(plan),
+        report.memory_table(plan, _placement(plan, args)),
         report.machine_table(plan, machines, args.devices),
     ]
     if detailed:

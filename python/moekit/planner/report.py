@@ -15,7 +15,7 @@ from rich.text import Text
 from .cost import ApiPrice, break_even_tokens, break_even_utilisation
 from .formats import FORMATS, cache_bits
 from .machines import Machine
-from .plan import ModelPlan
+from .plan import ModelPlan, Placement
 from .roofline import Roofline, step_terms
 
 _TITLES = {
@@ -155,7 +155,7 @@ def arithmetic_table(plan: ModelPlan) -> Table:
     return table
 
 
-def memory_table(plan: ModelPlan) -> Table:
+def memory_table(plan: ModelPlan, placement: Placement | None = None) -> Table:
     table = empty_table("memory", "", "", title="\nMemory")
     label = f"{plan.format.bits:g} bits, {plan.format.bits_with_scales:.4g} with scales"
     table.add_row(
@@ -186,6 +186,15 @@ def memory_table(plan: ModelPlan) -> Table:
             f"{plan.batch} x {plan.context:,} tokens; windows and states counted",
         )
     table.add_row("all", size(plan.memory_bytes), "", style="bold")
+    if placement is not None:
+        label = f"in {placement.devices} x {size(placement.memory_bytes)}"
+        if placement.free_bytes < 0:
+            table.add_row(label, f"{size(-placement.free_bytes)} short", "")
+        else:
+            fits = f"one sequence of {_many(placement.max_context)} tokens"
+            if plan.context:
+                fits += f", or {_many(placement.max_batch)} of {plan.context:,}"
+            table.add_row(label, f"{size(placement.free_bytes)} left", fits)
     return table
 
 
