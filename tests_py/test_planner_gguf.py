@@ -269,3 +269,32 @@ def test_any_header_plans_or_explains(
         assert len(str(error)) < 2000  # noqa: PT017
         return
     assert 0 < plan.active_params <= plan.total_params
+
+
+def test_a_split_set_and_a_directory(tmp_path: Path) -> None:
+    shapes = _around(False)
+    for i in range(L):
+        shapes |= _gqa(i, H // HEADS) | _experts(i, F)
+    _write(tmp_path / "whole.gguf", "llama", {"feed_forward_length": F}, shapes)
+    wanted = plan_model(tmp_path / "whole.gguf")
+    assert plan_model(tmp_path).components == wanted.components
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    writer = gguf.GGUFWriter(folder / "x.gguf", "llama", split_max_tensors=10)
+    numbers = {"block_count": L, "embedding_length": H, "feed_forward_length": F}
+    numbers |= {"attention.head_count": HEADS, "attention.head_count_kv": KV}
+    for key, value in (numbers | {"expert_count": E, "expert_used_count": K}).items():
+        writer.add_uint32(f"llama.{key}", value)
+    for name, shape in shapes.items():
+        writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(folder.iterdir())
+    assert len(parts) > 2
+    assert plan_model(parts[0]).components == wanted.components  # the head is in another part
+    assert plan_model(folder).components == wanted.components
+    parts[-1].unlink()
+    with pytest.raises(ValueError, match=r"\.gguf"):
+        plan_model(parts[0])

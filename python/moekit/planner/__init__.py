@@ -74,8 +74,9 @@ def plan_model(
 ) -> ModelPlan:
     """Plan a model from its configuration alone.
 
-    model: a config.json's content, its path, a directory that holds one, a .gguf file (only its
-        header is read) or a built-in name in any case ("deepseek-v3", "Mixtral 8x7B").
+    model: a config.json's content, its path, a directory that holds one, a .gguf file or a
+        directory with one (only headers are read; the first of a split set stands for the set), or
+        a built-in name in any case ("deepseek-v3", "Mixtral 8x7B").
     format: of every matrix; a quantised model keeps routers, norms and biases in float32, a
         floating-point format is used for everything.
     context: tokens already in each sequence's cache; 0 leaves the cache out of work and memory.

@@ -126,11 +126,12 @@ def _plain(value: Any) -> Any:
 
 
 def config_from_gguf(path: Path) -> dict[str, Any]:
-    """The configuration in a GGUF file's header; no tensor is read."""
+    """The configuration in the header of a GGUF file, of a split set's first, or of the one in a
+    directory; no tensor is read."""
     from moekit import checkpoint
     from moekit.checkpoint.gguf_config import gguf_architecture_names, read_gguf_config
 
-    with checkpoint.open(path) as opened:
+    with checkpoint.open_model(path) as opened:
         arch, names = opened.metadata.get("general.architecture"), set(opened.keys())
         routed = arch != "llama" or opened.metadata.get("llama.expert_count")
         if routed and arch in gguf_architecture_names():

@@ -108,14 +108,20 @@ def _exists(path: Path) -> bool:
 def _from_path(path: Path) -> Source:
     if path.is_dir():
         inner = path / "config.json"
+        if not inner.is_file() and any(path.glob("*.gguf")):
+            return Source(_gguf(path), path.resolve().name, str(path))
         if not inner.is_file():
             raise ValueError(f"[plan_model] {path} holds no config.json")
         return Source(read_config(inner), path.resolve().name, str(inner))
     if path.suffix == ".gguf":
-        from .gguf_header import config_from_gguf
-
-        return Source(config_from_gguf(path), path.stem, str(path))
+        return Source(_gguf(path), path.stem, str(path))
     return Source(read_config(path), path.resolve().parent.name, str(path))
+
+
+def _gguf(path: Path) -> Mapping[str, Any]:
+    from .gguf_header import config_from_gguf
+
+    return config_from_gguf(path)
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
