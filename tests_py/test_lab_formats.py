@@ -7,7 +7,8 @@ import pytest
 
 import moekit as mk
 
-FORMATS = ["bf16", "int8", "int4", "int4_g32", "int3", "int2", "fp8", "mxfp4", "q4_0", "q6_k"]
+FORMATS = ["bf16", "int8", "int4", "int4_g32", "int3", "int2", "fp8", "mxfp4"]
+FORMATS += ["q4_0", "q6_k", "iq2_xs"]
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17, 33]
 
 

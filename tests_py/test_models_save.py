@@ -47,6 +47,7 @@ BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
 GGML_FILES = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
     *("mxfp4", "iq4_nl", "iq4_xs", "tq2_0"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "q1_0"),
 )
 CHANGES = {
     **test_models_gguf.CHANGES,

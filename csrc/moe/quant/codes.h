@@ -134,12 +134,7 @@ struct SignCodes {
   static void set(std::byte* block, int row, int64_t k, int code) {
     block[byte_at(row, k)] |= static_cast<std::byte>(code << bit_at(row, k));
   }
-  static void replace(std::byte* block, int row, int64_t k, int code) {
-    block[byte_at(row, k)] &= ~static_cast<std::byte>(1 << bit_at(row, k));
-    set(block, row, k, code);
-  }
   static int byte_of(int code) { return 127 + 2 * code; }
-  static int nearest(float q, int) { return q >= 0.0f ? 1 : 0; }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
     const auto minus_ones = as_bytes(V::fill_i32(0x7f7f7f7f));  // negated: 129

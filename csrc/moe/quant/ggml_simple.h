@@ -85,9 +85,11 @@ struct Iq4Table {
 };
 using Iq4Codes = TableCodes<4, Iq4Table>;
 
-/// f16 d, a bit for each of 128 columns: d where it is set, else −d.
+/// f16 d, a bit for each of 128 columns: d where it is set, else −d. Errors as large as the weights
+/// leave GPTQ nothing to gain, so there is no rounding one by one: kGridPoints.
 struct Q1_0Format : GroupBlock<Q1_0Format, 128, 128, SignCodes, HalfScale> {
   static constexpr int kOffset = 128;
+  static constexpr int kGridPoints = 2;
   static constexpr bool kHasZero = false;
   static constexpr int64_t kFileBytes = 18;
   static void read(const uint8_t* file, uint8_t* codes, f16& d);

@@ -73,7 +73,7 @@ struct GroupBlock {
       Self::read(reinterpret_cast<const uint8_t*>(rows[r]) + b * Self::kFileBytes, codes, scales);
     });
   }
-  /// Not for formats whose codes come together, from a grid (Self::kGridPoints).
+  /// Not for formats whose codes come together (Self::kGridPoints).
   static float round(std::byte* panel, int64_t depth_of_panel, int row, int64_t k, float x)
     requires(!requires { Self::kGridPoints; })
   {
