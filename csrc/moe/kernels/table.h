@@ -47,7 +47,7 @@ inline constexpr int64_t kGemmRows = 256;
 struct GemmKernels {
   /// [format][dot]; null where the format has no such path. [f][kF32] is the exact one.
   GemmFn run[kFormatCount][kDotKinds];
-  /// Faster where a call's rows follow each other in memory (GemmCall::rows is null).
+  /// Several rows of a call have to follow each other in memory (GemmCall::rows is null).
   bool rows_together = false;
 };
 
@@ -66,10 +66,14 @@ struct ActivationSpec {
 };
 
 struct RowwiseKernels {
-  /// out[i][j] = act(gate) · up; `pairs` is [count][gate 16 | up 16], out rows `stride` apart, the
-  /// first `outputs` (<= 16) of each are written. The biases, of 16 each, may be null.
+  /// `pairs` is [count][gate 16 | up 16]: act(gate) · up takes gate's place. The biases, of
+  /// `outputs` (<= 16) each, may be null.
   void (*gate)(const ActivationSpec&, float* pairs, int64_t count, const float* gate_bias,
-               const float* up_bias, int outputs, float* out, int64_t stride) noexcept;
+               const float* up_bias, int outputs) noexcept;
+  /// The first `columns` of rows [count][kGemmOutputs] to `out`, rows `stride` floats apart; where
+  /// they are `far` from being read again, past the caches, which else would fetch them first.
+  void (*write)(const float* rows, int64_t count, int columns, float* out, int64_t stride,
+                bool far) noexcept;
   /// x[i] = act(x[i])
   void (*activate)(const ActivationSpec&, float* x, int64_t n) noexcept;
   /// out[i] += weight * x[i]

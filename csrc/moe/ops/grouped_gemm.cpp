@@ -1,7 +1,6 @@
 #include "moe/ops/grouped_gemm.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "moe/base/check.h"
 
@@ -23,6 +22,18 @@ int64_t outputs_per_group(const Product& product) {
 int64_t column_groups(const Product& product) {
   const int64_t outputs = outputs_per_group(product);
   return product.count == 0 ? 0 : (product.first.rows + outputs - 1) / outputs;
+}
+
+// The two panels of a group: of both matrices, or two neighbours (the last one may stand alone).
+void panels_of(const Product& product, int64_t group, const std::byte* (&panels)[2]) {
+  const PackedMatrix& w = product.first;
+  if (product.second != nullptr) {
+    panels[0] = w.panel(group);
+    panels[1] = product.second->panel(group);
+  } else {
+    panels[0] = w.panel(2 * group);
+    panels[1] = w.panel(std::min(2 * group + 1, w.panels() - 1));
+  }
 }
 
 }  // namespace
@@ -49,6 +60,11 @@ ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
   }
 }
 
+bool is_far(int64_t rows, int64_t stride) {
+  constexpr int64_t kNearFloats = 1 << 20;  // 4 MB: more than most second-level caches
+  return rows * stride > kNearFloats;
+}
+
 int ProductQueue::threads_for(const Product* products, int64_t count) {
   double bytes = 0.0;
   for (int64_t i = 0; i < count; ++i) {
@@ -60,18 +76,25 @@ int ProductQueue::threads_for(const Product* products, int64_t count) {
   return static_cast<int>(std::clamp(bytes / kThreadBytes, 1.0, 1.0 * num_threads()));
 }
 
+ProductQueue::Piece ProductQueue::piece(int64_t task, int64_t& product) const noexcept {
+  if (task >= first_task_[count_]) return {};
+  while (first_task_[product + 1] <= task) ++product;  // tasks come in ascending order
+  const int64_t begin = (task - first_task_[product]) * groups_per_task_;
+  const int64_t end = std::min(begin + groups_per_task_, column_groups(products_[product]));
+  return {products_ + product, begin, end};
+}
+
 void ProductQueue::work() noexcept {
-  const int64_t total = first_task_[count_];
   int64_t product = 0;
-  for (int64_t task = tasks_.take(); task < total; task = tasks_.take()) {
-    while (first_task_[product + 1] <= task) ++product;  // tasks come in ascending order
-    const int64_t begin = (task - first_task_[product]) * groups_per_task_;
-    const int64_t end = std::min(begin + groups_per_task_, column_groups(products_[product]));
-    run(products_[product], begin, end);
+  for (Piece now = piece(tasks_.take(), product); now.product != nullptr;) {
+    const Piece next = piece(tasks_.take(), product);
+    run(now, next);
+    now = next;
   }
 }
 
-void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexcept {
+void ProductQueue::run(const Piece& piece, const Piece& next) noexcept {
+  const Product& product = *piece.product;
   const KernelTable& k = kernels();
   const PackedMatrix& w = product.first;
   const GemmFn gemm = k.gemm->run[static_cast<int>(w.format)][static_cast<int>(product.x->dot)];
@@ -81,19 +104,17 @@ void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexc
   call.layout = &product.x->layout;
   call.out = out;
 
-  for (int64_t group = begin; group < end; ++group) {
+  for (int64_t group = piece.begin; group < piece.end; ++group) {
     const int64_t column = group * outputs_per_group(product);
     const int columns = static_cast<int>(std::min(w.rows - column, outputs_per_group(product)));
-    if (product.second != nullptr) {
-      call.panels[0] = w.panel(group);
-      call.panels[1] = product.second->panel(group);
+    panels_of(product, group, call.panels);
+    if (group + 1 < piece.end) {
+      panels_of(product, group + 1, call.next);
+    } else if (next.product != nullptr) {
+      panels_of(*next.product, next.begin, call.next);
     } else {
-      call.panels[0] = w.panel(2 * group);
-      call.panels[1] = w.panel(std::min(2 * group + 1, w.panels() - 1));
+      std::copy_n(call.panels, 2, call.next);  // they are in the cache
     }
-    // Another thread may take the piece behind this one.
-    const int64_t step = group + 1 == end ? 0 : product.second != nullptr ? 1 : 2;
-    for (int p = 0; p < 2; ++p) call.next[p] = call.panels[p] + step * w.panel_bytes;
     for (int64_t row = 0; row < product.count; row += kGemmRows) {
       call.count = std::min(product.count - row, kGemmRows);
       if (product.rows != nullptr) {
@@ -107,11 +128,9 @@ void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexc
       if (product.second != nullptr) {
         k.rowwise->gate(product.activation, out, call.count,
                         product.first_bias ? product.first_bias + column : nullptr,
-                        product.second_bias ? product.second_bias + column : nullptr, columns, to,
-                        product.out.stride);
-        continue;
+                        product.second_bias ? product.second_bias + column : nullptr, columns);
       }
-      for (int64_t i = 0; i < call.count; ++i) {
+      for (int64_t i = 0; i < call.count && product.second == nullptr; ++i) {
         float* values = out + i * kGemmOutputs;
         if (product.first_bias != nullptr) {
           k.rowwise->add_scaled(values, product.first_bias + column, 1.0f, columns);
@@ -119,8 +138,8 @@ void ProductQueue::run(const Product& product, int64_t begin, int64_t end) noexc
         if (product.activation.kind != Activation::kIdentity) {
           k.rowwise->activate(product.activation, values, columns);
         }
-        std::memcpy(to + i * product.out.stride, values, static_cast<size_t>(columns) * 4);
       }
+      k.rowwise->write(out, call.count, columns, to, product.out.stride, product.far);
     }
   }
 }
@@ -167,6 +186,7 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
     product.first_row = offsets[e];
     product.count = offsets[e + 1] - offsets[e];
     product.out = {out.row(offsets[e]), product.count, out.cols, out.stride};
+    product.far = is_far(out.rows, out.stride);
     products.push_back(product);
   }
 

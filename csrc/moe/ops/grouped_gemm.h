@@ -39,6 +39,7 @@ struct Product {
   int64_t first_row = 0;
   int64_t count = 0;
   MatrixView<float> out;  // count rows; columns beyond N are left alone
+  bool far = false;       // out is read again when the caches hold other things
 };
 
 /// A list of products as tasks for a team: pieces of columns, small enough to share among threads
@@ -53,7 +54,14 @@ class ProductQueue {
   void work() noexcept;
 
  private:
-  void run(const Product& product, int64_t begin, int64_t end) noexcept;
+  // A product's column groups [begin, end); an empty piece is of no product.
+  struct Piece {
+    const Product* product = nullptr;
+    int64_t begin = 0, end = 0;
+  };
+  Piece piece(int64_t task, int64_t& product) const noexcept;
+  // `next` is what this thread computes after it: its weights are requested ahead.
+  void run(const Piece& piece, const Piece& next) noexcept;
 
   const Product* products_;
   int64_t count_;
@@ -61,6 +69,9 @@ class ProductQueue {
   std::vector<int64_t> first_task_;  // [count + 1]
   TaskQueue tasks_;
 };
+
+/// Whether outputs of this size have left the caches before they are read again (Product::far).
+bool is_far(int64_t rows, int64_t stride);
 
 /// out[r] = x[r] · W_eᵀ for rows offsets[e] … offsets[e + 1]. x is [n, cols], out [n, rows],
 /// offsets [E + 1] ascending from 0 to n. Throws ValueError where they are not.

@@ -36,6 +36,10 @@ void check_bank(const ExpertBank& bank, int64_t hidden, const char* what) {
   }
 }
 
+// Floats from one row of a buffer to the next: an odd number of cache lines, because the rows of
+// one column, which a product writes together, must not share the sets of a cache.
+int64_t row_stride(int64_t cols) { return ((cols + 15) / 16 | 1) * 16; }
+
 // Rows of the sorted order that go through one expert's weights.
 struct Segment {
   const ExpertBank* bank;
@@ -108,7 +112,7 @@ class Pass {
       used[static_cast<int>(dot_of(*s.bank->up, s, compute_))] = true;
       const Dot dot = dot_of(*s.bank->down, s, compute_);
       const int64_t inter = s.bank->up->rows();
-      hidden_floats += s.count * inter;
+      hidden_floats += s.count * row_stride(inter);
       hidden_bytes += ActivationRows::bytes(dot, s.count, inter);
     }
     sorted_inputs_ = assignment_.weighs_input || (kernels().gemm->rows_together && x_.rows > 1);
@@ -134,11 +138,12 @@ class Pass {
       const int64_t inter = s.bank->up->rows();
       hidden_rows_.emplace_back(dot, inter, rows);
       rows += ActivationRows::bytes(dot, s.count, inter);
-      hidden_.emplace_back(floats, s.count, inter);
-      floats += s.count * inter;
+      hidden_.emplace_back(floats, s.count, inter, row_stride(inter));
+      floats += s.count * row_stride(inter);
     }
-    results_ = {scratch_of<float>(Scratch::kRows, static_cast<size_t>(sorted_rows_ * x_.cols)),
-                sorted_rows_, x_.cols};
+    const int64_t stride = row_stride(x_.cols);
+    results_ = {scratch_of<float>(Scratch::kRows, static_cast<size_t>(sorted_rows_ * stride)),
+                sorted_rows_, x_.cols, stride};
   }
 
   void list_products() {
@@ -160,6 +165,7 @@ class Pass {
       hidden.count = s.count;
       hidden.activation = bank.activation;
       hidden.out = hidden_[i];
+      hidden.far = is_far(sorted_rows_, hidden_[i].stride);
       if (bank.gate != nullptr) {
         second_.push_back(bank.up->matrix(s.expert));
         hidden.first = bank.gate->matrix(s.expert);
@@ -177,7 +183,8 @@ class Pass {
       down.first_bias = bias(bank.down_bias, x_.cols);
       down.x = &hidden_rows_[i];
       down.count = s.count;
-      down.out = {results_.row(s.first), s.count, x_.cols};
+      down.out = {results_.row(s.first), s.count, x_.cols, results_.stride};
+      down.far = is_far(sorted_rows_, results_.stride);
       down_products_.push_back(down);
     }
   }

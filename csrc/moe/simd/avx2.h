@@ -47,6 +47,11 @@ MOE_INLINE void store(float* p, F32x16 a) {
   _mm256_storeu_ps(p, a.lo);
   _mm256_storeu_ps(p + 8, a.hi);
 }
+MOE_INLINE void stream(float* p, F32x16 a) {
+  _mm256_stream_ps(p, a.lo);
+  _mm256_stream_ps(p + 8, a.hi);
+}
+MOE_INLINE void fence_streams() { _mm_sfence(); }
 MOE_INLINE void store_half(void* p, __m256i a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) {
   store_half(p, a.lo);

@@ -36,6 +36,8 @@ MOE_INLINE I32x16 load_i32(const int8_t* p) {
 }
 MOE_INLINE U8x64 load_u8(const void* p) { return {_mm512_loadu_si512(p)}; }
 MOE_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+MOE_INLINE void stream(float* p, F32x16 a) { _mm512_stream_ps(p, a.v); }
+MOE_INLINE void fence_streams() { _mm_sfence(); }
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 MOE_INLINE void store_u8(void* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
 MOE_INLINE void store_i8(int8_t* p, I32x16 a) {

@@ -56,6 +56,9 @@ MOE_INLINE U8x64 load_u8(const void* p) {
   return r;
 }
 MOE_INLINE void store(float* p, F32x16 a) { std::memcpy(p, &a.v, 64); }
+/// Past the caches; p is aligned to 64 bytes. fence_streams() before another thread reads it.
+MOE_INLINE void stream(float* p, F32x16 a) { store(p, a); }
+MOE_INLINE void fence_streams() {}
 MOE_INLINE void store_i32(int32_t* p, I32x16 a) { std::memcpy(p, &a.v, 64); }
 MOE_INLINE void store_u8(void* p, U8x64 a) { std::memcpy(p, &a.v, 64); }
 /// Sixteen bytes; every lane must fit.

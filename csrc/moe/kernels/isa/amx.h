@@ -5,6 +5,7 @@
 // weights [16 words][16 outputs]: a panel's words lie in memory as the product wants them. Written
 // as instructions, because the intrinsics of g++ 12 do not say that they read memory.
 
+#include "moe/quant/format.h"
 #include "moe/simd/vec.h"
 
 namespace moe::MOE_ISA {
@@ -38,5 +39,101 @@ MOE_INLINE void release_tiles() { __asm__ volatile("tilerelease" : : : "memory")
 #define MOE_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define MOE_TILE_DOT(instruction, sum, x, w) \
   __asm__ volatile(#instruction " %%tmm" #w ", %%tmm" #x ", %%tmm" #sum : :)
+
+inline constexpr int64_t kLineBytes = 64;  // sixteen words, or a word of each output
+inline constexpr int64_t kStepBytes = kTileWords * kLineBytes;  // a panel's sixteen words
+inline constexpr int64_t kTilePair = 2 * kTileHeight;           // rows of two tiles
+
+/// Up to thirty-two activation rows from one word on, `stride` bytes apart.
+struct RowTiles {
+  const std::byte* at;
+  int64_t stride;
+};
+
+/// Shapes the tiles for `height` rows, unless they have this shape already.
+MOE_INLINE void configure_rows(int64_t height, int64_t& configured) {
+  if (height == configured) return;
+  const int above = static_cast<int>(height < kTileHeight ? height : kTileHeight);
+  const int below = static_cast<int>(height) - above;
+  configure_tiles(above, below > 0 ? below : 1);
+  configured = height;
+}
+
+/// The weights that are read next, requested in equal parts under the steps of the tiles that come
+/// before: memory is read while the tiles multiply. Two panels run in parallel, as one stream of
+/// requests does not reach the bandwidth of a core.
+struct Ahead {
+  const std::byte* at[2];
+  int64_t lines;  // that are left, of each panel
+  int64_t share;  // of a step
+
+  MOE_INLINE Ahead over(const std::byte* const (&next)[2], int64_t bytes, int64_t steps) {
+    const int64_t lines = (bytes + kLineBytes - 1) / kLineBytes;
+    return {{next[0], next[1]}, lines, (lines + steps - 1) / steps};
+  }
+  [[gnu::always_inline]] inline void request() {
+    const int64_t count = lines < share ? lines : share;
+    for (int64_t i = 0; i < count; ++i) {
+      prefetch_l2(at[0] + i * kLineBytes);
+      prefetch_l2(at[1] + i * kLineBytes);
+    }
+    at[0] += count * kLineBytes;
+    at[1] += count * kLineBytes;
+    lines -= count;
+  }
+};
+
+template <int kTiles>
+MOE_INLINE void clear_sums() {
+  MOE_TILE_ZERO(0);
+  MOE_TILE_ZERO(1);
+  if constexpr (kTiles == 2) {
+    MOE_TILE_ZERO(2);
+    MOE_TILE_ZERO(3);
+  }
+}
+/// Sums as [two tiles of rows][two panels], `panel` bytes, `below` bytes and `stride` bytes apart.
+template <int kTiles>
+MOE_INLINE void store_sums(void* to, int64_t panel, int64_t below, int64_t stride) {
+  auto* at = static_cast<std::byte*>(to);
+  MOE_TILE_STORE(0, at, stride);
+  MOE_TILE_STORE(1, at + panel, stride);
+  if constexpr (kTiles == 2) {
+    MOE_TILE_STORE(2, at + below, stride);
+    MOE_TILE_STORE(3, at + below + panel, stride);
+  }
+}
+
+/// Sixteen words of every row against two panels: tiles 0 and 1, with two tiles of rows 2 and 3.
+template <Dot dot, int kTiles>
+MOE_INLINE void multiply_step(const RowTiles& x, int64_t word, const std::byte* left,
+                              const std::byte* right) {
+  static_assert(dot == Dot::kBf16 || dot == Dot::kU8S8);
+  const std::byte* above = x.at + word * 4;
+  const std::byte* below = above + kTileHeight * x.stride;
+  MOE_TILE_LOAD(6, left, kLineBytes);
+  MOE_TILE_LOAD(4, above, x.stride);
+  if constexpr (dot == Dot::kBf16) {
+    MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
+  } else {
+    MOE_TILE_DOT(tdpbsud, 0, 4, 6);
+  }
+  MOE_TILE_LOAD(7, right, kLineBytes);
+  if constexpr (dot == Dot::kBf16) {
+    MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
+  } else {
+    MOE_TILE_DOT(tdpbsud, 1, 4, 7);
+  }
+  if constexpr (kTiles == 2) {
+    MOE_TILE_LOAD(5, below, x.stride);
+    if constexpr (dot == Dot::kBf16) {
+      MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
+      MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
+    } else {
+      MOE_TILE_DOT(tdpbsud, 2, 5, 6);
+      MOE_TILE_DOT(tdpbsud, 3, 5, 7);
+    }
+  }
+}
 
 }  // namespace moe::MOE_ISA

@@ -75,21 +75,28 @@ struct FastLayout<F> {
 /// How far ahead of a single tile's reads the weights are requested, in bytes of one panel.
 inline constexpr int64_t kPrefetchBytes = 2048;
 
+/// Requests what is read kPrefetchBytes after `unit`: of the same blocks, which end at `end`, or of
+/// `next`.
 template <class F>
-MOE_INLINE void prefetch_unit(const std::byte* unit) {
+MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const std::byte* next) {
+  const int64_t left = end - unit;
+  const std::byte* at =
+      left > kPrefetchBytes ? unit + kPrefetchBytes : next + (kPrefetchBytes - left);
   MOE_UNROLL
-  for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(unit + kPrefetchBytes + i);
+  for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(at + i);
 }
 
-/// One panel's blocks as floats [depth][16], for the exact path.
+/// One panel's blocks as floats [depth][16], for the exact path; `next` is read after them.
 template <class F>
-[[gnu::noinline]] static void expand_values(const std::byte* block, const std::byte* trailer,
-                                            int64_t blocks, std::byte* to) noexcept {
+[[gnu::noinline]] static void expand_values(const std::byte* block, const std::byte* next,
+                                            const std::byte* trailer, int64_t blocks,
+                                            std::byte* to) noexcept {
   auto* out = reinterpret_cast<float*>(to);
+  const std::byte* end = block + blocks * F::kBlockBytes;
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       F32x16 value[F::kUnitDepth], scale = set1(1.0f), min = zero_f32();
-      prefetch_unit<F>(block + u * F::kUnitBytes);
+      prefetch_unit<F>(block + u * F::kUnitBytes, end, next);
       F::template values<Vec>(block + u * F::kUnitBytes, value);
       if constexpr (F::kScales == Scales::kRow) {
         scale = load(reinterpret_cast<const float*>(trailer));
@@ -113,15 +120,16 @@ template <class F>
 
 /// One panel's blocks as operands of the fast path, in E's layout.
 template <class F, class E>
-[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte*,
+[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
                                              int64_t blocks, std::byte* out) noexcept {
+  const std::byte* end = block + blocks * F::kBlockBytes;
   constexpr int kDepthOfWord = depth_per_word(F::kDot);
   constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
   constexpr int kGroupWords = F::kGroup / kDepthOfWord;
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       U8x64 word[kUnitWords];
-      prefetch_unit<F>(block + u * F::kUnitBytes);
+      prefetch_unit<F>(block + u * F::kUnitBytes, end, next);
       F::template weights<Vec>(block + u * F::kUnitBytes, word);
       MOE_UNROLL
       for (int i = 0; i < kUnitWords; ++i) {

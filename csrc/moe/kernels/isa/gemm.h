@@ -27,10 +27,13 @@ inline constexpr int kDirectRows = 2;
 
 /// One panel's range of a depth block. While byte i of it is read, `ahead` + (i >> shift) is
 /// requested: with several tiles of rows, each requests its share of the next depth block, so that
-/// reading goes on under the multiplications.
+/// reading goes on under the multiplications. A single tile requests what lies kPrefetchBytes
+/// before it; from byte `last` on that is `after`, relative to i as well.
 struct PanelRange {
   const std::byte* blocks;
   const std::byte* ahead;
+  const std::byte* after;
+  int64_t last;
   int shift;
 };
 
@@ -109,11 +112,12 @@ MOE_INLINE void multiply(const uint32_t* const (&x)[R], int64_t word,
 /// The line that is to come while byte i of the range is read.
 template <int R>
 MOE_INLINE void request(const PanelRange& range, int64_t i) {
+  const std::byte* at = (i < range.last ? range.ahead : range.after) + (i >> range.shift);
   // Many rows read the block that is in L1 while the next one arrives.
   if constexpr (R < kTileRows / 2) {
-    prefetch(range.ahead + (i >> range.shift));
+    prefetch(at);
   } else {
-    prefetch_l2(range.ahead + (i >> range.shift));
+    prefetch_l2(at);
   }
 }
 
@@ -399,9 +403,11 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
     const int64_t begin = t * count / tiles;
     const int64_t height = (t + 1) * count / tiles - begin;
     for (int p = 0; p < 2; ++p) {
-      ranges[p] = {panels[p], panels[p], shift + next_shift};
+      ranges[p] = {panels[p], panels[p], panels[p], bytes, shift + next_shift};
       if (tiles == 1 && !is_in_cache<F>()) {
         ranges[p].ahead += kPrefetchBytes;
+        ranges[p].last = bytes - kPrefetchBytes;
+        ranges[p].after = next[p] - ranges[p].last;
       } else if (t >> shift == 0) {
         ranges[p].ahead = next[p] + ((t * bytes) >> (shift + next_shift));
       }  // else all is requested
@@ -415,15 +421,16 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
   }
 }
 
-/// Whether AMX multiplies the layout: bytes in long groups, a block each.
+/// Rows from which on AMX multiplies the layout: long groups of words, a block each. Integers give
+/// the same bytes either way, pairs do not.
 template <class E, class D>
-constexpr bool has_group_tiles() {
+constexpr int64_t fewest_tile_rows() {
 #ifdef __AMX_TILE__
-  if constexpr (D::kKind == Dot::kU8S8 && E::kScales == Scales::kGroup) {
-    return E::kUnitDepth == 4 && E::kGroup == E::kDepth && E::kGroup >= kTileGroup;
+  if constexpr (D::kKind != Dot::kF32 && is_in_cache<E>()) {
+    if (E::kGroup >= kTileGroup) return D::kKind == Dot::kBf16 ? 1 : kFewestTileRows;
   }
 #endif
-  return false;
+  return kGemmRows + 1;
 }
 
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
@@ -462,7 +469,7 @@ static void gemm(const GemmCall& call) noexcept {
     if constexpr (!kExpanded) {
       run_tiles<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next, 0);
     } else {
-      if constexpr (D::kKind != Dot::kF32) {
+      if constexpr (D::kKind != Dot::kF32 && fewest_tile_rows<E, DE>() > 1) {
         if (call.count <= kDirectRows) {
           run_tiles<F, D, kDirectRows>(tile_call, call.count, panels, next, 0);
           continue;
@@ -471,17 +478,17 @@ static void gemm(const GemmCall& call) noexcept {
       alignas(64) std::byte expanded[2][kDepthBlockBytes];
       for (int p = 0; p < 2; ++p) {
         if constexpr (D::kKind == Dot::kF32) {
-          expand_values<F>(panels[p], trailers[p], blocks, expanded[p]);
+          expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);
         } else {
-          expand_weights<F, E>(panels[p], trailers[p], blocks, expanded[p]);
+          expand_weights<F, E>(panels[p], next[p], blocks, expanded[p]);
         }
         panels[p] = expanded[p];
       }
       tile_call.blocks = blocks * F::kDepth / E::kDepth;
 #ifdef __AMX_TILE__
-      if constexpr (has_group_tiles<E, DE>()) {
-        if (call.count >= kFewestTileRows) {
-          run_group_tiles<E>(tile_call, call.count, call.rows == nullptr, panels);
+      if constexpr (fewest_tile_rows<E, DE>() <= kGemmRows) {
+        if (call.count >= fewest_tile_rows<E, DE>()) {
+          run_group_tiles<E>(tile_call, call.count, panels, next, blocks * F::kBlockBytes);
           continue;
         }
       }

@@ -5,44 +5,19 @@
 // Definition    gemm.h's. bfloat16: sums run through the whole depth in steps of 32 columns, even
 //               and odd columns apart within a step (TDPBF16PS). int8: the same integers as the
 //               vector path, scaled and added in the same order: the same bytes.
-// Regularities  A tile is sixteen rows high; one row costs what sixteen do, which in decode is
-//               still little beside reading the weights.
-// Cost          16 cycles for sixteen rows × a panel × 16 words.
+// Regularities  A block of two panels (<= 128 KB) stays in L2 while all tiles of rows pass, and the
+//               next one is requested meanwhile.
+// Cost          A cycle for each row × a panel × 16 words, and reading the weights at least.
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/isa/gemm.h"
 
 namespace moe::MOE_ISA {
 
-inline constexpr int64_t kLineBytes = 64;  // sixteen words, or a word of each output
-inline constexpr int64_t kStepBytes = kTileWords * kLineBytes;  // a panel's sixteen words
-inline constexpr int kTilePair = 2;                             // tiles of rows side by side
+/// Words of a panel that all rows meet before the next are read.
+inline constexpr int64_t kTileBlockWords = 1024;
 
-/// Up to thirty-two activation rows of one depth block as two tiles find them: in place where they
-/// follow each other in memory, else copied together.
-struct RowTiles {
-  const std::byte* at[kTilePair];
-  int64_t stride;
-  // An odd number of lines apart, so that rows do not share sets.
-  alignas(64) std::byte copy[kTilePair * kTileHeight][kDepthBlock * 2 + kLineBytes];
-};
-
-MOE_INLINE void find_rows(const std::byte* const* rows, int64_t count, const GemmCall& call,
-                          int64_t offset, int64_t bytes, RowTiles& to) {
-  if (call.rows == nullptr || count == 1) {
-    to.at[0] = rows[0] + offset;
-    to.stride = call.layout->row_bytes;
-  } else {
-    for (int64_t r = 0; r < count; ++r) {
-      std::memcpy(to.copy[r], rows[r] + offset, static_cast<size_t>(bytes));
-    }
-    to.at[0] = to.copy[0];
-    to.stride = sizeof(to.copy[0]);
-  }
-  to.at[1] = to.at[0] + kTileHeight * to.stride;
-}
-
-/// A depth block of two panels in steps of sixteen words. The depth's last step may be short: it is
+/// A block of two panels in steps of sixteen words. The depth's last step may be short: it is
 /// completed with zeros elsewhere, as what lies behind a panel is another's.
 struct PanelTiles {
   const std::byte* at[2];
@@ -61,125 +36,93 @@ MOE_INLINE void find_weights(const std::byte* const (&panels)[2], int64_t words,
     std::memset(to.rest[p] + bytes, 0, sizeof(to.rest[p]) - bytes);
   }
 }
-
-/// The first tile of rows brings the weights from memory, the others find them in L2. Requests for
-/// the next depth block under all tiles, as gemm.h makes them, were slower here: they wait for the
-/// sixteen line buffers that the tiles' own loads need.
-MOE_INLINE void request(const PanelTiles& w, int64_t step) {
-  for (int p = 0; p < 2; ++p) {
-    const std::byte* at = w.at[p] + step * kStepBytes + kPrefetchBytes;
-    for (int i = 0; i < kTileWords; ++i) prefetch_l2(at + i * kLineBytes);
-  }
-}
-
 MOE_INLINE const std::byte* step_at(const PanelTiles& w, int p, int64_t s) {
   return s < w.whole ? w.at[p] + s * kStepBytes : w.rest[p];
 }
 
-/// Sixteen words of every row against two panels: tiles 0 and 1, with two tiles of rows 2 and 3.
-#define MOE_TILE_STEP(instruction, x, w, s)              \
-  {                                                      \
-    const std::byte* left = step_at(w, 0, s);            \
-    const std::byte* right = step_at(w, 1, s);           \
-    const std::byte* above = x.at[0] + s * kLineBytes;   \
-    MOE_TILE_LOAD(6, left, kLineBytes);                  \
-    MOE_TILE_LOAD(4, above, x.stride);                   \
-    MOE_TILE_DOT(instruction, 0, 4, 6);                  \
-    MOE_TILE_LOAD(7, right, kLineBytes);                 \
-    MOE_TILE_DOT(instruction, 1, 4, 7);                  \
-    if constexpr (kTiles == 2) {                         \
-      const std::byte* below = x.at[1] + s * kLineBytes; \
-      MOE_TILE_LOAD(5, below, x.stride);                 \
-      MOE_TILE_DOT(instruction, 2, 5, 6);                \
-      MOE_TILE_DOT(instruction, 3, 5, 7);                \
-    }                                                    \
-  }
+/// Up to thirty-two rows of a call, and where their outputs go.
+struct TileRows {
+  const std::byte* first;  // of the rows, their scales included
+  int64_t count;
+  RowTiles words;
+  float* out;
+};
 
-/// bfloat16: the sums stay in their tiles for a depth block and wait in `out` for the next.
+/// bfloat16: the sums stay in their tiles for a block and wait in `out` for the next.
 struct Bf16Tiles {
   using Format = Bf16Format;
-  static constexpr int64_t kBlockWords = kDepthBlock / 2;
-  static constexpr int64_t kWordsPerBlock = 1;
 
   template <int kTiles>
-  MOE_INLINE void run(const GemmCall&, const std::byte* const*, int64_t, const RowTiles& x,
-                      const PanelTiles& w, bool first, int64_t depth_block, float* out) {
+  MOE_INLINE void run(const GemmCall&, const TileRows& rows, const PanelTiles& w, int64_t word,
+                      Ahead& ahead) {
     constexpr int64_t kOutBytes = kGemmOutputs * 4;
     constexpr int64_t kBelow = kTileHeight * kGemmOutputs;
-    if (depth_block == 0) {
-      MOE_TILE_ZERO(0);
-      MOE_TILE_ZERO(1);
-      if constexpr (kTiles == 2) {
-        MOE_TILE_ZERO(2);
-        MOE_TILE_ZERO(3);
-      }
+    if (word == 0) {
+      clear_sums<kTiles>();
     } else {
-      MOE_TILE_LOAD(0, out, kOutBytes);
-      MOE_TILE_LOAD(1, out + kPanelRows, kOutBytes);
+      MOE_TILE_LOAD(0, rows.out, kOutBytes);
+      MOE_TILE_LOAD(1, rows.out + kPanelRows, kOutBytes);
       if constexpr (kTiles == 2) {
-        MOE_TILE_LOAD(2, out + kBelow, kOutBytes);
-        MOE_TILE_LOAD(3, out + kBelow + kPanelRows, kOutBytes);
+        MOE_TILE_LOAD(2, rows.out + kBelow, kOutBytes);
+        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kOutBytes);
       }
     }
     for (int64_t s = 0; s < w.steps; ++s) {
-      if (first) request(w, s);
-      MOE_TILE_STEP(tdpbf16ps, x, w, s)
+      ahead.request();
+      multiply_step<Dot::kBf16, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
+                                        step_at(w, 1, s));
     }
-    MOE_TILE_STORE(0, out, kOutBytes);
-    MOE_TILE_STORE(1, out + kPanelRows, kOutBytes);
-    if constexpr (kTiles == 2) {
-      MOE_TILE_STORE(2, out + kBelow, kOutBytes);
-      MOE_TILE_STORE(3, out + kBelow + kPanelRows, kOutBytes);
-    }
+    store_sums<kTiles>(rows.out, kPanelRows * 4, kBelow * 4, kOutBytes);
   }
 };
 
 /// int8: two steps are a range of the activations' scales; their integers leave the tiles to be
-/// scaled and added.
+/// scaled and added, those of several ranges together.
 struct Int8Tiles {
   using Format = Int8Format;
-  static constexpr int64_t kBlockWords = kDepthBlock / 4;
-  static constexpr int64_t kWordsPerBlock = 1;
   static constexpr int64_t kRangeSteps = kScaleBlock / 4 / kTileWords;
+  static constexpr int64_t kRanges = 4;
 
   template <int kTiles>
-  MOE_INLINE void run(const GemmCall& call, const std::byte* const* rows, int64_t count,
-                      const RowTiles& x, const PanelTiles& w, bool first, int64_t depth_block,
-                      float* out) {
-    alignas(64) int32_t sums[kTiles * 2][kTileHeight * kPanelRows];
-    int64_t range = depth_block * (kDepthBlock / kScaleBlock);
-    for (int64_t begin = 0; begin < w.steps; begin += kRangeSteps, ++range) {
-      const int64_t end = begin + kRangeSteps < w.steps ? begin + kRangeSteps : w.steps;
-      MOE_TILE_ZERO(0);
-      MOE_TILE_ZERO(1);
-      if constexpr (kTiles == 2) {
-        MOE_TILE_ZERO(2);
-        MOE_TILE_ZERO(3);
-      }
-      for (int64_t s = begin; s < end; ++s) {
-        if (first) request(w, s);
-        MOE_TILE_STEP(tdpbsud, x, w, s)
-      }
-      MOE_TILE_STORE(0, sums[0], kLineBytes);
-      MOE_TILE_STORE(1, sums[1], kLineBytes);
-      if constexpr (kTiles == 2) {
-        MOE_TILE_STORE(2, sums[2], kLineBytes);
-        MOE_TILE_STORE(3, sums[3], kLineBytes);
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        const std::byte* row = rows[r];
-        const int32_t total =
-            reinterpret_cast<const int32_t*>(row + call.layout->block_sums_at)[range];
-        const I32x16 start = set1_i32(-Format::kOffset * total);
-        const F32x16 scale =
-            set1(reinterpret_cast<const float*>(row + call.layout->scales_at)[range]);
-        for (int p = 0; p < 2; ++p) {
-          const int32_t* sum = sums[r / kTileHeight * 2 + p] + r % kTileHeight * kPanelRows;
-          float* to = out + r * kGemmOutputs + p * kPanelRows;
-          const F32x16 value = to_f32(add(load_i32(sum), start));
-          store(to, range == 0 ? mul(value, scale) : fma(value, scale, load(to)));
+  MOE_INLINE void run(const GemmCall& call, const TileRows& rows, const PanelTiles& w, int64_t word,
+                      Ahead& ahead) {
+    alignas(64) int32_t sums[kRanges][kTiles * 2][kTileHeight * kPanelRows];
+    int64_t range = word * 4 / kScaleBlock;
+    for (int64_t step = 0; step < w.steps;) {
+      int64_t ranges = 0;
+      for (; ranges < kRanges && step < w.steps; ++ranges) {
+        clear_sums<kTiles>();
+        for (int64_t i = 0; i < kRangeSteps && step < w.steps; ++i, ++step) {
+          ahead.request();
+          multiply_step<Dot::kU8S8, kTiles>(rows.words, step * kTileWords, step_at(w, 0, step),
+                                            step_at(w, 1, step));
         }
+        store_sums<kTiles>(sums[ranges], sizeof(sums[0][0]), 2 * sizeof(sums[0][0]), kLineBytes);
       }
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const std::byte* row = rows.first + r * call.layout->row_bytes;
+        const auto* totals =
+            reinterpret_cast<const int32_t*>(row + call.layout->block_sums_at) + range;
+        const auto* scales = reinterpret_cast<const float*>(row + call.layout->scales_at) + range;
+        const int64_t tile = r / kTileHeight * 2, line = r % kTileHeight * kPanelRows;
+        float* to = rows.out + r * kGemmOutputs;
+        F32x16 value[2] = {zero_f32(), zero_f32()};
+        if (range > 0) {
+          value[0] = load(to);
+          value[1] = load(to + kPanelRows);
+        }
+        for (int64_t i = 0; i < ranges; ++i) {
+          const I32x16 start = set1_i32(-Format::kOffset * totals[i]);
+          const F32x16 scale = set1(scales[i]);
+          for (int p = 0; p < 2; ++p) {
+            const F32x16 q = to_f32(add(load_i32(sums[i][tile + p] + line), start));
+            value[p] = range + i == 0 ? mul(q, scale) : fma(q, scale, value[p]);
+          }
+        }
+        store(to, value[0]);
+        store(to + kPanelRows, value[1]);
+      }
+      range += ranges;
     }
   }
 };
@@ -187,36 +130,31 @@ struct Int8Tiles {
 template <class T>
 static void gemm_tiles(const GemmCall& call) noexcept {
   using F = typename T::Format;
-  constexpr int64_t kHeight = kTilePair * kTileHeight;
-  const std::byte* rows[kGemmRows];
-  for (int64_t i = 0; i < call.count; ++i) {
-    rows[i] = call.x + (call.rows != nullptr ? call.rows[i] : i) * call.layout->row_bytes;
-  }
-  const int64_t tiles = (call.count + kHeight - 1) / kHeight;
-  const int64_t words = call.blocks * T::kWordsPerBlock;
-  RowTiles x;
+  static_assert(F::kBlockBytes == kLineBytes);  // a word of a panel
+  const int64_t row_bytes = call.layout->row_bytes;
+  const std::byte* first = call.x + (call.rows != nullptr ? call.rows[0] : 0) * row_bytes;
+  const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
   PanelTiles w;
-  int64_t depth_block = 0, configured = 0;
-  for (int64_t first = 0; first < words; first += T::kBlockWords, ++depth_block) {
-    const int64_t count = words - first < T::kBlockWords ? words - first : T::kBlockWords;
-    const std::byte* panels[2];
-    for (int p = 0; p < 2; ++p) panels[p] = call.panels[p] + first * kLineBytes;
-    find_weights(panels, count, w);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t row = t * kHeight;
-      const int64_t height = call.count - row < kHeight ? call.count - row : kHeight;
-      find_rows(rows + row, height, call, first * 4, (count + kTileWords - 1) / kTileWords * 64, x);
-      float* out = call.out + row * kGemmOutputs;
-      if (height != configured) {
-        const int64_t above = height < kTileHeight ? height : kTileHeight;
-        configure_tiles(static_cast<int>(above),
-                        static_cast<int>(height > above ? height - above : 1));
-        configured = height;
-      }
+  int64_t configured = 0;
+  for (int64_t word = 0; word < call.blocks; word += kTileBlockWords) {
+    const int64_t rest = call.blocks - word;
+    const int64_t words = rest < kTileBlockWords ? rest : kTileBlockWords;
+    const std::byte *panels[2], *next[2];
+    for (int p = 0; p < 2; ++p) {
+      panels[p] = call.panels[p] + word * kLineBytes;
+      next[p] = rest > words ? panels[p] + words * kLineBytes : call.next[p];
+    }
+    find_weights(panels, words, w);
+    Ahead ahead = Ahead::over(next, words * kLineBytes, tiles * w.steps);
+    for (int64_t row = 0; row < call.count; row += kTilePair) {
+      const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
+      const std::byte* at = first + row * row_bytes;
+      const TileRows rows = {at, height, {at + word * 4, row_bytes}, call.out + row * kGemmOutputs};
+      configure_rows(height, configured);
       if (height > kTileHeight) {
-        T::template run<2>(call, rows + row, height, x, w, t == 0, depth_block, out);
+        T::template run<2>(call, rows, w, word, ahead);
       } else {
-        T::template run<1>(call, rows + row, height, x, w, t == 0, depth_block, out);
+        T::template run<1>(call, rows, w, word, ahead);
       }
     }
   }
@@ -232,8 +170,6 @@ static void gemm_tiles(const GemmCall& call) noexcept {
     }
   }
 }
-
-#undef MOE_TILE_STEP
 
 /// gemm.h's table with tiles where they serve.
 constexpr GemmKernels with_tiles(GemmKernels kernels) {

@@ -1,6 +1,8 @@
 #pragma once
 // What happens to whole rows between the matrix products.
 
+#include <cstring>
+
 #include "moe/kernels/table.h"
 #include "moe/simd/math.h"
 
@@ -30,10 +32,10 @@ MOE_INLINE F32x16 activate(Activation kind, F32x16 x) {
 
 // One loop per function: the switch is decided outside of it.
 template <Activation kind>
-MOE_INLINE void gate_rows(float limit, const float* pairs, int64_t count, F32x16 gate_bias,
-                          F32x16 up_bias, int outputs, float* out, int64_t stride) {
+MOE_INLINE void gate_rows(float limit, float* pairs, int64_t count, F32x16 gate_bias,
+                          F32x16 up_bias) {
   for (int64_t i = 0; i < count; ++i) {
-    const float* pair = pairs + i * kGemmOutputs;
+    float* pair = pairs + i * kGemmOutputs;
     F32x16 g = add(load(pair), gate_bias);
     F32x16 u = add(load(pair + kPanelRows), up_bias);
     if (limit > 0.0f) {
@@ -42,12 +44,7 @@ MOE_INLINE void gate_rows(float limit, const float* pairs, int64_t count, F32x16
       u = max(set1(-limit), min(set1(limit), u));
     }
     if constexpr (kind == Activation::kSwigluOai) u = add(u, set1(1.0f));
-    const F32x16 value = mul(activate(kind, g), u);
-    if (outputs == kPanelRows) {
-      store(out + i * stride, value);
-    } else {
-      store_first(out + i * stride, value, outputs);
-    }
+    store(pair, mul(activate(kind, g), u));
   }
 }
 
@@ -69,12 +66,26 @@ MOE_INLINE void for_activation(Activation kind, Body body) {
 }
 
 static void gate(const ActivationSpec& spec, float* pairs, int64_t count, const float* gate_bias,
-                 const float* up_bias, int outputs, float* out, int64_t stride) noexcept {
+                 const float* up_bias, int outputs) noexcept {
   const F32x16 gb = gate_bias != nullptr ? load_first(gate_bias, outputs) : zero_f32();
   const F32x16 ub = up_bias != nullptr ? load_first(up_bias, outputs) : zero_f32();
   for_activation(spec.kind, [&]<Activation kind>() MOE_INLINE_LAMBDA {
-    gate_rows<kind>(spec.limit, pairs, count, gb, ub, outputs, out, stride);
+    gate_rows<kind>(spec.limit, pairs, count, gb, ub);
   });
+}
+
+static void write(const float* rows, int64_t count, int columns, float* out, int64_t stride,
+                  bool far) noexcept {
+  const bool lines = columns % kLanes == 0 && stride % kLanes == 0 &&
+                     reinterpret_cast<uintptr_t>(out) % (kLanes * sizeof(float)) == 0;
+  for (int64_t i = 0; i < count; ++i, rows += kGemmOutputs, out += stride) {
+    if (!far || !lines) {
+      std::memcpy(out, rows, static_cast<size_t>(columns) * sizeof(float));
+      continue;
+    }
+    for (int c = 0; c < columns; c += kLanes) stream(out + c, load(rows + c));
+  }
+  if (far && lines) fence_streams();
 }
 
 static void activate_all(const ActivationSpec& spec, float* x, int64_t n) noexcept {
@@ -108,6 +119,7 @@ static void scale(float* out, const float* x, float factor, int64_t n) noexcept 
   }
 }
 
-static constexpr RowwiseKernels kRowwiseKernels = {&gate, &activate_all, &add_scaled, &scale};
+static constexpr RowwiseKernels kRowwiseKernels = {&gate, &write, &activate_all, &add_scaled,
+                                                   &scale};
 
 }  // namespace moe::MOE_ISA
