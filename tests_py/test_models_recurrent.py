@@ -179,3 +179,17 @@ def test_the_text_model_of_a_wrapped_checkpoint(family: str, tmp_path: Path) -> 
     logits = mk.load(tmp_path).forward(ids)
     expected = checkpoints.their_logits(theirs, ids)
     np.testing.assert_allclose(logits, expected, rtol=0, atol=family_checks.TOLERANCE)
+    # Saved it is the text model alone.
+    mk.load(tmp_path).save(tmp_path / "text")
+    assert mk.load(tmp_path / "text").forward(ids).tobytes() == logits.tobytes()
+    kind = transformers.AutoModelForCausalLM
+    again = kind.from_pretrained(tmp_path / "text", attn_implementation="eager", dtype="float32")
+    again.set_experts_implementation("eager")
+    expected = checkpoints.their_logits(again, ids)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=family_checks.TOLERANCE)
+    packed = mk.quantize(tmp_path, {"default": "int8"}, out=tmp_path / "packed").forward(ids)
+    assert mk.load(tmp_path / "packed").forward(ids).tobytes() == packed.tobytes()
+    if family == "qwen3_5_moe":
+        mk.load(tmp_path).save(tmp_path / "x.gguf")
+        found = mk.load(tmp_path / "x.gguf").forward(ids)
+        np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)

@@ -237,6 +237,10 @@ def test_llama4_inside_of_its_wrapper(tmp_path: Path) -> None:
     wrapped = {"model_type": "llama4", "text_config": text, "vision_config": {}}
     (path / "config.json").write_text(json.dumps(wrapped))
     family_checks.logits_and_experts(theirs, path, 2)
+    model = mk.load(path)
+    model.save(tmp_path / "text")
+    ids = family_checks.prompt_of(2, 9)
+    assert mk.load(tmp_path / "text").forward(ids).tobytes() == model.forward(ids).tobytes()
     (path / "config.json").write_text(json.dumps({"model_type": "llama4"}))
     with pytest.raises(mk.FileError, match="text_config is missing"):
         mk.load(path)

@@ -1,12 +1,13 @@
 """From a path to a model that runs."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from . import checkpoint, models, ops
 from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
-from .models.reader import INTEGER_DTYPES, Formats, Reader
+from .models.reader import INTEGER_DTYPES, Formats, Placed, Reader
 from .nn import EncoderDecoder, Model
 from .ops.paged_experts import Pages
 from .packed_loading import load_packed
@@ -115,12 +116,35 @@ def _read(
             model.start_id = model.start_id if start is None else start
     model.source = folder
     model.pages = pages
-    model.placed = reader.placed
-    model.passed_over = reader.passed_over
+    model.placed = [_unwrapped(placed) for placed in reader.placed]
+    model.passed_over = [_text_name(name) for name in reader.passed_over]
     model.outline = outline_of(weights)
+    if any(_text_name(placed.piece.name) != placed.piece.name for placed in reader.placed):
+        used = {*reader.passed_over, *(placed.piece.name for placed in reader.placed)}
+        kept = sorted(used & model.outline.keys())
+        model.outline = {_text_name(name): model.outline[name] for name in kept}
     model.grouping = "gguf" if file.format == "gguf" else "hf"
     model._saver = save
     return model
+
+
+# How checkpoints with pictures call their text model; saved it is one of its own.
+_WRAPPERS = ("model.language_model.", "language_model.model.", "language_model.")
+
+
+def _text_name(name: str) -> str:
+    for start in _WRAPPERS:
+        if name.startswith(start):
+            kept = "" if start == "language_model." else "model."
+            return kept + name.removeprefix(start)
+    return name
+
+
+def _unwrapped(placed: Placed) -> Placed:
+    name = _text_name(placed.piece.name)
+    if name == placed.piece.name:
+        return placed
+    return replace(placed, piece=replace(placed.piece, name=name), bank=_text_name(placed.bank))
 
 
 def _all_fit(model: Model, pages: Pages, max_memory: int) -> bool:
