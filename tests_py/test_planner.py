@@ -20,6 +20,7 @@ from moekit.planner import (
     break_even_utilisation,
     catalog,
     distinct_experts,
+    find_api_price,
     find_machine,
     known_types,
     load_machines,
@@ -563,3 +564,45 @@ def test_repr_and_dict_put_active_first() -> None:
     assert "37.55B active of 671.03B" in repr(plan)
     numbers = [k for k, v in plan.to_dict().items() if isinstance(v, int)]
     assert numbers[0] == "active_params"
+
+
+@pytest.mark.parametrize("value", ["x", None, True, math.nan, -1, 10**400, [], {}], ids=repr)
+def test_bad_arguments_of_every_function_are_value_errors(value: Any) -> None:
+    plan = plan_model(MIXTRAL, "int4", context=100)
+    table = {"memory_bytes": 1e9, "bandwidth": 1e9, "peak": {"f32": 1e9}}
+    calls: dict[str, Any] = {
+        "devices": lambda: plan.devices(value),
+        "max_context": lambda: plan.max_context(value),
+        "max_context batch": lambda: plan.max_context(8e9, value),
+        "max_batch": lambda: plan.max_batch(value),
+        "placement": lambda: plan.placement(value),
+        "cache_bytes": lambda: plan.cache_bytes(value),
+        "tokens_per_second": lambda: plan.tokens_per_second(value),
+        "phase": lambda: plan.tokens_per_second("h200", value),
+        "utilisation": lambda: plan.cost("h200", utilisation=value),
+        "power_price": lambda: plan.cost("h200", power_price=value),
+        "training": lambda: plan.training(value, "h800"),
+        "training_flops": lambda: plan.training_flops(value),
+        "memory_bytes": lambda: find_machine({**table, "memory_bytes": value}),
+        "bandwidth": lambda: find_machine({**table, "bandwidth": value}),
+        "peak": lambda: find_machine({**table, "peak": {"f32": value}}),
+        "low_bit": lambda: find_machine({**table, "low_bit": value}),
+        "break even": lambda: break_even_utilisation(1.0, value),
+        "break even cost": lambda: break_even_utilisation(value, 1.0),
+        "distinct": lambda: distinct_experts(8, 2, value),
+        "distinct k": lambda: distinct_experts(8, value, 2),
+        "machines": lambda: load_machines(value),
+        "api price": lambda: find_api_price(value),
+        "format": lambda: plan_model(MIXTRAL, value),
+        "model": lambda: plan_model(value),
+    }
+    if value is not None:
+        calls["placement devices"] = lambda: plan.placement(8e9, value)
+        calls["price"] = lambda: plan.cost("h200", price_per_hour=value)
+        calls["recipe"] = lambda: plan_model(MIXTRAL, recipe=value)
+    if value == {}:
+        del calls["recipe"]
+    for name, call in calls.items():
+        with pytest.raises(ValueError, match=r"^\[") as error:
+            call()
+        assert len(str(error.value)) < 1500, name

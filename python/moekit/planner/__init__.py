@@ -92,6 +92,8 @@ def plan_model(
     check_count("batch", batch, low=1)
     cache_bits(kv_format)
     formats = {}
+    if recipe is not None and not isinstance(recipe, Mapping):
+        raise ValueError(f"[plan_model] recipe is {short(recipe)}; a mapping is required")
     for component, name in (recipe or {}).items():
         if component not in COMPONENTS:
             raise ValueError(

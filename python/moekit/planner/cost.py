@@ -64,12 +64,14 @@ def cost_per_million(
 
 def break_even_utilisation(full_cost: float, api_price: float) -> float:
     """Utilisation at which a machine costs as much as the API; above 1.0 it never does."""
-    return full_cost / check_number("api_price", api_price)
+    cost = check_number("full_cost", full_cost, above=-1e-12)
+    return cost / check_number("api_price", api_price)
 
 
 def break_even_tokens(hourly: float, api_price: float) -> float:
     """Tokens a month that make an API as dear as a machine that runs all month."""
     price = check_number("api_price", api_price)
+    check_number("hourly", hourly, above=-1e-12)
     return hourly * HOURS_PER_MONTH / price * 1e6
 
 
@@ -157,8 +159,8 @@ def api_prices() -> dict[str, dict[str, Any]]:
 def find_api_price(price: float | str) -> ApiPrice:
     """A price by its name in `api_prices`, or a number of dollars a million tokens."""
     try:
-        number = float(price)
-    except (TypeError, ValueError):
+        number = float(price) if isinstance(price, str) else check_number("api_price", price)
+    except ValueError:
         known = api_prices()
         if not isinstance(price, str) or price.strip().lower() not in known:
             raise ValueError(

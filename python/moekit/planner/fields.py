@@ -8,6 +8,7 @@ the field instead of a plan for a model that cannot exist.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +184,7 @@ def check_count(name: str, value: Any, *, low: int = 0, high: int = MAX_TOKENS) 
 def check_number(name: str, value: Any, *, above: float = 0.0, most: float = math.inf) -> float:
     """A finite number argument greater than `above` and at most `most`."""
     good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not above < value <= most:
+    if not good or not abs(value) <= sys.float_info.max or not above < value <= most:
         limit = "" if math.isinf(most) else f" and at most {most:g}"
         raise ValueError(
             f"[plan_model] {name} is {short(value)}; a number above {above:g}{limit} is required"

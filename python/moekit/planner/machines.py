@@ -32,6 +32,7 @@ _OPTIONAL = (
     "block_seconds",
     "source",
 )
+_KINDS = ("f32", "bf16", "f16", "fp8", "int8", "fp4", "int4")  # of arithmetic
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
     peaks = {str(k): check_number(f"{name}.peak.{k}", v) for k, v in peak.items()}
     if not peaks:
         raise ValueError(f"[machine {name}] peak is missing; FLOP/s for at least f32 is required")
+    low_bit = table.get("low_bit", "bf16")
+    if low_bit not in _KINDS:
+        raise ValueError(
+            f"[machine {name}] low_bit is {short(low_bit)}; one of {', '.join(_KINDS)} is required"
+        )
     memory = check_number(f"{name}.memory_bytes", table["memory_bytes"], most=1e18)
     return Machine(
         name=str(table.get("name", name)),
@@ -112,7 +118,7 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
             f"{name}.price_per_hour", table.get("price_per_hour", 0.0), above=-1e-9
         ),
         usable=check_number(f"{name}.usable", table.get("usable", 1.0), most=1.0),
-        low_bit=str(table.get("low_bit", "bf16")),
+        low_bit=str(low_bit),
         devices=check_count(f"{name}.devices", table.get("devices", 1), low=1, high=1_000_000),
         call_seconds=check_number(
             f"{name}.call_seconds", table.get("call_seconds", 0.0), above=-1e-12
@@ -126,6 +132,8 @@ def machine_from(table: Mapping[str, Any], name: str = "machine") -> Machine:
 
 def load_machines(path: str | Path) -> dict[str, Machine]:
     """The machines of a TOML file with a table [machines.NAME] each."""
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"[machines] {short(path)} is no path")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

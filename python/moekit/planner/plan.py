@@ -272,7 +272,9 @@ class ModelPlan:
 
     def placement(self, memory_bytes: float, devices: int | None = None) -> Placement:
         """`devices(memory_bytes)` with what it leaves for more cache."""
-        count = self.devices(memory_bytes) if devices is None else devices
+        count = self.devices(memory_bytes)
+        if devices is not None:
+            count = check_count("devices", devices, low=1, high=1_000_000)
         total = int(count * check_number("memory_bytes", memory_bytes))
         return Placement(
             count,

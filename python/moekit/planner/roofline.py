@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import expm1, log1p
 from typing import TYPE_CHECKING
 
+from .fields import check_count
 from .formats import cache_bits
 
 if TYPE_CHECKING:
@@ -43,8 +44,12 @@ class Roofline:
 def distinct_experts(experts: int, top_k: int, tokens: int) -> float:
     """E * (1 - (1 - K/E)^B): experts woken when each token picks K of E, all alike.
 
-    Real routers are uneven, so the true number is at most this.
+    Real routers are uneven, so the true number is at most this. Raises ValueError for counts that
+    are none, or K above E.
     """
+    check_count("tokens", tokens)
+    check_count("experts", experts)
+    check_count("top_k", top_k, high=experts)
     if not experts:
         return 0.0
     if top_k >= experts or tokens == 1:
