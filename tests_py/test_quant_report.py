@@ -132,3 +132,39 @@ def test_command(tmp_path, capsys):
     for wrong in (["demo", "int5", text], ["demo", "int4", str(tmp_path / "none.txt")]):
         assert main(["check-quant", *wrong]) in (1, 2)
         assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_bars_are_shown_where_they_are_asked_for(full, capsys):
+    recipe = {"default": "int4", "budget": 4.6, "candidates": ["int4", "int8"]}
+    quantised = mk.quantize(full, recipe, TEXTS[0][:300], progress=True)
+    mk.quant_report(full, quantised, TEXTS[0][:300], progress=True)
+    shown = capsys.readouterr().err
+    for word in ("measuring: 100%", "quantising: 100%", "comparing: 100%"):
+        assert word in shown
+    mk.quantize(full, "int4", progress=False)
+    mk.quant_report(full, quantised, TEXTS[0][:300])
+    assert capsys.readouterr().err == ""
+
+
+def test_figures_are_drawn(full, report, tmp_path):
+    pytest.importorskip("matplotlib")
+    from moekit.analysis import plots, quant_plots
+
+    figures = {
+        "report": quant_plots.report_figure(report),
+        "layers": quant_plots.agreement_by_layer({"int4": report}),
+        "dense": quant_plots.against_dense({"int4": (0.04, report)}),
+        "pareto": quant_plots.pareto({"nearest": [("int4", 1e6, report.kl)]}),
+        "roles": quant_plots.errors_by_role({"int4": {"down": 0.01}}, {"int4": 4.1}),
+    }
+    for name, figure in figures.items():
+        plots.save(figure, str(tmp_path / f"{name}.png"))
+        assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_a_dense_model_is_reported_without_routing(full):
+    dense = mk.load(Path(mk.demo_path(), "dense"))
+    dense.tokenizer = full.tokenizer
+    report = mk.quant_report(dense, mk.quantize(dense, "int4"), TEXTS[0])
+    assert report.kl == report.kl_experts > 0 and report.kl_routing == 0
+    assert report.layers == report.experts == report.margins == [] and report.agreement == 1

@@ -104,6 +104,27 @@ def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
     return figure
 
 
+def against_dense(pairs: Mapping[str, tuple[float, QuantReport]]) -> Any:
+    """Divergences of a dense model and of a mixture: format -> (the dense one's, report)."""
+    figure = _figure(8, 4)
+    axes = figure.subplots()
+    places = list(range(len(pairs)))
+    series = {
+        "mixture": ([report.kl for _, report in pairs.values()], "o"),
+        "mixture, routing held": ([report.kl_experts for _, report in pairs.values()], "s"),
+        "dense model": ([kl for kl, _ in pairs.values()], "^"),
+    }
+    for i, (name, (values, marker)) in enumerate(series.items()):
+        axes.plot(places, values, marker, color=COLOURS[i], label=name)
+    for place in places:
+        axes.axvline(place, color="0.93", zorder=0)
+    axes.legend(frameon=False)
+    axes.set_xticks(places, list(pairs), rotation=45, fontsize=8)
+    axes.set(ylabel="KL (nats a token)", yscale="log")
+    _plain(axes)
+    return figure
+
+
 # Labels right above, right below and left of their points, series by series.
 _LABEL_OFFSETS = ((5, 4), (5, -10), (-6, -3))
 

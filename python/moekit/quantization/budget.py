@@ -42,7 +42,16 @@ from .layerwise import (
 from .recipe import Place, Recipe, bits_of, elements, packed_size, places_of
 from .rounding import Options, output_power
 
-DEFAULT_CANDIDATES = ("int2", "int3", "int4", "int4_g32", "int8", "bf16")
+DEFAULT_CANDIDATES = (
+    "int2",
+    "int2_g32",
+    "int3",
+    "int3_g32",
+    "int4",
+    "int4_g32",
+    "int8",
+    "bf16",
+)
 _ROLES = ("gate_up", "down", "shared", "dense", "attention")
 # Tokens that the price of errors is measured with, fewer where their logits would fill the memory.
 _PRICE_TOKENS = 2048
