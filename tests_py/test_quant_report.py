@@ -139,7 +139,7 @@ def test_bars_are_shown_where_they_are_asked_for(full, capsys):
     quantised = mk.quantize(full, recipe, TEXTS[0][:300], progress=True)
     mk.quant_report(full, quantised, TEXTS[0][:300], progress=True)
     shown = capsys.readouterr().err
-    for word in ("measuring: 100%", "quantising: 100%", "comparing: 100%"):
+    for word in ("measuring: 100%", "pricing: 100%", "quantising: 100%", "comparing: 100%"):
         assert word in shown
     mk.quantize(full, "int4", progress=False)
     mk.quant_report(full, quantised, TEXTS[0][:300])

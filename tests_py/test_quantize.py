@@ -444,20 +444,20 @@ def test_a_budget_too_small_for_anything_is_refused():
     assert choose([[1.0, 0.5], [1.0, 0.1]], [[3, 6], [4, 9]], 12) == [0, 1]
 
 
-def test_a_budget_is_no_worse_than_one_format_of_the_same_bytes(model):
+# At int8 there is little left to gain, and routing flips are most of what is measured.
+@pytest.mark.parametrize(
+    ("format", "factor"), [("int8", 1.0), ("int4", 0.5), ("int4_g32", 0.6), ("int3_g32", 0.6)]
+)
+def test_a_budget_is_no_worse_than_one_format_of_the_same_bytes(model, format, factor):
     def size(quantised):
         matrices = quantised.quantization.matrices
         return sum(m.nbytes for m in matrices if m.role not in ("router", "head"))
 
-    uniform = mk.quantize(model, "int4")
-    recipe = {
-        "default": "int4",
-        "budget": size(uniform),
-        "candidates": ["int4", "int4_g32", "int8"],
-    }
+    uniform = mk.quantize(model, format)
+    recipe = {"default": format, "budget": size(uniform)}
     fitted = mk.quantize(model, recipe, [text[:1200] for text in TEXTS.values()], window=256)
     assert size(fitted) <= size(uniform)
-    assert divergence(model, fitted, HELD_OUT) < 0.8 * divergence(model, uniform, HELD_OUT)
+    assert divergence(model, fitted, HELD_OUT) < factor * divergence(model, uniform, HELD_OUT)
     assert {p.weight.format for p in places_of(fitted) if p.role == "router"} == {"f32"}
 
 

@@ -4,9 +4,10 @@ The error of a matrix in a format is measured: the power of (Ŵ - W) x over the 
 that it saw, an expert's inputs times the router's weights, so that it grows with the expert's share
 of the routing. What such an error costs the model is measured too: for each layer and role, all of
 its matrices are rounded, nothing else, and the divergence of the model's predictions over the sum
-of their errors is the price of one unit of error. Prices make layers and roles comparable; that
-divergence is proportional to small errors is second-order theory (the gradient of the divergence
-vanishes at the unquantised model).
+of their errors is the price of one unit of error. Matrices whose inputs are not seen are a group of
+their own: their errors, over unit vectors, do not compare with the others. Prices make layers and
+roles comparable; that divergence is proportional to small errors is second-order theory (the
+gradient of the divergence vanishes at the unquantised model).
 
 Greedy over the lower convex hulls of (bytes, predicted divergence) is optimal for the relaxed
 knapsack; what is lost is at most the last step.
@@ -103,9 +104,9 @@ def within_budget(
     if budget < _LARGEST_BITS:
         budget = budget * sum(map(elements, places)) / 8
     budget -= sum(packed_size(place, recipe.formats(place)) for place in fixed)
-    groups = len({(place.layer, place.role) for place in free})
-    with Bar("measuring", len(model.layers) + groups, progress, " steps") as bar:
+    with Bar("measuring", len(model.layers), progress, " layers") as bar:
         units = _measured(model, free, windows, candidates, options, bar)
+    with Bar("pricing", len({unit.group for unit in units}), progress, " groups") as bar:
         prices = _prices(model, units, windows, candidates, bar)
     chosen = choose(
         [[e * prices[unit.group] for e in unit.errors] for unit in units],
@@ -235,10 +236,11 @@ def _of_block(
     for key, place in by_id.items():
         if place.layer != layer or key in done:
             continue
-        unit = _unit((place,) * place.experts, tuple(range(place.experts)), len(candidates))
+        found = inputs.linears.get(key)
+        slots = tuple(range(place.experts))
+        unit = _unit((place,) * place.experts, slots, len(candidates), found is not None)
         for slot in range(place.experts):
             values = place.weight.unpack_expert(slot)
-            found = inputs.linears.get(key)
             hessian = np.eye(values.shape[1]) if found is None else found.hessian
             unit.add(values, hessian, candidates)
         units.append(unit)
@@ -269,7 +271,7 @@ def _of_experts(
             found = tuple(by_id[id(weight)] for weight in weights_of if id(weight) in by_id)
             if not found:
                 continue
-            unit = _unit(found, (expert,) * len(found), len(candidates))
+            unit = _unit(found, (expert,) * len(found), len(candidates), not unknown)
             width = found[0].weight.shape[-1]
             hessian = np.eye(width) if unknown else gram(rows, weights)
             for place in found:
@@ -278,8 +280,9 @@ def _of_experts(
     return units
 
 
-def _unit(places: tuple[Place, ...], slots: tuple[int, ...], candidates: int) -> Unit:
-    group = places[0].layer, places[0].role
+def _unit(places: tuple[Place, ...], slots: tuple[int, ...], candidates: int, seen: bool) -> Unit:
+    # Errors over unit vectors are no errors over inputs: such matrices have a price of their own.
+    group = places[0].layer, places[0].role if seen else f"{places[0].role}, inputs unknown"
     return Unit(places, slots, group, [0.0] * candidates, [0] * candidates)
 
 
