@@ -32,7 +32,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert "holds  GPTQ beats rounding to nearest on unseen text" in text
     assert "holds  a budget is no worse than one format of the same bytes" in text
-    assert "router alone int8" in text and "fp8 gptq" in text
+    assert "router alone int8" in text and "router alone fp8" in text
     assert "  mixtures stand 4 bits better than dense models of the active size" in text
     for name in ("agreement", "int4", "roles", "pareto", "dense"):
         assert (tmp_path / f"{name}.png").stat().st_size > 10_000
