@@ -318,3 +318,9 @@ def test_wishes_of_a_request_are_named(talker: Any) -> None:
     ):
         with pytest.raises(error, match=text), talker.intervene(requests=requests):
             pass
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    record = mk.Record(np.zeros((1, 1, 1), int), np.ones((1, 1, 1)))
+    with pytest.raises(mk.FileError, match=r"nowhere.*cannot be written: No such file"):
+        record.save(tmp_path / "nowhere" / "r.npz")

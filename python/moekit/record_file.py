@@ -26,13 +26,17 @@ def write(
     texts: Mapping[str, Any],
 ) -> None:
     """Write the arrays that are there, and texts as JSON in bytes (NumPy's own text arrays cut
-    trailing NULs off)."""
+    trailing NULs off). FileError where the path cannot be written."""
     content = {name: array for name, array in arrays.items() if array is not None}
     for name, text in texts.items():
         if text is not None:
             content[name] = np.frombuffer(json.dumps(text).encode(), np.uint8)
-    with open(path, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, version=np.array(VERSION), **content)
+    try:
+        with open(path, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, version=np.array(VERSION), **content)
+    except OSError as error:
+        where = os.fsdecode(path)
+        raise FileError(f"[record] {where} cannot be written: {error.strerror or error}") from error
 
 
 def read(path: str | os.PathLike[str], make: Callable[..., T]) -> T:
