@@ -36,7 +36,7 @@ def build(config: Config, reader: Reader) -> Model:
         },
         gate="router.gate",
         select_bias="expert_bias",
-        shared=inner * config.size("num_shared_experts", default=2),
+        shared=inner * config.size("num_shared_experts", default=2, least=0),
     )
     check_activation(config)
 

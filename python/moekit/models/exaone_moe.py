@@ -33,7 +33,7 @@ def build(config: Config, reader: Reader) -> Model:
             **group_rule(config, experts, k),
         },
         select_bias="e_score_correction_bias",
-        shared=inner * config.size("num_shared_experts", default=1),
+        shared=inner * config.size("num_shared_experts", default=1, least=0),
     )
 
     def attend(n: int, layer: Reader) -> Attention:

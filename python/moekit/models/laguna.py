@@ -60,7 +60,7 @@ def build(config: Config, reader: Reader) -> Model:
             "softcap": softcap if softcap > 0 else None,
         },
         select_bias="experts.e_score_correction_bias",
-        shared=config.size("shared_expert_intermediate_size"),
+        shared=config.size("shared_expert_intermediate_size", least=0),
         shared_name="shared_expert",
     )
 

@@ -33,7 +33,7 @@ def build(config: Config, reader: Reader) -> Model:
         config,
         "moe_intermediate_size",
         {"score": "softmax", "normalize": config.flag("norm_topk_prob", default=False)},
-        shared=config.size("shared_expert_intermediate_size"),
+        shared=config.size("shared_expert_intermediate_size", least=0),
         shared_name="shared_expert",
     )
 
@@ -41,6 +41,9 @@ def build(config: Config, reader: Reader) -> Model:
         if not sparse[n]:
             return layer.mlp("mlp", config.size("intermediate_size"), hidden)
         ffn = layer.under("mlp")
+        if not mixture.shared:
+            ffn.ignore("shared_expert_gate.weight")
+            return mixture.read(ffn)
         gate = ffn.packed("shared_expert_gate.weight", 1, hidden, reader.formats.router)
         return mixture.read(ffn, shared_gate=Linear(gate, kind="router"))
 

@@ -97,7 +97,7 @@ def hybrid(
         config,
         "moe_intermediate_size",
         {"score": "softmax", "normalize": normalize},
-        shared=config.size("shared_expert_intermediate_size"),
+        shared=config.size("shared_expert_intermediate_size", least=0),
         shared_name="shared_expert",
     )
 
@@ -105,6 +105,9 @@ def hybrid(
         if not sparse[n]:
             return layer.mlp("mlp", config.size("intermediate_size"), hidden)
         ffn = layer.under("mlp")
+        if not mixture.shared:
+            ffn.ignore("shared_expert_gate.weight")
+            return mixture.read(ffn)
         gate = ffn.packed("shared_expert_gate.weight", 1, hidden, ffn.formats.router)
         return mixture.read(ffn, shared_gate=Linear(gate, kind="router"))
 

@@ -466,7 +466,11 @@ class Reader:
         extra = [
             name
             for name in self._weights
-            if name not in self._used and not _DERIVED.search(name) and not ignored(name)
+            if name not in self._used
+            and not _DERIVED.search(name)
+            and not ignored(name)
+            # Matrices of shared experts where there are none of these.
+            and not (".shared_" in name and 0 in self._weights.info(name).shape)
         ]
         if extra:
             more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
