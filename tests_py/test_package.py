@@ -30,7 +30,6 @@ def test_everything_a_user_needs_is_there(installed):
         "demo/config.json",
         "demo/model.safetensors",
         "demo/tokenizer.json",
-        "demo/dense/model.safetensors",
         "demo/LICENSE.md",
     ):
         assert f"moekit/{name}" in installed

@@ -163,7 +163,7 @@ def test_figures_are_drawn(full, report, tmp_path):
 
 
 def test_a_dense_model_is_reported_without_routing(full):
-    dense = mk.load(Path(mk.demo_path(), "dense"))
+    dense = mk.load(Path(__file__).parents[1] / "notebooks" / "dense")
     dense.tokenizer = full.tokenizer
     report = mk.quant_report(dense, mk.quantize(dense, "int4"), TEXTS[0])
     assert report.kl == report.kl_experts > 0 and report.kl_routing == 0

@@ -20,6 +20,7 @@ def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([package, os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
+    (tmp_path / "dense").symlink_to(NOTEBOOK.parent / "dense")
     client = nbclient.NotebookClient(
         notebook, timeout=1800, resources={"metadata": {"path": str(tmp_path)}}
     )

@@ -2,7 +2,7 @@
 
     python dense.py WORKDIR             # -> WORKDIR/dense.pt
     python train.py WORKDIR --name dense --resume --dense 280 --tokens 5e5 --processes 1
-    python evaluate.py export WORKDIR ../dense --name dense
+    python evaluate.py export WORKDIR NOTEBOOKS/dense --name dense
 
 Attention, norms and embedding are the demo model's. A mixture becomes one feed-forward part: the
 shared expert and the experts that were chosen most often, at the weight that the router gave them
