@@ -178,6 +178,42 @@ def test_says_what_is_wrong() -> None:
         cache.append(1, k, v)
     with pytest.raises(ValueError, match="length is 4; 0 to 0"):
         cache.truncate(4)
-    with pytest.raises(TypeError, match="dtype is int8"):
-        KVCache([GQA], "int8")
+    with pytest.raises(TypeError, match="dtype is int16"):
+        KVCache([GQA], "int16")
     assert bool(cache)
+
+
+def test_eight_bits_keep_a_scale_for_each_row() -> None:
+    rng = np.random.default_rng(11)
+    cache = KVCache([GQA, ((4,),)], "int8")
+    k, v = rows(rng, 90)
+    k *= np.float32(10.0) ** rng.integers(-6, 6, (90, 2, 1)).astype(np.float32)
+    latent = rng.standard_normal((90, 4), dtype=np.float32)
+    for part in (slice(0, 1), slice(1, 70), slice(70, 70), slice(70, 90)):
+        keys, values = cache.append(0, k[part], v[part])
+        (latents,) = cache.append(1, latent[part])
+    for kept, given in ((keys, k), (values, v), (latents, latent)):
+        assert kept.values.dtype == np.int8
+        assert kept.scales.shape == given.shape[:-1]
+        assert len(kept) == 90
+        error = np.abs(np.asarray(kept) - given).max(-1)
+        assert (error <= np.abs(given).max(-1) / 253).all()
+    fork = cache.fork()
+    fork.append(0, k[:1], v[:1])
+    cache.append(0, v[:1, :, :3], v[:1])
+    assert np.array_equal(np.asarray(fork.view(0)[0])[:90], np.asarray(keys))
+    assert cache.nbytes > 0
+    one_by_one = KVCache([GQA], "int8")
+    for i in range(90):
+        again, _ = one_by_one.append(0, k[i : i + 1], v[i : i + 1])
+    assert np.array_equal(again.values, keys.values)
+    assert np.array_equal(again.scales, keys.scales)
+
+
+def test_a_row_that_is_not_finite_stays_visible() -> None:
+    cache = KVCache([GQA], "int8")
+    k, v = rows(np.random.default_rng(12), 4)
+    k[2, 1, 0], v[1, 0, 3] = np.inf, np.nan
+    keys, values = (np.asarray(part) for part in cache.append(0, k, v))
+    assert np.isnan(keys[2, 1]).all() and np.isnan(keys).sum() == 3
+    assert np.isnan(values[1, 0]).all() and np.isnan(values).sum() == 5

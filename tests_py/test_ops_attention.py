@@ -10,6 +10,7 @@ import torch
 
 from moekit import _core
 from moekit.nn.kv_cache import KVCache
+from moekit.ops import QuantisedRows
 from moekit.ops.attention import attention, mla_attention
 
 # tokens, query heads, kv heads, key width, value width, keys
@@ -243,3 +244,53 @@ def test_says_what_is_wrong() -> None:
         mla_attention(q[:, :, :4], q[:, :, :6], np.zeros((10, 9), np.float32), scale=1.0)
     with pytest.raises(ValueError, match="two parts"):
         mla_attention(q[:, :, :4], q[:2, :, :4], np.zeros((10, 8), np.float32), scale=1.0)
+
+
+def _in_8_bits(x: np.ndarray) -> QuantisedRows:
+    scales = np.abs(x).max(-1) / np.float32(127)
+    codes = np.rint(x / np.maximum(scales, 1e-30)[..., None]).astype(np.int8)
+    heads_first = np.ascontiguousarray(scales.T)
+    return QuantisedRows(codes, heads_first.T)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 2, 700, 32, 32), (65, 6, 2, 130, 24, 40), (5, 3, 3, 5, 7, 9)]
+)
+@pytest.mark.parametrize("window", [None, 3])
+def test_rows_in_8_bits_are_read_as_what_they_mean(shape: tuple[int, ...], window: int | None):
+    t, heads, kv_heads, s, dim, value_dim = shape
+    rng = np.random.default_rng(3)
+    q = rng.standard_normal((t, heads, dim), np.float32)
+    k = _in_8_bits(rng.standard_normal((s, kv_heads, dim), np.float32))
+    v = _in_8_bits(rng.standard_normal((s, kv_heads, value_dim), np.float32))
+    out = attention(q, k, v, window=window)
+    expected = attention(q, np.asarray(k), np.asarray(v), window=window)
+    np.testing.assert_allclose(out, expected, atol=3e-6)
+    pieces = [
+        attention(q[i : i + 1], k[: s - t + i + 1], v[: s - t + i + 1], window=window)
+        for i in range(t)
+    ]
+    assert np.concatenate(pieces).tobytes() == out.tobytes()
+
+
+def test_a_damaged_row_in_8_bits_touches_who_sees_it_alone():
+    rng = np.random.default_rng(4)
+    q = rng.standard_normal((8, 2, 16), np.float32)
+    k = _in_8_bits(rng.standard_normal((8, 2, 16), np.float32))
+    v = _in_8_bits(rng.standard_normal((8, 2, 16), np.float32))
+    clean = attention(q, k, v)
+    v.scales[5, 1] = np.nan
+    out = attention(q, k, v)
+    assert out[:5].tobytes() == clean[:5].tobytes()
+    assert out[:, 0].tobytes() == clean[:, 0].tobytes()
+    assert np.isnan(out[5:, 1]).all()
+
+
+def test_a_latent_cache_in_8_bits():
+    rng = np.random.default_rng(5)
+    latent, rope = (rng.standard_normal((9, 5, width), np.float32) for width in (40, 8))
+    cache = _in_8_bits(rng.standard_normal((70, 1, 48), np.float32))
+    rows = QuantisedRows(cache.values[:, 0], np.ascontiguousarray(cache.scales[:, 0]))
+    out = mla_attention(latent, rope, rows, scale=0.1)
+    expected = mla_attention(latent, rope, np.asarray(rows), scale=0.1)
+    np.testing.assert_allclose(out, expected, atol=3e-6)

@@ -57,12 +57,24 @@ py::array_t<T> new_array(std::vector<py::ssize_t> shape) {
 /// Plain float dtypes by name: ml_dtypes' types have no fixed number, and float16 and bfloat16 no
 /// C++ type, so they cannot be asked for as data_of<T> does.
 inline DType dtype_of(const py::array& array, const char* op, const char* argument) {
-  // Asking for a name takes 3 µs.
   if (py::isinstance<py::array_t<float>>(array)) return DType::kF32;
+  // Asking for a name takes 3 µs. NumPy has one object for each of these types.
+  static PyObject* known_bf16 = nullptr;
+  static PyObject* known_f16 = nullptr;
+  PyObject* own = py::detail::array_proxy(array.ptr())->descr;
+  if (own == known_bf16) return DType::kBf16;
+  if (own == known_f16) return DType::kF16;
   const auto name = std::string(py::str(array.dtype().attr("name")));
   if (name == "float32") return DType::kF32;
-  if (name == "bfloat16") return DType::kBf16;
-  if (name == "float16") return DType::kF16;
+  // Kept for ever, so that no other type gets the address.
+  if (name == "bfloat16") {
+    if (known_bf16 == nullptr) known_bf16 = py::handle(own).inc_ref().ptr();
+    return DType::kBf16;
+  }
+  if (name == "float16") {
+    if (known_f16 == nullptr) known_f16 = py::handle(own).inc_ref().ptr();
+    return DType::kF16;
+  }
   throw TypeError(message("[", op, "] ", argument, " has dtype ", name,
                           "; float32, bfloat16 or float16 is required"));
 }

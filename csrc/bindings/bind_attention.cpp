@@ -5,6 +5,7 @@
 #include "array.h"
 #include "heads.h"
 #include "moe/ops/attention.h"
+#include "moe/ops/kv_cache.h"
 
 namespace moe::bindings {
 
@@ -15,13 +16,12 @@ void check_length(const py::array& array, int64_t length, const char* op, const 
             "; [", length, "] is required");
 }
 
-py::array_t<float> bound_attention(const char* op, const py::array& q,
-                                   const std::optional<py::array>& q_tail, const py::array& k,
-                                   const py::array& v, float scale, bool causal,
-                                   int64_t first_position, int64_t window, int64_t chunk,
-                                   float softcap, const std::optional<py::array>& sinks,
-                                   const std::optional<py::array>& bias,
-                                   const std::optional<py::array>& key_mask) {
+py::array_t<float> bound_attention(
+    const char* op, const py::array& q, const std::optional<py::array>& q_tail, const py::array& k,
+    const py::array& v, float scale, bool causal, int64_t first_position, int64_t window,
+    int64_t chunk, float softcap, const std::optional<py::array>& sinks,
+    const std::optional<py::array>& bias, const std::optional<py::array>& key_mask,
+    const std::optional<py::array>& k_scales, const std::optional<py::array>& v_scales) {
   AttentionInputs in;
   in.queries = float_heads_of(q, op, "q");
   if (q_tail) {
@@ -31,8 +31,10 @@ py::array_t<float> bound_attention(const char* op, const py::array& q,
         op, "] the queries' two parts have shapes ", shape_text(q), " and ", shape_text(*q_tail),
         "; the same tokens and heads are required");
   }
-  in.keys = heads_of(k, op, "k");
-  in.values = heads_of(v, op, "v");
+  in.keys = heads_of(k, op, "k", k_scales.has_value());
+  in.values = heads_of(v, op, "v", v_scales.has_value());
+  if (k_scales) add_scales(in.keys, *k_scales, op, "k");
+  if (v_scales) add_scales(in.values, *v_scales, op, "v");
   in.scale = scale;
   in.causal = causal;
   in.first_position = first_position;
@@ -66,13 +68,32 @@ py::array_t<float> bound_attention(const char* op, const py::array& q,
   return out;
 }
 
+void keep(const py::array& rows, py::array kept, std::optional<py::array> scales) {
+  constexpr auto kOp = "keep_rows";
+  const HeadsView from = float_heads_of(rows, kOp, "rows");
+  CacheRows to;
+  to.rows = heads_of(kept, kOp, "kept", scales.has_value());
+  MOE_CHECK(kept.writeable() && (!scales || scales->writeable()), "[keep_rows] kept is read-only");
+  if (scales) {
+    add_scales(to.rows, *scales, kOp, "kept");
+    to.scales = static_cast<float*>(scales->mutable_data());
+    to.scale_token_stride = 1;
+    to.scale_head_stride = to.rows.scale_head_stride;
+  }
+  const py::gil_scoped_release release;
+  keep_rows(from, to);
+}
+
 }  // namespace
 
 void bind_attention(py::module_& m) {
   m.def("attention", &bound_attention, py::arg("op"), py::arg("q"), py::arg("q_tail"), py::arg("k"),
         py::arg("v"), py::arg("scale"), py::arg("causal"), py::arg("first_position"),
         py::arg("window"), py::arg("chunk"), py::arg("softcap"), py::arg("sinks"), py::arg("bias"),
-        py::arg("key_mask"), "Softmax attention; see moekit.ops.attention.");
+        py::arg("key_mask"), py::arg("k_scales") = py::none(), py::arg("v_scales") = py::none(),
+        "Softmax attention; see moekit.ops.attention.");
+  m.def("keep_rows", &keep, py::arg("rows"), py::arg("kept"), py::arg("scales"),
+        "Rounds rows [T, heads, dim] into a cache's; int8 ones with scales [T, heads].");
 }
 
 }  // namespace moe::bindings

@@ -7,14 +7,19 @@
 namespace moe::bindings {
 
 /// [tokens, heads, dim] in place: any strides but the last.
-inline HeadsView heads_of(const py::array& array, const char* op, const char* argument) {
+inline HeadsView heads_of(const py::array& array, const char* op, const char* argument,
+                          bool in_8_bits = false) {
   if (array.ndim() != 3) {
     throw ValueError(message("[", op, "] ", argument, " has shape ", shape_text(array),
                              "; 3 dimensions are required"));
   }
   HeadsView view;
   view.data = array.data();
-  view.dtype = dtype_of(array, op, argument);
+  if (!in_8_bits) {
+    view.dtype = dtype_of(array, op, argument);
+  } else if (!py::isinstance<py::array_t<int8_t>>(array)) {
+    throw TypeError(message("[", op, "] ", argument, " has scales and is not int8"));
+  }
   view.tokens = array.shape(0);
   view.heads = array.shape(1);
   view.dim = array.shape(2);
@@ -27,6 +32,20 @@ inline HeadsView heads_of(const py::array& array, const char* op, const char* ar
   view.token_stride = array.strides(0) / bytes;
   view.head_stride = array.strides(1) / bytes;
   return view;
+}
+
+/// Scales float32 [tokens, heads] of int8 rows, those of a head contiguous.
+inline void add_scales(HeadsView& view, const py::array& scales, const char* op,
+                       const char* argument) {
+  if (!py::isinstance<py::array_t<float>>(scales) || scales.ndim() != 2 ||
+      scales.shape(0) != view.tokens || scales.shape(1) != view.heads ||
+      (scales.shape(0) > 1 && scales.strides(0) != 4) || scales.strides(1) % 4 != 0) {
+    throw TypeError(message("[", op, "] ", argument, "'s scales are ", shape_text(scales),
+                            "; float32 [", view.tokens, ", ", view.heads,
+                            "], contiguous by head, are required"));
+  }
+  view.scales = static_cast<const float*>(scales.data());
+  view.scale_head_stride = scales.strides(1) / 4;
 }
 
 inline HeadsView float_heads_of(const py::array& array, const char* op, const char* argument) {

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'count_experts', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'count_experts', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -95,7 +95,7 @@ class Limits:
         ...
 def advance_states(op: str, query: numpy.ndarray, key: numpy.ndarray, value: numpy.ndarray, decay: numpy.ndarray, scale: numpy.ndarray | None, skip: numpy.ndarray | None, delta: bool, state: numpy.ndarray | None) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
     ...
-def attention(op: str, q: numpy.ndarray, q_tail: numpy.ndarray | None, k: numpy.ndarray, v: numpy.ndarray, scale: typing.SupportsFloat | typing.SupportsIndex, causal: bool, first_position: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, chunk: typing.SupportsInt | typing.SupportsIndex, softcap: typing.SupportsFloat | typing.SupportsIndex, sinks: numpy.ndarray | None, bias: numpy.ndarray | None, key_mask: numpy.ndarray | None) -> numpy.typing.NDArray[numpy.float32]:
+def attention(op: str, q: numpy.ndarray, q_tail: numpy.ndarray | None, k: numpy.ndarray, v: numpy.ndarray, scale: typing.SupportsFloat | typing.SupportsIndex, causal: bool, first_position: typing.SupportsInt | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, chunk: typing.SupportsInt | typing.SupportsIndex, softcap: typing.SupportsFloat | typing.SupportsIndex, sinks: numpy.ndarray | None, bias: numpy.ndarray | None, key_mask: numpy.ndarray | None, k_scales: numpy.ndarray | None = None, v_scales: numpy.ndarray | None = None) -> numpy.typing.NDArray[numpy.float32]:
     """
     Softmax attention; see moekit.ops.attention.
     """
@@ -150,6 +150,10 @@ def hyper_connection(mixes: numpy.ndarray, base: numpy.ndarray, scales: numpy.nd
 def isa() -> str:
     """
     The instruction set in use.
+    """
+def keep_rows(rows: numpy.ndarray, kept: numpy.ndarray, scales: numpy.ndarray | None) -> None:
+    """
+    Rounds rows [T, heads, dim] into a cache's; int8 ones with scales [T, heads].
     """
 def last_level_cache_bytes() -> int:
     ...

@@ -15,6 +15,8 @@ from .saving import save
 from .saving.bar import Bar
 from .tokenizer import load_tokenizer
 
+KV_FORMATS = ("f32", "bf16", "f16", "int8")
+
 
 def load(
     path: str | os.PathLike[str],
@@ -23,6 +25,7 @@ def load(
     threads: int | None = None,
     max_memory: int | None = None,
     *,
+    kv_format: str = "f32",
     progress: bool | None = None,
 ) -> Model:
     """The model in a Hugging Face directory or a GGUF file, packed while it is read.
@@ -36,6 +39,8 @@ def load(
     `max_memory`: bytes that the weights may take; where that is less than all of them, experts stay
     in the file and are read when a token chooses them (least recently used go first), with the same
     results.
+    `kv_format`: what sequences keep of their tokens, "f32", "bf16", "f16" or "int8" (a scale for
+    each head's row): an attribute of the model, for sequences to come.
     `progress`: a bar on stderr; None shows it on a terminal when loading takes longer than two
     seconds.
 
@@ -48,6 +53,10 @@ def load(
         if name is not None and name not in ops.format_names():
             known = ", ".join(ops.format_names())
             raise ValueError(f"[load] format {name!r}; one of {known} is required")
+    if kv_format not in KV_FORMATS:
+        raise ValueError(
+            f"[load] kv_format {kv_format!r}; one of {', '.join(KV_FORMATS)} is required"
+        )
     if threads is not None:
         ops.set_num_threads(threads)
     if max_memory is not None and (type(max_memory) is not int or max_memory < 1):
@@ -60,7 +69,7 @@ def load(
                 "router_format and max_memory"
             )
         model, config = load_packed(folder)
-        model.source = folder
+        model.source, model.kv_format = folder, kv_format
         model.tokenizer = load_tokenizer(folder)
         model.end_ids = _end_ids(folder, config, model.vocab_size)
         model._saver = save
@@ -71,6 +80,7 @@ def load(
     except BaseException:
         file.close()
         raise
+    model.kv_format = kv_format
     if model.pages is None:
         file.close()
     return model

@@ -35,6 +35,7 @@ constinit const VecCheck kVecCheck = {
                     float* y) noexcept { store(y, load(reinterpret_cast<const bf16*>(x))); },
     .load_f16 = [](const uint16_t* x,
                    float* y) noexcept { store(y, load(reinterpret_cast<const f16*>(x))); },
+    .load_i8 = [](const int8_t* x, float* y) noexcept { store(y, load(x)); },
     .store_bf16 = [](const float* x,
                      uint16_t* y) noexcept { store(reinterpret_cast<bf16*>(y), load(x)); },
     .store_f16 = [](const float* x,

@@ -19,6 +19,7 @@ struct VecCheck {
 
   void (*load_bf16)(const uint16_t* x, float* y) noexcept;
   void (*load_f16)(const uint16_t* x, float* y) noexcept;
+  void (*load_i8)(const int8_t* x, float* y) noexcept;
   void (*store_bf16)(const float* x, uint16_t* y) noexcept;
   void (*store_f16)(const float* x, uint16_t* y) noexcept;
   void (*round_to_i32)(const float* x, int32_t* y) noexcept;

@@ -234,6 +234,16 @@ TEST_P(Vec, WidensEveryHalf) {
   }
 }
 
+TEST_P(Vec, WidensEveryInt8) {
+  for (int at = -128; at < 128; at += kLanes) {
+    int8_t x[kLanes];
+    float y[kLanes];
+    for (int i = 0; i < kLanes; ++i) x[i] = static_cast<int8_t>(at + i);
+    vec().load_i8(x, y);
+    for (int i = 0; i < kLanes; ++i) ASSERT_EQ(y[i], static_cast<float>(at + i));
+  }
+}
+
 // Every bfloat16 and binary16 value, the halfway points above it and their neighbours; subnormals,
 // overflow, infinities and NaN come with the range.
 TEST_P(Vec, NarrowsAsTheScalarConversionDoes) {

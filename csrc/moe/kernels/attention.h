@@ -40,14 +40,16 @@ struct AttentionCall {
   const KeyRange* visible;   // [rows]
   const float* const* bias;  // [rows], added to the scores; null: none. -inf masks
   const float* key_bias;     // the same for every row, or null
-  float softcap;             // c · tanh(score / c); 0: none
-  float* max;                // [rows]: written
-  float* sum;                // [rows]: written
-  float* out;                // [rows][out_stride]: written
-  int64_t out_stride;        // value_dim rounded up to 16
-  float* key_block;          // scratch [kKeyBlock][query_stride]
-  float* value_block;        // scratch [kKeyBlock][out_stride]
-  float* lane_sums;          // scratch [rows][16]
+  const float* key_scales;   // int8 keys and values: a factor for each position, else null
+  const float* value_scales;
+  float softcap;       // c · tanh(score / c); 0: none
+  float* max;          // [rows]: written
+  float* sum;          // [rows]: written
+  float* out;          // [rows][out_stride]: written
+  int64_t out_stride;  // value_dim rounded up to 16
+  float* key_block;    // scratch [kKeyBlock][query_stride]
+  float* value_block;  // scratch [kKeyBlock][out_stride]
+  float* lane_sums;    // scratch [rows][16]
 };
 
 /// An indexer's heads against keys [begin, end): out[j] = Σ_h weights[h] · max(0, queries[h] ·
@@ -70,15 +72,19 @@ struct SoftmaxRow {
   float* out;
 };
 
+/// One row of n floats as it is kept; `scale` is written for int8 only.
+using KeepRowFn = void (*)(const float* row, int64_t n, void* out, float* scale) noexcept;
+
 struct AttentionKernels {
   /// packed [rows][stride], stride at least head_dim + tail_dim, zeros behind.
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
-  void (*attend[3])(const AttentionCall&) noexcept;  // by DType of keys and values
+  void (*attend[4])(const AttentionCall&) noexcept;  // by DType of keys and values, then int8
   /// into += part, over `width` columns (a multiple of 16).
   void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
   /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.
   void (*finish)(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept;
   void (*index[3])(const IndexCall&) noexcept;  // by DType of the keys
+  KeepRowFn keep[4];                            // by DType, then int8
 };
 
 }  // namespace moe

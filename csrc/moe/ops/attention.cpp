@@ -206,8 +206,13 @@ class Tasks {
 
   void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
     const auto of_head = [&](const HeadsView& view) {
+      const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
       return static_cast<const std::byte*>(view.data) +
-             kv_head(task) * view.head_stride * static_cast<int64_t>(dtype_bytes(view.dtype));
+             kv_head(task) * view.head_stride * static_cast<int64_t>(bytes);
+    };
+    const auto scales_of_head = [&](const HeadsView& view) {
+      return view.scales != nullptr ? view.scales + kv_head(task) * view.scale_head_stride
+                                    : nullptr;
     };
     AttentionCall call;
     call.keys = of_head(in_.keys);
@@ -224,6 +229,8 @@ class Tasks {
     call.visible = own.visible;
     call.bias = in_.bias != nullptr ? own.bias : nullptr;
     call.key_bias = key_bias_;
+    call.key_scales = scales_of_head(in_.keys);
+    call.value_scales = scales_of_head(in_.values);
     call.softcap = in_.softcap;
     call.max = into.max;
     call.sum = into.sum;
@@ -232,7 +239,7 @@ class Tasks {
     call.key_block = own.key_block;
     call.value_block = own.value_block;
     call.lane_sums = own.lane_sums;
-    kernels_.attend[static_cast<int>(in_.keys.dtype)](call);
+    kernels_.attend[in_.keys.scales != nullptr ? 3 : static_cast<int>(in_.keys.dtype)](call);
   }
 
   void merge(Workspace& own, int64_t task, const RowStates& part) const {
@@ -292,7 +299,8 @@ void check(const char* op, const AttentionInputs& in) {
             " columns per head; k has ", k.dim);
   MOE_CHECK(v.tokens == k.tokens && v.heads == k.heads, "[", op, "] v has ", v.tokens,
             " tokens of ", v.heads, " heads; k has ", k.tokens, " of ", k.heads);
-  MOE_CHECK(v.dtype == k.dtype, "[", op, "] k and v have different dtypes; one is required");
+  MOE_CHECK(v.dtype == k.dtype && (v.scales == nullptr) == (k.scales == nullptr), "[", op,
+            "] k and v have different dtypes; one is required");
   MOE_CHECK(in.first_position >= 0, "[", op, "] the first query stands at position ",
             in.first_position, "; at least 0 is required");
   MOE_CHECK(in.window >= 0, "[", op, "] window is ", in.window, "; at least 1 is required");

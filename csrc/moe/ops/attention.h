@@ -13,6 +13,10 @@ struct HeadsView {
   DType dtype = DType::kF32;
   int64_t tokens = 0, heads = 0, dim = 0;
   int64_t token_stride = 0, head_stride = 0;
+  /// Set: `data` are int8, and row (t, h) is times scales[t + h · scale_head_stride]. Whatever
+  /// `dtype` says.
+  const float* scales = nullptr;
+  int64_t scale_head_stride = 0;
 };
 
 struct AttentionInputs {

@@ -89,6 +89,11 @@ MOE_INLINE F32x16 load(const f16* p) {
   const auto* h = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
 }
+MOE_INLINE __m256 widen_i8(const int8_t* p) {
+  const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(b));
+}
+MOE_INLINE F32x16 load(const int8_t* p) { return {widen_i8(p), widen_i8(p + 8)}; }
 MOE_INLINE __m128i narrow_bf16(__m256 a) {
   const __m256i u = _mm256_castps_si256(a);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

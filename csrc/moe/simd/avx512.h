@@ -59,6 +59,10 @@ MOE_INLINE F32x16 load(const bf16* p) {
 MOE_INLINE F32x16 load(const f16* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+MOE_INLINE F32x16 load(const int8_t* p) {
+  const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(b))};
+}
 // Not vcvtneps2bf16: that one flushes subnormals, and every instruction set rounds alike here.
 MOE_INLINE void store(bf16* p, F32x16 a) {
   const __m512i u = _mm512_castps_si512(a.v);

@@ -85,6 +85,11 @@ MOE_INLINE F32x16 load(const f16* p) {
   for (int i = 0; i < 16; ++i) r.v[i] = to_float(p[i]);
   return r;
 }
+MOE_INLINE F32x16 load(const int8_t* p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<float>(p[i]);
+  return r;
+}
 MOE_INLINE void store(bf16* p, F32x16 a) {
   for (int i = 0; i < 16; ++i) p[i] = to_bf16(a.v[i]);
 }

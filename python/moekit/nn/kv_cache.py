@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+
+from .. import _core
+from ..ops import QuantisedRows
 
 Array = npt.NDArray[Any]
 RowShape = tuple[int, ...]
@@ -16,7 +20,11 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
 }
+#: The names of formats, for the same dtypes.
+_FORMATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+Kept = Array | QuantisedRows
 _ALIGNMENT_BYTES = 64  # a cache line: vector loads of a row never straddle two
 _FIRST_CAPACITY = 64
 
@@ -35,8 +43,10 @@ class KVCache:
     for grouped-query attention, ``((L + R,),)`` for MLA's latent and rotary part, with one shape
     more for an indexer's keys, ``()`` for a layer that keeps no rows.
 
-    ``dtype`` is ``"float32"``, ``"bfloat16"`` or ``"float16"``: what the rows are rounded to when
-    they are appended. Memory grows geometrically, so appending costs amortised constant time.
+    ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or ``"int8"`` (or ``"f32"`` and so
+    on): what the rows are rounded to when they are appended. ``int8`` keeps a float32 scale of
+    max|row| / 127 for each row of a head; its rows come as :class:`~moekit.ops.QuantisedRows`.
+    Memory grows geometrically, so appending costs amortised constant time.
 
     ``state`` holds what a recurrent layer carries instead of rows, under any key: a :class:`State`.
     Replace its values, never write into them: forks share them, and a pass that is interrupted
@@ -49,10 +59,7 @@ class KVCache:
     def __init__(
         self, rows: Sequence[Sequence[RowShape]], dtype: npt.DTypeLike | str = "float32"
     ) -> None:
-        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
-        if name not in _DTYPES:
-            raise TypeError(f"[KVCache] dtype is {name}; {', '.join(_DTYPES)} are possible")
-        self.dtype = _DTYPES[name]
+        self.dtype = cache_dtype(dtype)
         self.state: dict[Any, State] = {}
         #: What does not grow: an encoder's keys and values, by layer. Forks share them.
         self.memory: dict[Any, tuple[Array, ...]] = {}
@@ -62,7 +69,7 @@ class KVCache:
         self.plain = True
         self._layers = [[_Rows(tuple(shape), self.dtype) for shape in layer] for layer in rows]
 
-    def append(self, layer: int, *rows: Array, first: int | None = None) -> tuple[Array, ...]:
+    def append(self, layer: int, *rows: Array, first: int | None = None) -> tuple[Any, ...]:
         """Keeps the rows of T more tokens and returns all of the layer's rows.
 
         One ``[T, *shape]`` array for each of the layer's shapes, or for some of them from number
@@ -96,7 +103,7 @@ class KVCache:
         before = self.state.get(key)
         self.state[key] = State(tokens + (0 if before is None else before.length), arrays)
 
-    def view(self, layer: int) -> tuple[Array, ...]:
+    def view(self, layer: int) -> tuple[Any, ...]:
         """All rows of a layer, as ``append`` returned them."""
         return tuple(stream.view() for stream in self._streams(layer))
 
@@ -159,7 +166,7 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Bytes held, room for growth included; what forks share counts in each."""
-        rows = sum(stream.buffer.nbytes for layer in self._layers for stream in layer)
+        rows = sum(stream.nbytes for layer in self._layers for stream in layer)
         rows += sum(a.nbytes for arrays in self.memory.values() for a in arrays)
         return rows + sum(a.nbytes for state in self.state.values() for a in state.arrays)
 
@@ -171,11 +178,20 @@ class KVCache:
         return self._layers[layer]
 
 
+def cache_dtype(name: npt.DTypeLike | str) -> np.dtype[Any]:
+    """The dtype of cached rows by its name or that of a format; TypeError for another."""
+    text = name if isinstance(name, str) else np.dtype(name).name
+    text = _FORMATS.get(text, text)
+    if text not in _DTYPES:
+        raise TypeError(f"[KVCache] dtype is {text}; {', '.join(_DTYPES)} are possible")
+    return _DTYPES[text]
+
+
 class _Rows:
     """A growing array of equally shaped rows.
 
     Rows of shape (Hk, D) lie head by head, [Hk, capacity, D]: a head's rows then stream from
-    memory in one piece, which is what attention reads.
+    memory in one piece, which is what attention reads. int8 rows have scales [Hk, capacity].
     """
 
     def __init__(self, shape: RowShape, dtype: np.dtype[Any]) -> None:
@@ -183,11 +199,22 @@ class _Rows:
         self.length = 0
         *heads, width = range(len(shape) + 1)
         self._tokens_first = (heads.pop(), *heads, width)
-        self.buffer = _aligned_empty(self._laid_out(0), dtype)
+        self._allocate(0, dtype)
         self._capacity = 0
         self._shared = 0  # rows that a fork reads too
 
-    def append(self, rows: Array) -> Array:
+    def _allocate(self, capacity: int, dtype: np.dtype[Any]) -> None:
+        *heads, width = self.shape
+        self.buffer = _aligned_empty((*heads, capacity, width), dtype)
+        self.scales: Array | None = None
+        if dtype == np.int8:
+            self.scales = _aligned_empty((*heads, capacity), np.dtype(np.float32))
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+    def append(self, rows: Array) -> Kept:
         start, stop = self.length, self.length + len(rows)
         if stop > self._capacity or start < self._shared:
             grown = max(stop, self._capacity, _FIRST_CAPACITY)
@@ -196,11 +223,30 @@ class _Rows:
             self._move(grown)
         self.length = stop
         view = self.view()
-        view[start:] = rows
+        self._keep(rows, start)
         return view
 
-    def view(self) -> Array:
-        return self.buffer.transpose(self._tokens_first)[: self.length]
+    def _keep(self, rows: Array, start: int) -> None:
+        if rows.dtype != np.float32 and self.scales is None:
+            self._places()[start : self.length] = rows
+            return
+        if rows.dtype != np.float32 or rows.strides[-1] != 4 or rows.ndim != 3:
+            rows = np.ascontiguousarray(rows, np.float32)
+        heads, width, seen = prod(self.shape[:-1]), self.shape[-1], slice(start, self.length)
+        rows = rows.reshape(len(rows), heads, width)
+        kept, scales = self.buffer.reshape(heads, self._capacity, width), None
+        if self.scales is not None:
+            scales = self.scales.reshape(heads, self._capacity).transpose()[seen]
+        _core.keep_rows(rows, kept.transpose(1, 0, 2)[seen], scales)
+
+    def _places(self) -> Array:
+        return self.buffer.transpose(self._tokens_first)
+
+    def view(self) -> Kept:
+        values = self._places()[: self.length]
+        if self.scales is None:
+            return values
+        return QuantisedRows(values, self.scales.transpose(self._tokens_first[:-1])[: self.length])
 
     def reserve(self, capacity: int) -> None:
         if capacity > self._capacity:
@@ -208,7 +254,8 @@ class _Rows:
 
     def fork(self) -> _Rows:
         twin = _Rows(self.shape, self.buffer.dtype)
-        twin.buffer, twin.length, twin._capacity = self.buffer, self.length, self._capacity
+        twin.buffer, twin.scales = self.buffer, self.scales
+        twin.length, twin._capacity = self.length, self._capacity
         # The original goes on in place behind the shared rows; the twin always moves out first,
         # so its own rows are all shared, to the last place of the capacity.
         twin._shared = self._capacity + 1
@@ -216,14 +263,12 @@ class _Rows:
         return twin
 
     def _move(self, capacity: int) -> None:
-        old = self.view()
-        self.buffer = _aligned_empty(self._laid_out(capacity), self.buffer.dtype)
+        old, scales, seen = self.buffer, self.scales, slice(self.length)
+        self._allocate(capacity, old.dtype)
         self._capacity, self._shared = capacity, 0
-        self.view()[:] = old
-
-    def _laid_out(self, capacity: int) -> RowShape:
-        *heads, width = self.shape
-        return (*heads, capacity, width)
+        self.buffer[..., seen, :] = old[..., seen, :]
+        if self.scales is not None and scales is not None:
+            self.scales[..., seen] = scales[..., seen]
 
 
 def _aligned_empty(shape: RowShape, dtype: np.dtype[Any]) -> Array:

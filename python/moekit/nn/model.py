@@ -82,6 +82,8 @@ class Model:
         self.passed_over: Sequence[str] = ()
         # The memory of experts that stay in the file (`mk.load(max_memory=...)`).
         self.pages: Pages | None = None
+        #: What keys and values are kept in: "f32", "bf16", "f16" or "int8".
+        self.kv_format = "f32"
         #: What `generate` keeps of its sequences for later prompts that begin like them.
         self.prefixes = Prefixes()
         self._saver: Callable[[Model, Any], None] | None = None
@@ -192,7 +194,7 @@ class Model:
         return sequences
 
     def _new_sequence(self) -> KVCache:
-        return KVCache([block.cache_rows for block in self.layers])
+        return KVCache([block.cache_rows for block in self.layers], self.kv_format)
 
     def embed(self, ids: npt.NDArray[np.int32]) -> Floats:
         """What the first block reads: float32 [T, H] of ids [T]."""

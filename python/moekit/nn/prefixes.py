@@ -44,7 +44,7 @@ class _State:
 
     def __init__(self, model: object) -> None:
         self._objects: list[object] = []
-        self._values: list[object] = [_core.isa()]
+        self._values: list[object] = [_core.isa(), getattr(model, "kv_format", None)]
         self._look(model, set(), top=True)
 
     def __eq__(self, other: object) -> bool:

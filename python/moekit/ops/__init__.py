@@ -1,6 +1,7 @@
 """The kernels, each usable alone: route → plan → permute → grouped_matmul → combine, and moe_ffn
 fused. Functions take what offers DLPack or the buffer protocol and return NumPy arrays."""
 
+from moekit.ops.arrays import QuantisedRows
 from moekit.ops.assignment import Assignment
 from moekit.ops.attention import attention, mla_attention
 from moekit.ops.capacity import limit_capacity, route_expert_choice
@@ -51,6 +52,7 @@ __all__ = [
     "MachineLimits",
     "PackedWeight",
     "Plan",
+    "QuantisedRows",
     "attention",
     "causal_conv",
     "combine",

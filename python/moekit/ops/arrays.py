@@ -53,6 +53,47 @@ def to_numpy(x: Any, op: str, name: str) -> Array:
     return array
 
 
+class QuantisedRows:
+    """Rows [S, Hk, D] (or [S, D]) as int8 with a factor for each, ``values * scales[..., None]``.
+
+    What a cache in int8 gives: :func:`attention` and :func:`mla_attention` read them in place, and
+    everything else as the float32 array that they stand for.
+    """
+
+    __slots__ = ("scales", "values")
+
+    def __init__(self, values: npt.NDArray[np.int8], scales: Float32) -> None:
+        self.values = values
+        self.scales = scales
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.values.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows and their scales."""
+        return self.values.nbytes + self.scales.nbytes
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return QuantisedRows(self.values[index], self.scales[index])
+        return np.asarray(self)[index]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("[QuantisedRows] rows in 8 bits have no array that could be shared")
+        values = self.values.astype(np.float32) * self.scales[..., None]
+        return values if dtype is None else values.astype(dtype)
+
+
 def _is_ml_dtype(array: Array) -> bool:
     return array.dtype.name.startswith(("bfloat16", "float8", "float4"))
 

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import Array, Float32, as_float32, check_ndim, to_numpy
+from moekit.ops.arrays import (
+    Array,
+    Float32,
+    QuantisedRows,
+    as_float32,
+    check_ndim,
+    to_numpy,
+)
 
 
 def attention(
@@ -33,8 +40,8 @@ def attention(
 
     Args:
         q: float32 [T, Hq, D]. Query head h reads kv head h // (Hq / Hk).
-        k: [S, Hk, D] in float32, bfloat16 or float16; Hq is a multiple of Hk. Read in place: a
-            slice of a cache costs nothing.
+        k: [S, Hk, D] in float32, bfloat16, float16 or as :class:`QuantisedRows`; Hq is a multiple
+            of Hk. Read in place: a slice of a cache costs nothing.
         v: [S, Hk, Dv] in k's dtype.
         scale: of the scores; 1 / sqrt(D) by default.
         causal: a query at position p sees the keys 0 to p only.
@@ -56,7 +63,9 @@ def attention(
     """
     op = "attention"
     queries = heads_of(q, op, "q", np.float32)
-    keys, values = heads_of(k, op, "k"), heads_of(v, op, "v")
+    both = isinstance(k, QuantisedRows) and isinstance(v, QuantisedRows)
+    keys, key_scales = _rows_of(k, op, "k", both)
+    values, value_scales = _rows_of(v, op, "v", both)
     return _run(
         op,
         queries,
@@ -72,6 +81,7 @@ def attention(
         softcap=softcap,
         bias=bias,
         key_mask=key_mask,
+        scales=(key_scales, value_scales),
     )
 
 
@@ -99,7 +109,8 @@ def mla_attention(
     Args:
         q_latent: float32 [T, Hq, L], the position-free part of the queries times W_UK.
         q_rope: float32 [T, Hq, R], their rotated part.
-        cache: [S, L + R] in float32, bfloat16 or float16: normalised latent, then rotated key.
+        cache: [S, L + R] in float32, bfloat16, float16 or as :class:`QuantisedRows`: normalised
+            latent, then rotated key.
         scale: of the scores. It has no default: it comes from the head's width before absorption.
 
     The other arguments, and the promises, are those of :func:`attention`.
@@ -109,6 +120,10 @@ def mla_attention(
     op = "mla_attention"
     latent = heads_of(q_latent, op, "q_latent", np.float32)
     rope = heads_of(q_rope, op, "q_rope", np.float32)
+    scales = None
+    if isinstance(cache, QuantisedRows):
+        cache, scales = cache.values, cache.scales
+        scales = scales[:, None] if scales.ndim == 1 else scales
     rows = to_numpy(cache, op, "cache")
     check_ndim(rows, 2, op, "cache")
     width = latent.shape[2] + rope.shape[2]
@@ -132,6 +147,7 @@ def mla_attention(
         softcap=softcap,
         bias=bias,
         key_mask=key_mask,
+        scales=(scales, scales),
     )
 
 
@@ -151,6 +167,7 @@ def _run(
     softcap: float | None,
     bias: Any,
     key_mask: Any,
+    scales: tuple[Float32 | None, Float32 | None],
 ) -> Float32:
     tokens, heads = q.shape[:2]
     if first_position is None:
@@ -182,8 +199,16 @@ def _run(
         None if sinks is None else as_float32(sinks, op, "sinks", 1),
         bias,
         key_mask,
+        *scales,
     )
     return result
+
+
+def _rows_of(x: Any, op: str, name: str, in_8_bits: bool) -> tuple[Array, Float32 | None]:
+    """Keys or values, and their scales where both are quantised."""
+    if not in_8_bits:
+        return heads_of(x, op, name), None
+    return heads_of(x.values, op, name), x.scales
 
 
 def heads_of(x: Any, op: str, name: str, dtype: type[np.float32] | None = None) -> Array:

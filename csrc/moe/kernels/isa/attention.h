@@ -234,6 +234,9 @@ MOE_INLINE F32x16 biased(F32x16 s, const float* bias, int64_t count) {
 
 /// A group's scores as they enter the softmax; -inf where the row does not see the key.
 MOE_INLINE F32x16 masked(const AttentionCall& call, int64_t row, int64_t first_key, F32x16 s) {
+  if (call.key_scales != nullptr) {
+    s = mul(s, load_padded(call.key_scales + first_key, call.end - first_key));
+  }
   if (call.softcap > 0.0f) {
     s = mul(set1(call.softcap), tanh(mul(s, set1(1.0f / call.softcap))));
   }
@@ -249,7 +252,8 @@ MOE_INLINE F32x16 masked(const AttentionCall& call, int64_t row, int64_t first_k
   return s;
 }
 
-/// Scores into weights relative to the new running maximum; updates the rows' max and sum.
+/// Scores into weights relative to the new running maximum, times their values' scales; updates the
+/// rows' max and sum.
 [[gnu::noinline]] static void soften(const AttentionCall& call, RowTile tile, int64_t block,
                                      int first, int last, TileWeights& w) noexcept {
   float before[kLanes] = {}, after[kLanes] = {};
@@ -278,9 +282,13 @@ MOE_INLINE F32x16 masked(const AttentionCall& call, int64_t row, int64_t first_k
     F32x16 sum = zero_f32();
     for (int g = first; g < last; ++g) {
       float* at = w.scores[r] + g * kLanes;
-      const F32x16 weight = exp(sub(load(at), top));
-      store(at, weight);
+      F32x16 weight = exp(sub(load(at), top));
       sum = add(sum, weight);
+      if (call.value_scales != nullptr) {
+        const int64_t key = block + g * kLanes;
+        weight = mul(weight, load_padded(call.value_scales + key, call.end - key));
+      }
+      store(at, weight);
     }
     float* total = call.lane_sums + (tile.begin + r) * kLanes;
     store(total, fma(load(total), set1(w.shrink[r]), sum));
@@ -419,7 +427,10 @@ static void attend(const AttentionCall& call) noexcept {
     for (int64_t r = 0; r < call.rows && uniform; ++r) {
       uniform = call.visible[r].begin <= used.begin && call.visible[r].end >= used.end;
     }
-    const bool finite = !uniform && all_finite(values, call.value_stride, count, call.value_dim);
+    const bool finite =
+        !uniform && (call.value_scales != nullptr
+                         ? all_finite(call.value_scales + block, count, 1, count)
+                         : all_finite(values, call.value_stride, count, call.value_dim));
     for (int64_t t = 0; t < tiles; ++t) {
       const RowTile tile = tile_at(call.rows, t);
       const KeyRange tile_used =

@@ -2,6 +2,7 @@
 
 #include "moe/kernels/table.h"
 #include "moe/kernels/isa/attention.h"
+#include "moe/kernels/isa/cache_rows.h"
 #include "moe/kernels/isa/convert.h"
 #include "moe/kernels/isa/gemm.h"
 #include "moe/kernels/isa/index_scores.h"
