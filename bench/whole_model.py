@@ -92,6 +92,7 @@ def arguments() -> argparse.Namespace:
     add("--prompt", type=int, default=512, help="tokens (512)")
     add("--decode", type=int, default=24, help="tokens in each round (24)")
     add("--rounds", type=int, default=5, help="turns for each (5)")
+    add("--kv-format", default="f16", help="moekit's cache; llama.cpp has f16, transformers bf16")
     add("--threads", type=int, default=_core.num_threads())
     add("--clock", choices=("wall", "cpu"), default="wall", help="as in `moekit bench`")
     add("--dir", help="where checkpoints are kept; otherwise they are deleted at the end")
@@ -105,7 +106,7 @@ def beside_llama(
     folder: Path, format: str, probe: LimitProbe, args: argparse.Namespace
 ) -> list[Line]:
     path = gguf_of(folder, format)
-    contenders: list[Contender] = [Moekit(path, probe)]
+    contenders: list[Contender] = [Moekit(path, probe, kv_format=args.kv_format)]
     try:
         contenders.append(LlamaCpp(path, args.threads, args.clock, Missing))
     except Missing as missing:
@@ -114,7 +115,7 @@ def beside_llama(
 
 
 def beside_transformers(folder: Path, probe: LimitProbe, args: argparse.Namespace) -> list[Line]:
-    contenders: list[Contender] = [Moekit(folder, probe)]
+    contenders: list[Contender] = [Moekit(folder, probe, kv_format=args.kv_format)]
     try:
         contenders += Transformers(folder, args.threads, Missing).contenders(probe)
     except Missing as missing:

@@ -83,6 +83,43 @@ py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::a
   return out;
 }
 
+/// Memory of another library's 16-bit floats comes as int16; `name` says what it means.
+DType named_dtype(const std::string& name, const py::array& array, const char* argument) {
+  const bool is_half = name == "bfloat16" || name == "float16";
+  const bool fits = is_half ? py::isinstance<py::array_t<int16_t>>(array)
+                            : name == "float32" && py::isinstance<py::array_t<float>>(array);
+  if (!fits || array.ndim() != 2 || (array.flags() & py::array::c_style) == 0) {
+    throw TypeError(message("[moe_ffn] ", argument, " is not a C-contiguous matrix of ", name));
+  }
+  return name == "bfloat16" ? DType::kBf16 : is_half ? DType::kF16 : DType::kF32;
+}
+
+void ffn_plain(const py::array& x, const std::string& dtype, const py::array& experts,
+               const py::array& weights, const std::string& weights_dtype, bool weighs_input,
+               const Bank& bank, py::array out) {
+  PlainTokens in;
+  in.dtype = named_dtype(dtype, x, "x");
+  in.x = x.data();
+  in.tokens = x.shape(0);
+  in.hidden = x.shape(1);
+  in.experts = data_of<int64_t>(experts, 2, "moe_ffn", "experts");
+  in.weights_dtype = named_dtype(weights_dtype, weights, "weights");
+  in.weights = weights.data();
+  in.k = static_cast<int>(experts.shape(1));
+  in.weighs_input = weighs_input;
+  MOE_CHECK(experts.shape(0) == in.tokens && weights.shape(0) == in.tokens &&
+                weights.shape(1) == experts.shape(1),
+            "[moe_ffn] experts are ", shape_text(experts), ", weights ", shape_text(weights),
+            "; x is ", shape_text(x));
+  named_dtype(dtype, out, "out");
+  MOE_CHECK(out.shape(0) == in.tokens && out.shape(1) == in.hidden, "[moe_ffn] out is ",
+            shape_text(out), "; x is ", shape_text(x));
+  const ExpertBank routed = bank.view();
+  void* to = out.mutable_data();
+  const py::gil_scoped_release release;
+  moe_ffn_plain(in, routed, Compute::kAuto, to);
+}
+
 }  // namespace
 
 void bind_experts(py::module_& m) {
@@ -107,6 +144,9 @@ void bind_experts(py::module_& m) {
   m.def("moe_ffn", &ffn, py::arg("x"), py::arg("experts"), py::arg("weights"),
         py::arg("weighs_input"), py::arg("bank"), py::arg("shared"), py::arg("shared_scale"),
         py::arg("compute"));
+  m.def("moe_ffn_plain", &ffn_plain, py::arg("x"), py::arg("dtype"), py::arg("experts"),
+        py::arg("weights"), py::arg("weights_dtype"), py::arg("weighs_input"), py::arg("bank"),
+        py::arg("out"), "moe_ffn from and to the memory of another library.");
 }
 
 }  // namespace moe::bindings

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/base/check.h"
+#include "moe/base/half.h"
 #include "moe/base/parallel.h"
 #include "support/isas.h"
 #include "support/reference.h"
@@ -164,6 +165,45 @@ TEST_P(MoeBlock, AgreesWithTheDefinitionInEveryFormat) {
             << format_info(static_cast<Format>(f)).name << " " << tokens << " tokens, dot "
             << static_cast<int>(dot);
       }
+    }
+  }
+}
+
+TEST_P(MoeBlock, OtherLibrariesMemoryGivesTheSameRounded) {
+  const Layer layer({Format::kF32}, 4, 24, 40, 1);
+  for (const int64_t tokens : {0, 1, 9}) {
+    const auto values = normal(tokens * 40, 5);
+    Routing r = routing(tokens, 3, 4, true, 6);
+    std::vector<bf16> x, weights;
+    std::vector<f16> x16;
+    for (const float v : values) x.push_back(to_bf16(v)), x16.push_back(to_f16(v));
+    for (float& w : r.weights) weights.push_back(to_bf16(w)), w = to_float(weights.back());
+    std::vector<int64_t> ids;
+    for (const int32_t e : r.experts) ids.push_back(e < 0 ? 4 : e);
+    std::vector<bf16> out(values.size());
+    std::vector<f16> out16(values.size());
+    moe_ffn_plain(
+        {x.data(), DType::kBf16, tokens, 40, ids.data(), weights.data(), DType::kBf16, 3, false},
+        layer.bank(), Compute::kAuto, out.data());
+    moe_ffn_plain(
+        {x16.data(), DType::kF16, tokens, 40, ids.data(), r.weights.data(), DType::kF32, 3, false},
+        layer.bank(), Compute::kAuto, out16.data());
+    std::vector<float> wide, wide16;
+    for (const bf16 v : x) wide.push_back(to_float(v));
+    for (const f16 v : x16) wide16.push_back(to_float(v));
+    const auto expected = run(wide, r, layer, nullptr, Compute::kAuto);
+    const auto expected16 = run(wide16, r, layer, nullptr, Compute::kAuto);
+    for (size_t i = 0; i < out.size(); ++i) {
+      ASSERT_EQ(out[i].bits, to_bf16(expected[i]).bits);
+      ASSERT_EQ(out16[i].bits, to_f16(expected16[i]).bits);
+    }
+    if (tokens == 0) continue;
+    for (const int64_t wrong : {int64_t{-1}, int64_t{5}, int64_t{1} << 40}) {
+      ids.back() = wrong;
+      EXPECT_THROW(moe_ffn_plain({x.data(), DType::kBf16, tokens, 40, ids.data(), weights.data(),
+                                  DType::kBf16, 3, false},
+                                 layer.bank(), Compute::kAuto, out.data()),
+                   ValueError);
     }
   }
 }

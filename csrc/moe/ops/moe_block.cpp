@@ -297,4 +297,35 @@ void moe_ffn(MatrixView<const float> x, const AssignmentView& assignment, const 
   }
 }
 
+void moe_ffn_plain(const PlainTokens& in, const ExpertBank& experts, Compute compute, void* out) {
+  const int64_t count = experts.up->experts(), slots = in.tokens * in.k;
+  const int64_t values = in.tokens * in.hidden;
+  for (int64_t i = 0; i < slots; ++i) {
+    MOE_CHECK(in.experts[i] >= 0 && in.experts[i] <= count, "[moekit] an expert id is ",
+              in.experts[i], "; 0 to ", count, " is required");
+  }
+  float* x = scratch_of<float>(Scratch::kGathered, static_cast<size_t>(2 * values + 2 * slots));
+  float *result = x + values, *weights = result + values;
+  auto* ids = reinterpret_cast<int32_t*>(weights + slots);
+  const KernelTable& k = kernels();
+  k.sample->widen(in.weights, in.weights_dtype, slots, weights);
+  for (int64_t i = 0; i < slots; ++i) {
+    ids[i] = in.experts[i] == count ? -1 : static_cast<int32_t>(in.experts[i]);
+  }
+  const auto bytes = static_cast<int64_t>(dtype_bytes(in.dtype));
+  const bool plain = in.dtype == DType::kF32;
+  if (!plain) k.sample->widen(in.x, in.dtype, values, x);
+  const float* rows = plain ? static_cast<const float*>(in.x) : x;
+  float* to = plain ? static_cast<float*>(out) : result;
+  const AssignmentView assignment{ids, weights, in.tokens, in.k, in.weighs_input};
+  moe_ffn({rows, in.tokens, in.hidden}, assignment, experts, nullptr, compute,
+          {to, in.tokens, in.hidden});
+  if (plain) return;
+  const KeepRowFn round = k.attention->keep[static_cast<int>(in.dtype)];
+  for (int64_t t = 0; t < in.tokens; ++t) {
+    round(result + t * in.hidden, in.hidden, static_cast<std::byte*>(out) + t * in.hidden * bytes,
+          nullptr);
+  }
+}
+
 }  // namespace moe

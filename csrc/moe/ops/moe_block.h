@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "moe/base/dtype.h"
 #include "moe/base/tensor_view.h"
 #include "moe/ops/compute.h"
 #include "moe/weights/packed_weight.h"
@@ -43,5 +44,22 @@ struct SharedExpert {
 /// then.
 void moe_ffn(MatrixView<const float> x, const AssignmentView& assignment, const ExpertBank& experts,
              const SharedExpert* shared, Compute compute, MatrixView<float> out);
+
+/// A layer's input as another library holds it: activations [T, H] and weights [T, K] in any of the
+/// float dtypes, expert ids in int64. An id of E is an empty slot.
+struct PlainTokens {
+  const void* x;
+  DType dtype;
+  int64_t tokens, hidden;
+  const int64_t* experts;
+  const void* weights;
+  DType weights_dtype;
+  int k;
+  bool weighs_input;
+};
+
+/// moe_ffn of these, `out` [T, H] rounded to nearest in x's dtype. Throws ValueError for an id
+/// below 0 or above E, and as moe_ffn does.
+void moe_ffn_plain(const PlainTokens& in, const ExpertBank& experts, Compute compute, void* out);
 
 }  // namespace moe

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from moekit import ops
-from moekit.ops.arrays import Float32, Int32
+from moekit import _core, ops
+from moekit.ops.arrays import Array, Float32, Int32
 
 from .gates import Function, Gate, recognise_activation, recognise_gate
 
@@ -133,6 +133,17 @@ def check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     return tensor
 
 
+#: What the core reads in place, and its name there.
+_PLAIN = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def _memory(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers, 16-bit ones as integers."""
+    bits = tensor if tensor.dtype == torch.float32 else tensor.view(torch.int16)
+    array: Array = bits.numpy()
+    return array
+
+
 class Fused:
     """Experts whose gate the core has: the whole block is one call."""
 
@@ -173,6 +184,27 @@ class Fused:
         self, x: Float32, assignment: ops.Assignment, functions: Callable[[], Functions]
     ) -> Float32:
         return ops.moe_ffn(x, assignment, self.experts)
+
+    def on_tensors(
+        self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, on_input: bool
+    ) -> torch.Tensor:
+        """The same from and to torch's memory, in one call: [T, H] in x's dtype.
+
+        Slots [T, K] as ``assignment_of`` takes them.
+        """
+        x, weights = x.contiguous(), weights.contiguous()
+        out = torch.empty_like(x)
+        _core.moe_ffn_plain(
+            _memory(x),
+            _PLAIN[x.dtype],
+            ids.long().contiguous().numpy(),
+            _memory(weights),
+            _PLAIN[weights.dtype],
+            on_input,
+            self.experts.bank(self.experts.activation),
+            _memory(out),
+        )
+        return out
 
 
 class Staged:

@@ -12,6 +12,7 @@ import torch
 
 from .torch_experts import (
     Functions,
+    Fused,
     NotRunnable,
     Runner,
     TorchExperts,
@@ -132,6 +133,10 @@ def _forward(
     tensors: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     runner = runner_of(module, kind, tensors, format)
+    if isinstance(runner, Fused) and weights.dtype in _ACTIVATIONS:
+        rows = hidden.detach().reshape(-1, hidden.shape[-1])
+        done = runner.on_tensors(rows, ids.detach(), weights.detach(), kind.on_input)
+        return done.view(hidden.shape)
     # A view where activations are float32 and contiguous already.
     x = hidden.detach().reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
     assignment = assignment_of(ids, weights, runner.count, kind.on_input)
