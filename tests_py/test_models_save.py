@@ -102,7 +102,7 @@ def test_a_directory_is_the_same_model_for_transformers(
 def test_a_gguf_file_becomes_a_directory(
     checkpoint_maker: Any, tmp_path: Path, family: str
 ) -> None:
-    _, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}))
+    theirs, source = checkpoint_maker(family, 4, **CHANGES.get(family, {}))
     if family in _WRITTEN:
         mk.load(source).save(tmp_path / "x.gguf")
     else:
@@ -111,7 +111,7 @@ def test_a_gguf_file_becomes_a_directory(
     model.save(tmp_path / "out")
     wanted = model.forward(IDS)
     assert mk.load(tmp_path / "out").forward(IDS).tobytes() == wanted.tobytes()
-    found = checkpoints.their_logits(their_model(tmp_path / "out"), IDS)
+    found = checkpoints.their_logits(their_model(tmp_path / "out", type(theirs)), IDS)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4)
 
 

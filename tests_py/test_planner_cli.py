@@ -175,7 +175,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
         ["olmoe", "--memory", "nan"],
         ["olmoe", "--memory", "-1", "--json"],
         ["olmoe", "--verify", "--prompt", "0"],
-        ["olmoe", "--verify", "--format", "iq1_s"],
+        ["olmoe", "--verify", "--format", "q8_k"],
     ],
     ids=" ".join,
 )

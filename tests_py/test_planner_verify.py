@@ -165,8 +165,8 @@ def test_calls_cost_time_of_their_own() -> None:
 def test_unknown_kernels_are_refused(ops: Any) -> None:
     from moekit.planner.verify import verify
 
-    with pytest.raises(RuntimeError, match="no kernels for iq1_s"):
-        verify(plan_model(TINY, "iq1_s"))
+    with pytest.raises(RuntimeError, match="no kernels for q8_k"):
+        verify(plan_model(TINY, "q8_k"))
 
 
 def test_synthetic_steps_run_every_call(ops: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_bars_are_shown_where_they_are_asked_for(full, capsys):
-    recipe = {"default": "int4", "budget": 4.6, "candidates": ["int4", "int8"]}
+    recipe = {"default": "int4", "budget": 6.0, "candidates": ["int4", "int8"]}
     quantised = mk.quantize(full, recipe, TEXTS[0][:300], progress=True)
     mk.quant_report(full, quantised, TEXTS[0][:300], progress=True)
     shown = capsys.readouterr().err

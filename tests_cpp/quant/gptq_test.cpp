@@ -209,7 +209,9 @@ TEST_P(EveryRounding, FollowsTheDefinitionAndHalvesTheErrorOfTheOutputs) {
       const double want = output_error(info_, rows, cols, depth, h, wanted.data());
       EXPECT_NEAR(got, want, 0.15 * want) << cols << " columns, refit " << refit;
       // With five columns there is next to nothing that could take an error back.
-      if (cols > 5) EXPECT_LT(got, 0.5 * before) << cols << " columns, refit " << refit;
+      if (cols > 5) {
+        EXPECT_LT(got, 0.5 * before) << cols << " columns, refit " << refit;
+      }
     }
   }
 }
