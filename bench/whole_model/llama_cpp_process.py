@@ -36,8 +36,8 @@ class LlamaCpp:
         try:
             self._start(load)
         except missing:
-            # llama.cpp 0.3.36's weights in AMX's order end it by an illegal instruction where the
-            # system lets no process use tiles unasked.
+            # On processors with AMX llama-cpp-python 0.3.36 dies of an illegal instruction: its
+            # tiles are configured with zeros (DECISIONS.md).
             self.name = "llama.cpp, plain"
             self._start(load | {"plain": True})
 
