@@ -167,6 +167,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("granitemoehybrid", {"num_local_experts": 0, "residual_multiplier": 1.0}),
+    ("granitemoehybrid", {"shared_intermediate_size": 0}),
     ("lfm2_moe", {}),
     (
         "lfm2_moe",
@@ -201,6 +202,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("nemotron_h", {"layers_block_type": ["moe", "mamba", "attention"], "num_hidden_layers": 3}),
+    ("nemotron_h", {"mlp_hidden_act": "gelu"}),
     ("kimi_linear", {}),
     (
         "kimi_linear",
@@ -271,6 +273,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
             },
         },
     ),
+    ("gemma4_text", {"hidden_activation": "gelu", "global_head_dim": 20, "layer_types": None}),
     ("minimax", {}),
     (
         "minimax",

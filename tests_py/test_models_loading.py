@@ -228,7 +228,7 @@ ABSURD: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3_moe", {"num_hidden_layers": 4096}, r"layers\.3\.input_layernorm"),
     ("deepseek_v3", {"qk_rope_head_dim": 2**30}, "qk_rope_head_dim is 1073741824"),
     ("mixtral", {"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0"),
-    ("mixtral", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+    ("mixtral", {"hidden_act": "mish"}, "hidden_act is 'mish'"),
     ("mixtral", {"sliding_window": 0}, "sliding_window is 0"),
     ("mixtral", {"tie_word_embeddings": "yes"}, "tie_word_embeddings is 'yes'"),
     ("mixtral", {"rope_parameters": {"rope_type": "spiral"}}, "rope_type is 'spiral'"),

@@ -142,6 +142,8 @@ class Architecture:
     sparse: bool = False
     gating: int | None = None
     latent: bool = False
+    # What experts do between their products, by the core's name.
+    activation: str = "silu"
     # Yarn's bounds are not rounded to whole pairs.
     truncate: bool = True
     # The field that says what each layer is, and the name of the kind without keys and values.
@@ -286,6 +288,7 @@ ARCHITECTURES = (
         banks=Banks(both="gate_up_proj", transposed=True, interleaved=True),
         expert_count="num_local_experts",
         truncate=False,
+        activation="swiglu_oai",
         fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
         windows="alternate",
     ),

@@ -115,6 +115,7 @@ HYBRIDS = (
         # The time step has no lower limit there.
         fixed={"time_step_min": 0.0, "n_group": 1, "topk_group": 1},
         gating=SIGMOID,
+        activation="relu2",
         kinds="layers_block_type",
     ),
     Architecture(

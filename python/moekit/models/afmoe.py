@@ -6,7 +6,7 @@ Layers with a window rotate, full ones do not; embeddings times sqrt(H) where mu
 
 from ..config import Config
 from ..nn import Attention, Block, Model
-from .base import assemble, check_activation, layer_count
+from .base import assemble, layer_count, read_activation
 from .grouped import GroupedQuery, layer_windows
 from .mixture import Mixture
 from .reader import Reader
@@ -38,7 +38,7 @@ def build(config: Config, reader: Reader) -> Model:
         select_bias="expert_bias",
         shared=inner * config.size("num_shared_experts", default=2, least=0),
     )
-    check_activation(config)
+    reader.activation = read_activation(config)
 
     def attend(n: int, layer: Reader) -> Attention:
         gate = layer.linear("gate_proj", attention.heads * attention.head_dim, hidden)

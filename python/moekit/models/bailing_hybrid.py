@@ -5,7 +5,7 @@ The decay is bounded where `kda_safe_gate` says so. Experts and router are DeepS
 
 from ..config import Config
 from ..nn import MLP, Block, DeltaSizes, Model, MoE, SeparateInputs
-from .base import Names, assemble, check_activation, layer_count, mixer_types, sparse_layers
+from .base import Names, assemble, layer_count, mixer_types, require_silu, sparse_layers
 from .jamba import MAX_TAPS
 from .kimi_linear import FULL, LINEAR, delta_attention, standard_fields
 from .latent import grouped_mixture, latent_attention
@@ -24,7 +24,7 @@ def build(config: Config, reader: Reader) -> Model:
     kinds = mixer_types(config, layers, (LINEAR, FULL), default)
     dense = config.size("first_k_dense_replace", default=2, least=0)
     sparse = sparse_layers(config, layers, 1, list(range(min(dense, layers))))
-    check_activation(config)
+    require_silu(config)
     full = latent_attention(
         config,
         rope_settings=read_rope(config, default_theta=6e6),

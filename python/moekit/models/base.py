@@ -14,7 +14,21 @@ from .rope import RopeSettings
 # A family: reads its fields, asks for its tensors, returns the model.
 Family: TypeAlias = Callable[[Config, Reader], Model]
 
-ACTIVATIONS = ("silu", "swish")
+# What config.json calls the core's activations (transformers' activations.py).
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "linear": "identity",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +52,14 @@ _ODD_KINDS = ("default", "linear", "llama3")
 _OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
 
 
-def check_activation(config: Config) -> None:
-    """Only SiLU, which every checkpoint of these families uses."""
-    config.choice("hidden_act", ACTIVATIONS, default="silu")
+def read_activation(config: Config, name: str = "hidden_act", default: str = "silu") -> str:
+    """The core's name of the activation in field `name`; FileError for one that it has not."""
+    return ACTIVATIONS[config.choice(name, list(ACTIVATIONS), default=default)]
+
+
+def require_silu(config: Config) -> None:
+    """Only SiLU: families whose mixers of tokens take `hidden_act` too."""
+    config.require(read_activation(config) == "silu", "hidden_act", "silu")
 
 
 def layer_count(config: Config) -> int:

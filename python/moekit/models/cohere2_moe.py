@@ -6,7 +6,7 @@ averaged in. Layers with a window rotate neighbouring pairs, full ones have no p
 
 from ..config import Config
 from ..nn import MLP, Attention, Block, Model, MoE, Norm
-from .base import assemble, check_activation, layer_count, sparse_layers
+from .base import assemble, layer_count, read_activation, sparse_layers
 from .grouped import GroupedQuery, layer_windows
 from .mixture import Mixture
 from .reader import Reader
@@ -44,7 +44,7 @@ def build(config: Config, reader: Reader) -> Model:
     average = combined == "average" and mixture.shared > 0
     rms = config.get("rms_norm_eps") is not None
     eps = config.number("rms_norm_eps" if rms else "layer_norm_eps", default=1e-5, above=0)
-    check_activation(config)
+    reader.activation = read_activation(config)
 
     def norm(layer: Reader, name: str) -> Norm:
         if rms:

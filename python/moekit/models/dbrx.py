@@ -6,7 +6,7 @@ rows of three tensors that hold all experts, the last one transposed.
 
 from ..config import Config
 from ..nn import Attention, Block, Model, Norm
-from .base import MAX_HEAD_DIM, MAX_LAYERS, Names, assemble, rope_table, top_k
+from .base import MAX_HEAD_DIM, MAX_LAYERS, Names, assemble, read_activation, rope_table, top_k
 from .expert_layouts import Layout
 from .mixture import Mixture
 from .reader import Reader
@@ -36,7 +36,7 @@ def build(config: Config, reader: Reader) -> Model:
     experts = ffn.size("moe_num_experts", default=4)
     norm_of_weights = ffn.get("moe_normalize_expert_weights", 1.0)
     ffn.require(norm_of_weights in (None, 1), "moe_normalize_expert_weights", "1 or null")
-    ffn.section("ffn_act_fn").choice("name", ["silu"], default="silu")
+    reader.activation = read_activation(ffn.section("ffn_act_fn"), "name")
     mixture = Mixture(
         hidden,
         experts,

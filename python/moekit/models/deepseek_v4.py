@@ -31,8 +31,8 @@ from .base import (
     MAX_HEAD_DIM,
     Names,
     assemble,
-    check_activation,
     layer_count,
+    read_activation,
     rope_table,
     top_k,
 )
@@ -56,7 +56,7 @@ def build(config: Config, reader: Reader) -> Model:
     streams = config.size("hc_mult", default=4, most=_MAX_STREAMS)
     iterations = config.size("hc_sinkhorn_iters", default=20, most=1000)
     hyper_eps = config.number("hc_eps", default=1e-6, above=0)
-    check_activation(config)
+    reader.activation = read_activation(config)
     attention, mixture = _attention(config, hidden, eps), _mixture(config, hidden)
 
     def connection(layer: Reader, name: str) -> HyperConnection:
@@ -188,7 +188,8 @@ def _mixture(config: Config, hidden: int) -> Callable[[int, Reader], MoE]:
     inner = config.size("moe_intermediate_size")
     k, vocab = top_k(config, experts), config.size("vocab_size")
     limit = config.number("swiglu_limit", default=10.0, above=0)
-    config.require(config.size("n_shared_experts", default=1) == 1, "n_shared_experts", "1")
+    # One shared expert, whatever n_shared_experts says (as transformers has it).
+    config.size("n_shared_experts", default=1, least=0)
     hashed = _hash_layers(config)
     rule: dict[str, Any] = {
         "score": config.choice(

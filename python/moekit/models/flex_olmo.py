@@ -2,7 +2,7 @@
 
 from ..config import Config
 from ..nn import Block, Model
-from .base import assemble, check_activation
+from .base import assemble, read_activation
 from .olmoe import attention_of, mixture_of
 from .reader import Reader
 
@@ -12,7 +12,7 @@ def build(config: Config, reader: Reader) -> Model:
     hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     attention, mixture = attention_of(config, eps, default_theta=5e5), mixture_of(config)
-    check_activation(config)
+    reader.activation = read_activation(config)
 
     def block(n: int, layer: Reader) -> Block:
         return Block(

@@ -30,6 +30,7 @@ from .base import (
     attention_heads,
     layer_count,
     mixer_types,
+    read_activation,
     rope_table,
     top_k,
 )
@@ -37,7 +38,6 @@ from .reader import Reader
 from .rope import read_rope
 
 SLIDING, FULL = "sliding_attention", "full_attention"
-_ACTIVATION = "gelu_tanh"
 _WRAPPED = "model.language_model"
 _OTHERS = ("model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.")
 
@@ -57,7 +57,7 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
     layers = layer_count(config)
     default = [SLIDING if (n + 1) % 6 else FULL for n in range(layers - 1)] + [FULL]
     kinds = mixer_types(config, layers, (SLIDING, FULL), default)
-    config.choice("hidden_activation", ("gelu_pytorch_tanh",), default="gelu_pytorch_tanh")
+    reader.activation = read_activation(config, "hidden_activation", "gelu_pytorch_tanh")
     config.require(config.flag("enable_moe_block", default=False), "enable_moe_block", "true")
     _require_none(config, "num_kv_shared_layers", 0)
     _require_none(config, "hidden_size_per_layer_input", 256)
@@ -105,9 +105,12 @@ def _require_none(config: Config, name: str, default: int) -> None:
 def _attention(config: Config, hidden: int, eps: float) -> Callable[[int, bool, Reader], Attention]:
     heads, kv_heads = attention_heads(config)
     small = config.size("head_dim", default=256, most=MAX_HEAD_DIM)
-    large = config.size("global_head_dim", default=512, most=MAX_HEAD_DIM)
+    large, few = small, None
     keys_are_values = config.flag("attention_k_eq_v", default=False)
-    few = config.optional_size("num_global_key_value_heads") if keys_are_values else None
+    # Transformers 5 writes per_layer_config, what differs from the fields above, instead of these.
+    if config.get("per_layer_config") is None:
+        large = config.size("global_head_dim", default=512, most=MAX_HEAD_DIM)
+        few = config.optional_size("num_global_key_value_heads") if keys_are_values else None
     bias = config.flag("attention_bias", default=False)
     window = config.size("sliding_window", default=512)
     sliding = read_rope(config, layer_type=SLIDING)
@@ -170,8 +173,8 @@ def _feed_forward(config: Config, hidden: int, eps: float) -> Callable[[Reader],
         )
         return ParallelMoE(
             router,
-            layer.experts("experts", experts, inner, hidden, activation=_ACTIVATION),
-            layer.mlp("mlp", dense, hidden, activation=_ACTIVATION),
+            layer.experts("experts", experts, inner, hidden),
+            layer.mlp("mlp", dense, hidden),
             norm=layer.norm("pre_feedforward_layernorm_2", hidden, eps),
             post=layer.norm("post_feedforward_layernorm_2", hidden, eps),
             dense_norm=layer.norm("pre_feedforward_layernorm", hidden, eps),

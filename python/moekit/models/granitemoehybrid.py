@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from ..config import Config
 from ..nn import MLP, Block, Mamba2, Model, MoE
-from .base import assemble, check_activation, layer_count, mixer_types
+from .base import assemble, layer_count, mixer_types, require_silu
 from .granitemoe import FUSED, granite_factors, granite_mixture
 from .grouped import GroupedQuery
 from .jamba import MAX_TAPS, decay_rate, short_convolution
@@ -25,7 +25,7 @@ def build(config: Config, reader: Reader) -> Model:
     kinds = mixer_types(
         config, layers, (LINEAR, FULL), [LINEAR] * layers, "layer_types", "layers_block_type"
     )
-    check_activation(config)
+    require_silu(config)
     rotates = config.choice("position_embedding_type", ("rope", "nope"), default="nope") == "rope"
     attention = GroupedQuery(
         config,
@@ -34,8 +34,8 @@ def build(config: Config, reader: Reader) -> Model:
         rope=rotates,
         scale=config.number("attention_multiplier", default=1.0),
     )
-    shared = config.size("shared_intermediate_size", default=1024)
     sparse = config.size("num_local_experts", default=8, least=0) > 0
+    shared = config.size("shared_intermediate_size", default=1024, least=int(not sparse))
     mixture = granite_mixture(config, shared) if sparse else None
     mamba = _mamba(config, hidden, eps)
     factors = granite_factors(config)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ..config import Config
 from ..nn import MLP, Attention, Block, Model, MoE, Norm
-from .base import assemble, attention_heads, check_activation, head_size, rope_table
+from .base import assemble, attention_heads, head_size, read_activation, rope_table
 from .reader import Reader
 from .rope import RopeSettings, read_rope
 
@@ -119,7 +119,7 @@ def decoder(
     Options are those of `assemble`.
     """
     hidden = config.size("hidden_size")
-    check_activation(config)
+    reader.activation = read_activation(config)
 
     def plain(layer: Reader, name: str) -> Norm:
         return layer.norm(name, hidden, eps)

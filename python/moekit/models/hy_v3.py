@@ -25,6 +25,8 @@ def build(config: Config, reader: Reader) -> Model:
         norms=("q_norm", "k_norm"),
         rope=read_rope(config, default_theta=11158840.0),
     )
+    inner = config.size("moe_intermediate_size")
+    shared = inner * config.size("num_shared_experts", default=1, least=0)
     mixture = Mixture.of(
         config,
         "moe_intermediate_size",
@@ -35,7 +37,8 @@ def build(config: Config, reader: Reader) -> Model:
         },
         gate="router.gate",
         select_bias="expert_bias",
-        shared=config.size("moe_intermediate_size") * config.size("num_shared_experts", default=1),
+        # Without a size transformers gives its feed-forward module that of the dense layers.
+        shared=shared or config.size("intermediate_size"),
         shared_name="shared_mlp",
         shared_bias=mlp_bias,
     )

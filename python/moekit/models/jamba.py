@@ -14,9 +14,9 @@ from ..nn.types import Floats
 from .base import (
     Names,
     assemble,
-    check_activation,
     layer_count,
     mixer_types,
+    require_silu,
     sparse_layers,
 )
 from .grouped import GroupedQuery
@@ -42,7 +42,7 @@ def build(config: Config, reader: Reader) -> Model:
     dense = [n for n in range(layers) if not routes(n)]
     sparse = sparse_layers(config, layers, 1, dense)
     several = config.size("num_experts", "num_local_experts", default=16) > 1
-    check_activation(config)
+    require_silu(config)
     attention = GroupedQuery(config, eps, rope=False)
     mixture = Mixture.of(config, "intermediate_size", {"score": "softmax"}, gate="router")
     mamba = _mamba(config, hidden, eps)

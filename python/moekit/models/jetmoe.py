@@ -7,7 +7,7 @@ output projections over common keys and values; both halves end with a bias of t
 from ..config import Config
 from ..nn import AttentionMixture, Block, Model
 from ..ops import PackedWeight
-from .base import MAX_HEAD_DIM, assemble, rope_table
+from .base import MAX_HEAD_DIM, assemble, read_activation, rope_table
 from .expert_layouts import Layout
 from .mixture import Mixture
 from .reader import Reader
@@ -25,7 +25,7 @@ def build(config: Config, reader: Reader) -> Model:
     kv_heads = config.size("num_key_value_heads")
     head_dim = config.size("kv_channels", most=MAX_HEAD_DIM)
     config.require(head_dim % 2 == 0, "kv_channels", "an even number")
-    config.choice("activation_function", ["silu"], default="silu")
+    reader.activation = read_activation(config, "activation_function")
     frequencies, factor = rope_table(read_rope(config), head_dim)
     mixture = Mixture.of(
         config,

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..config import Config
 from ..nn import MLP, Block, DeltaNet, DeltaSizes, Model, MoE, SeparateInputs, ShortConvolution
-from .base import assemble, check_activation, layer_count, mixer_types, sparse_layers
+from .base import assemble, layer_count, mixer_types, require_silu, sparse_layers
 from .jamba import MAX_TAPS, decay_rate
 from .latent import grouped_mixture, latent_attention
 from .reader import Reader
@@ -36,7 +36,7 @@ def build(config: Config, reader: Reader) -> Model:
     kinds = _kinds(config, layers)
     dense = config.size("first_k_dense_replace", default=1, least=0)
     sparse = sparse_layers(config, layers, 1, list(range(min(dense, layers))))
-    check_activation(config)
+    require_silu(config)
     full = latent_attention(config, rotates=False)
     section = config.section("linear_attn_config")
     linear = delta_attention(

@@ -15,8 +15,8 @@ from .base import (
     MAX_HEAD_DIM,
     assemble,
     attention_heads,
-    check_activation,
     layer_count,
+    read_activation,
     rope_table,
     sparse_layers,
     top_k,
@@ -55,7 +55,7 @@ def latent_decoder(
     dense = config.size("first_k_dense_replace", default=first_dense, least=0)
     sparse = sparse_layers(config, layers, 1, list(range(min(dense, layers))))
     config.require(config.size("moe_layer_freq", default=1) == 1, "moe_layer_freq", "1")
-    check_activation(config)
+    reader.activation = read_activation(config)
 
     def block(n: int, layer: Reader) -> Block:
         return Block(

@@ -7,7 +7,7 @@ latent attentions, whose queries and latents are scaled for the sizes they are c
 
 from ..config import Config
 from ..nn import Model, MoE, ShortcutBlock
-from .base import MAX_LAYERS, assemble, check_activation, top_k
+from .base import MAX_LAYERS, assemble, read_activation, top_k
 from .latent import latent_attention
 from .reader import Reader
 from .rope import read_rope
@@ -19,7 +19,7 @@ def build(config: Config, reader: Reader) -> Model:
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     layers = config.size("num_layers", most=MAX_LAYERS)
     inner = config.size("ffn_hidden_size", "intermediate_size")
-    check_activation(config)
+    reader.activation = read_activation(config)
     attention = latent_attention(
         config,
         rope_settings=read_rope(config, default_theta=1e7),

@@ -9,7 +9,7 @@ import numpy as np
 from ..config import Config
 from ..nn import LightningAttention, Model, NormedStreamBlock
 from ..nn.types import Floats
-from .base import assemble, check_activation, layer_count, mixer_types
+from .base import assemble, layer_count, mixer_types, require_silu
 from .grouped import GroupedQuery
 from .mixture import Mixture
 from .reader import Reader
@@ -29,7 +29,7 @@ def build(config: Config, reader: Reader) -> Model:
     layers = layer_count(config)
     default = [LINEAR if n % 2 else FULL for n in range(layers)]
     kinds = mixer_types(config, layers, (LINEAR, FULL), default)
-    check_activation(config)
+    require_silu(config)
     attention = GroupedQuery(config, eps, rope=read_rope(config, default_theta=1e6))
     mixture = Mixture.of(
         config,

@@ -47,7 +47,7 @@ def build(config: Config, reader: Reader) -> Model:
             "scale": config.number("routed_scaling_factor", default=2.0),
         },
         select_bias="gate.e_score_correction_bias",
-        shared=config.size("shared_intermediate_size", default=3072),
+        shared=config.size("shared_intermediate_size", default=3072, least=0),
         shared_layout=_FUSED,
         options=clamped,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Config
 from ..nn import LatentMoE, Mamba2, Model, MoE, SingleBlock
-from .base import MAX_LAYERS, Names, assemble, mixer_types, top_k
+from .base import MAX_LAYERS, Names, assemble, mixer_types, read_activation, top_k
 from .granitemoehybrid import mamba_2
 from .grouped import GroupedQuery
 from .jamba import MAX_TAPS
@@ -20,7 +20,6 @@ from .reader import Reader
 LINEAR, FULL, SPARSE, DENSE = "linear_attention", "full_attention", "moe", "mlp"
 _LETTERS = {"M": LINEAR, "*": FULL, "E": SPARSE, "-": DENSE}
 _PARTS = (None, "up_proj", "down_proj")
-_ACTIVATIONS = {"relu2": "relu2", "relu": "relu", "silu": "silu"}
 
 
 def build(config: Config, reader: Reader) -> Model:
@@ -30,12 +29,12 @@ def build(config: Config, reader: Reader) -> Model:
     config = Config({**config.fields, "tie_word_embeddings": False}, config.path)
     hidden = config.size("hidden_size")
     eps = config.number("layer_norm_epsilon", default=1e-5, above=0)
-    activation = config.choice("mlp_hidden_act", sorted(_ACTIVATIONS), default="relu2")
+    reader.activation = read_activation(config, "mlp_hidden_act", "relu2")
     config.choice("mamba_hidden_act", ("silu", "swish"), default="silu")
     bias = config.flag("mlp_bias", default=False)
     attention = GroupedQuery(config, eps, rope=False) if FULL in kinds else None
     mamba = _mamba(config, hidden, eps) if LINEAR in kinds else None
-    mixture = _mixture(config, hidden, activation, bias) if SPARSE in kinds else None
+    mixture = _mixture(config, hidden, bias) if SPARSE in kinds else None
 
     def block(n: int, layer: Reader) -> SingleBlock:
         norm, mixer = layer.norm("norm", hidden, eps), layer.under("mixer")
@@ -46,8 +45,7 @@ def build(config: Config, reader: Reader) -> Model:
         if kinds[n] == SPARSE and mixture is not None:
             return SingleBlock(norm, mixture(mixer))
         inner = config.size("intermediate_size")
-        dense = layer.mlp("mixer", inner, hidden, parts=_PARTS, bias=bias, activation=activation)
-        return SingleBlock(norm, dense)
+        return SingleBlock(norm, layer.mlp("mixer", inner, hidden, parts=_PARTS, bias=bias))
 
     root = "backbone" if reader.has_any("backbone.") else "model"
     names = Names(f"{root}.embeddings", f"{root}.layers", f"{root}.norm_f")
@@ -96,7 +94,7 @@ def _mamba(config: Config, hidden: int, eps: float) -> Callable[[Reader], Mamba2
     )
 
 
-def _mixture(config: Config, hidden: int, activation: str, bias: bool) -> Callable[[Reader], MoE]:
+def _mixture(config: Config, hidden: int, bias: bool) -> Callable[[Reader], MoE]:
     experts = config.size("n_routed_experts", "num_local_experts", "num_experts")
     k = top_k(config, experts)
     latent = config.optional_size("moe_latent_size")
@@ -113,12 +111,8 @@ def _mixture(config: Config, hidden: int, activation: str, bias: bool) -> Callab
     def read(layer: Reader) -> MoE:
         correction = layer.tensor("gate.e_score_correction_bias", experts)
         router = layer.router("gate", experts, hidden, k, select_bias=correction, **rule)
-        banks = layer.experts(
-            "experts", experts, inner, latent or hidden, _PARTS, activation=activation
-        )
-        beside = layer.gated_mlp(
-            "shared_experts", shared, hidden, "shared", _PARTS, bias=bias, activation=activation
-        )
+        banks = layer.experts("experts", experts, inner, latent or hidden, _PARTS)
+        beside = layer.gated_mlp("shared_experts", shared, hidden, "shared", _PARTS, bias=bias)
         if latent is None:
             return MoE(router, banks, beside)
         into = layer.linear("fc1_latent_proj", latent, hidden, kind="latent", bias=bias)

@@ -27,10 +27,10 @@ from ..nn.delta_net import DeltaInputs
 from .base import (
     assemble,
     attention_heads,
-    check_activation,
     head_size,
     layer_count,
     mixer_types,
+    require_silu,
     rope_table,
     sparse_layers,
 )
@@ -88,7 +88,7 @@ def hybrid(
     kinds = mixer_types(config, layers, (LINEAR, FULL), default)
     step = config.size("decoder_sparse_step", default=1)
     sparse = sparse_layers(config, layers, step, config.sizes("mlp_only_layers"))
-    check_activation(config)
+    require_silu(config)
     # GGUF's norms have the one in them.
     offset = 0.0 if config.flag("norms_hold_one", default=False) else 1.0
     full = _gated_attention(config, hidden, eps, offset)

@@ -112,6 +112,8 @@ class Reader:
         self.formats = formats
         self._progress = progress
         self._prefix = prefix
+        # Of all feed-forward parts that do not name one.
+        self.activation: str = parent.activation if parent else "silu"
         self._used: set[str] = parent._used if parent else set()
         self.placed: list[Placed] = parent.placed if parent else []
         # With pages, experts are left in the file; what else there is counts against max_memory.
@@ -355,6 +357,7 @@ class Reader:
         first None for experts without a gate), or the fused banks that `layout` describes.
         `options` are those of `Experts`.
         """
+        options.setdefault("activation", self.activation)
         full = self._prefix + name
         # All pieces before any memory: a wrong count or size must not ask for terabytes.
         pieces = expert_pieces(self, name, count, inner, hidden, parts, layout)
@@ -424,6 +427,7 @@ class Reader:
         `layout`: gate and up are one matrix. `bias`: each part has one. `options` are those of
         `Experts`.
         """
+        options.setdefault("activation", self.activation)
         shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
         if layout is not None and f"{name}.{layout.both}" in self:
             fused = fused_pieces(self, name, None, inner, hidden, layout)

@@ -21,12 +21,11 @@ from ..nn import (
     RelativeAttention,
     RelativeBias,
 )
-from .base import MAX_HEAD_DIM, MAX_LAYERS
+from .base import MAX_HEAD_DIM, MAX_LAYERS, read_activation
 from .expert_layouts import Layout
 from .reader import Reader
 
 _PARTS = (None, "wi", "wo")
-_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_new": "gelu_tanh", "silu": "silu"}
 _MAX_BUCKETS = 1 << 16
 
 
@@ -49,8 +48,6 @@ class _Builder:
         self.buckets = config.size("relative_attention_num_buckets", default=32, most=_MAX_BUCKETS)
         self.longest = config.size("relative_attention_max_distance", default=128)
         self.eps = config.number("layer_norm_epsilon", default=1e-6, above=0)
-        activation = config.choice("dense_act_fn", list(_ACTIVATIONS), default="relu")
-        self.activation = _ACTIVATIONS[activation]
         self.bias = config.flag("router_bias", default=False)
         config.choice("router_dtype", ["float32"], default="float32")
         config.require(self.buckets >= 4, "relative_attention_num_buckets", "at least 4")
@@ -63,6 +60,7 @@ class _Builder:
     def build(self, reader: Reader) -> Model:
         """Both stacks around the one embedding."""
         config, hidden = self.config, self.hidden
+        reader.activation = read_activation(config, "dense_act_fn", "relu")
         vocab = config.size("vocab_size")
         layers = config.size("num_layers", "num_hidden_layers", most=MAX_LAYERS)
         later = config.size("num_decoder_layers", default=layers, most=MAX_LAYERS)
@@ -162,9 +160,7 @@ class _Builder:
 
     def _feed_forward(self, layer: Reader, mixed: bool) -> MoE | MLP:
         if not mixed:
-            return layer.mlp(
-                "mlp", self.inner, self.hidden, parts=_PARTS, activation=self.activation
-            )
+            return layer.mlp("mlp", self.inner, self.hidden, parts=_PARTS)
         router = layer.router(
             "mlp.router.classifier", self.experts, self.hidden, 1, bias=self.bias, score="softmax"
         )
@@ -175,7 +171,6 @@ class _Builder:
             self.hidden,
             _PARTS,
             layout=Layout(each="expert_{}"),
-            activation=self.activation,
         )
         return MoE(router, experts, capacity=self.capacity)
 

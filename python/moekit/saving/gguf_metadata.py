@@ -188,6 +188,9 @@ def require_sayable(row: Architecture, model: "Model") -> None:
         if nulled or (found is not None and found != wanted and not (wanted == [] and not found)):
             raise refuse(name, found, wanted)
     layers = len(model.layers)
+    for layer in model.layers:
+        if layer.moe is not None and layer.moe.experts.activation != row.activation:
+            raise refuse("activation", layer.moe.experts.activation, row.activation)
     types = config.get("layer_types")
     if isinstance(types, list) and row.family != "llama4_text" and row.windows != "pattern":
         windowed = [kind == "sliding_attention" for kind in types]
