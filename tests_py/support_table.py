@@ -57,7 +57,10 @@ that it is current.
   is refused by name.
 - **record**, **intervene**: routing recorded, replayed to the byte, masked and forced.
 
-"yes" stands for a test, "-" for what there is none of: mostly GGUF has no such architecture.
+"yes" stands for a test, "-" for what there is none of. Without GGUF are families that llama.cpp has
+no architecture for (as of llama-cpp-python 0.3.36): `axk1`, `flex_olmo`, `jetmoe`, `longcat_flash`
+and `switch_transformers` (its `t5` has no experts); its `bailingmoe3` (`bailing_hybrid`) and
+`minimax-01` (`minimax`) are not read.
 
 """
 

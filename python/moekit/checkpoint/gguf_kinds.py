@@ -1,7 +1,7 @@
 """GGUF architectures whose layers of attention are of two kinds, with a rotation each, and others
 that came with them. As the rows of `gguf_architectures`, read and written."""
 
-from .gguf_architectures import LATENT, LATENT_SIZES, SIGMOID, SOFTMAX, Architecture, Banks
+from .gguf_architectures import SIGMOID, SOFTMAX, Architecture, Banks
 
 
 def _shared(name: str) -> dict[str, str]:
@@ -14,55 +14,24 @@ _SIZES = (
     ("sliding_window", "attention.sliding_window"),
 )
 
-_SPARSE_LATENT = {
-    **LATENT,
-    **_shared("shared_experts"),
-    "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
-    "indexer.k_norm": "self_attn.indexer.k_norm",
-    "indexer.proj": "self_attn.indexer.weights_proj",
-    "indexer.attn_k": "self_attn.indexer.wk",
-    "indexer.attn_q_b": "self_attn.indexer.wq_b",
-}
-_ROUTER = (
-    ("n_shared_experts", "expert_shared_count"),
+_COHERE_FIELDS = (
+    _SIZES[0],
+    _SIZES[2],
+    ("intermediate_size", "expert_feed_forward_length"),
+    ("prefix_dense_intermediate_size", "feed_forward_length"),
     ("first_k_dense_replace", "leading_dense_block_count"),
-    ("routed_scaling_factor", "expert_weights_scale"),
+    ("num_shared_experts", "expert_shared_count"),
     ("norm_topk_prob", "expert_weights_norm"),
-    ("n_group", "expert_group_count"),
-    ("topk_group", "expert_group_used_count"),
+    ("layer_norm_eps", "attention.layer_norm_epsilon"),
+    ("logit_scale", "logit_scale"),
 )
-_SPARSE_FIELDS = (
-    _SIZES[1],
-    *_ROUTER,
-    *LATENT_SIZES,
-    ("index_n_heads", "attention.indexer.head_count"),
-    ("index_head_dim", "attention.indexer.key_length"),
-    ("index_topk", "attention.indexer.top_k"),
-)
+_COHERE = {
+    "shared_expert_combination_strategy": "average",
+    "prefix_dense_sliding_window_pattern": 1,
+    "attention_bias": False,
+}
 
 KINDS = (
-    Architecture(
-        "deepseek32",
-        "deepseek_v32",
-        _SPARSE_LATENT,
-        fields=_SPARSE_FIELDS,
-        expert_count="n_routed_experts",
-        gating=SIGMOID,
-        latent=True,
-        written={"attention.layer_norm_epsilon": 1e-6},
-        fixed={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True},
-    ),
-    Architecture(
-        "glm-dsa",
-        "glm_moe_dsa",
-        _SPARSE_LATENT,
-        fields=_SPARSE_FIELDS,
-        expert_count="n_routed_experts",
-        gating=SIGMOID,
-        latent=True,
-        written={"attention.layer_norm_epsilon": 1e-6},
-        fixed={"rope_interleave": True},
-    ),
     Architecture(
         "hy_v3",
         "hy_v3",
@@ -143,43 +112,78 @@ KINDS = (
         sparse=True,
     ),
     Architecture(
-        "mistral4",
-        "mistral4",
-        {**LATENT, **_shared("shared_experts")},
-        fields=(
-            _SIZES[1],
-            *_ROUTER,
-            *LATENT_SIZES,
-        ),
-        banks=Banks(both="gate_up_proj"),
-        expert_count="n_routed_experts",
+        "cohere2moe",
+        "cohere2_moe",
+        _shared("shared_experts"),
+        fields=_COHERE_FIELDS,
+        requires={"expert_gating_func": SOFTMAX},
+        # Softmax over all, of these the best, renormalised: a softmax over the best.
+        written={"expert_weights_norm": True},
         gating=SOFTMAX,
-        latent=True,
-        fixed={"rope_interleave": True},
+        fixed={"expert_selection_fn": "softmax", **_COHERE},
+        windows="pattern",
+        sparse=True,
     ),
     Architecture(
         "cohere2moe",
         "cohere2_moe",
         _shared("shared_experts"),
-        fields=(
-            _SIZES[0],
-            _SIZES[2],
-            ("intermediate_size", "expert_feed_forward_length"),
-            ("prefix_dense_intermediate_size", "feed_forward_length"),
-            ("first_k_dense_replace", "leading_dense_block_count"),
-            ("num_shared_experts", "expert_shared_count"),
-            ("norm_topk_prob", "expert_weights_norm"),
-            ("layer_norm_eps", "attention.layer_norm_epsilon"),
-            ("logit_scale", "logit_scale"),
-        ),
+        fields=_COHERE_FIELDS,
         gating=SIGMOID,
-        fixed={
-            "expert_selection_fn": "sigmoid",
-            "shared_expert_combination_strategy": "average",
-            "prefix_dense_sliding_window_pattern": 1,
-            "attention_bias": False,
-        },
+        fixed={"expert_selection_fn": "sigmoid", **_COHERE},
         windows="pattern",
         sparse=True,
+    ),
+    Architecture(
+        "granite_swa",
+        "granitemoe_swa",
+        {
+            "attn_sinks.weight": "self_attn.sinks",
+            "ffn_gate_inp": "block_sparse_moe.router",
+            # Gate and up of the shared expert stay one matrix.
+            "ffn_up_shexp": "shared_mlp.input_linear",
+            "ffn_down_shexp": "shared_mlp.output_linear",
+        },
+        fields=(
+            ("attention_multiplier", "attention.scale"),
+            ("embedding_multiplier", "embedding_scale"),
+            ("residual_multiplier", "residual_scale"),
+            ("logits_scaling", "logit_scale"),
+            ("shared_intermediate_size", "expert_shared_feed_forward_length"),
+            _SIZES[2],
+        ),
+        experts="block_sparse_moe.experts",
+        banks=Banks(both="gate_up_proj"),
+        expert_count="num_local_experts",
+        paired=True,
+        windows="pattern",
+    ),
+    Architecture(
+        "gemma4",
+        "gemma4_text",
+        {
+            "post_attention_norm": "post_attention_layernorm",
+            "layer_output_scale.weight": "layer_scalar",
+            "ffn_norm": "pre_feedforward_layernorm",
+            "post_ffw_norm": "post_feedforward_layernorm",
+            "post_ffw_norm_1": "post_feedforward_layernorm_1",
+            "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+            "post_ffw_norm_2": "post_feedforward_layernorm_2",
+            "ffn_gate_inp": "router.proj",
+            "ffn_gate_inp.scale": "router.scale",
+            "ffn_down_exps.scale": "router.per_expert_scale",
+        },
+        fields=(
+            _SIZES[1],
+            _SIZES[2],
+            ("top_k_experts", "expert_used_count"),
+            ("final_logit_softcapping", "final_logit_softcapping"),
+        ),
+        experts="experts",
+        banks=Banks(both="gate_up_proj"),
+        windows="pattern",
+        own=("attention.head_count_kv",),
+        activation="gelu_tanh",
+        fixed={"attention_bias": False},
     ),
 )

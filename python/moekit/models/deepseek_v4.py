@@ -25,7 +25,6 @@ from ..nn import (
     Norm,
     Router,
 )
-from ..nn.types import Floats
 from ..ops import PackedWeight
 from .base import (
     MAX_HEAD_DIM,
@@ -118,8 +117,9 @@ def _attention(
     config.require(heads % groups == 0, "o_groups", f"a divisor of the {heads} heads")
     config.require(config.size("num_key_value_heads", default=1) == 1, "num_key_value_heads", "1")
     config.require(not config.flag("attention_bias", default=False), "attention_bias", "false")
-    main, far = _rope_tables(config, _rotary_size(config, dim))
-    kinds, rates = _layer_types(config), _compress_rates(config)
+    rotary = rotary_size(config, dim)
+    main, far = (rope_table(settings, rotary) for settings in rope_settings(config))
+    kinds, rates = layer_types(config), compress_rates(config)
     width = heads // groups * dim
 
     def compressor(layer: Reader, dim: int, kind: str) -> Compressor:
@@ -190,7 +190,7 @@ def _mixture(config: Config, hidden: int) -> Callable[[int, Reader], MoE]:
     limit = config.number("swiglu_limit", default=10.0, above=0)
     # One shared expert, whatever n_shared_experts says (as transformers has it).
     config.size("n_shared_experts", default=1, least=0)
-    hashed = _hash_layers(config)
+    hashed = hash_layers(config)
     rule: dict[str, Any] = {
         "score": config.choice(
             "scoring_func", ["sqrtsoftplus", "softmax", "sigmoid"], default="sqrtsoftplus"
@@ -236,7 +236,7 @@ def _listed(config: Config, name: str, allowed: tuple[object, ...]) -> list[obje
     return values[:layers]
 
 
-def _layer_types(config: Config) -> list[str]:
+def layer_types(config: Config) -> list[str]:
     layers = layer_count(config)
     named = _listed(config, "layer_types", tuple(_BY_RATIO.values()))
     if named is not None:
@@ -247,7 +247,7 @@ def _layer_types(config: Config) -> list[str]:
     return [HCA if n < 2 or n % 2 == 0 else CSA for n in range(layers)]
 
 
-def _compress_rates(config: Config) -> dict[str, int]:
+def compress_rates(config: Config) -> dict[str, int]:
     """Tokens of a window, by the kind of layer."""
     rates = config.section("compress_rates")
     most = 1 << 20
@@ -257,7 +257,7 @@ def _compress_rates(config: Config) -> dict[str, int]:
     }
 
 
-def _hash_layers(config: Config) -> list[bool]:
+def hash_layers(config: Config) -> list[bool]:
     layers = layer_count(config)
     kinds = _listed(config, "mlp_layer_types", ("hash_moe", "moe"))
     if kinds is not None:
@@ -266,7 +266,7 @@ def _hash_layers(config: Config) -> list[bool]:
     return [n < first for n in range(layers)]
 
 
-def _rotary_size(config: Config, dim: int) -> int:
+def rotary_size(config: Config, dim: int) -> int:
     """How many dimensions rotate: qk_rope_head_dim, or a part of the head."""
     part = config.number("partial_rotary_factor", default=64 / 512, above=0)
     size = config.size("qk_rope_head_dim", default=int(dim * part), most=MAX_HEAD_DIM)
@@ -278,8 +278,8 @@ def _rotary_size(config: Config, dim: int) -> int:
     return size
 
 
-def _rope_tables(config: Config, size: int) -> tuple[tuple[Floats, float], tuple[Floats, float]]:
-    """Frequencies and factor of layers with a window alone, and of those with compressed entries.
+def rope_settings(config: Config) -> tuple[RopeSettings, RopeSettings]:
+    """Those of layers with a window alone, and of those with compressed entries.
 
     Transformers 5 keeps both in `rope_parameters`, as `main` and `compress`. Before, `rope_theta`
     was of the first kind, `compress_rope_theta` and the scaling of the second; that one's yarn does
@@ -300,4 +300,4 @@ def _rope_tables(config: Config, size: int) -> tuple[tuple[Floats, float], tuple
         )
         if far.kind == "yarn":
             far.scaling.setdefault("attention_factor", 1.0)
-    return rope_table(replace(main, partial=1.0), size), rope_table(replace(far, partial=1.0), size)
+    return replace(main, partial=1.0), replace(far, partial=1.0)

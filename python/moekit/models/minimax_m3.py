@@ -31,6 +31,8 @@ def build(config: Config, reader: Reader) -> Model:
     attention = GroupedQuery(
         config.with_defaults(head_dim=128), eps, rope=read_rope(config, default_theta=5e6)
     )
+    # Files of GGUF hold the one that is added here.
+    offset = 0.0 if config.flag("norms_hold_one", default=False) else 1.0
     rotated = 2 * len(attention.options["frequencies"])
     alpha = config.number("swiglu_alpha", default=_ALPHA)
     config.require(abs(alpha - _ALPHA) < 1e-6, "swiglu_alpha", f"{_ALPHA}")
@@ -55,13 +57,13 @@ def build(config: Config, reader: Reader) -> Model:
     chooses = _choosing_layers(config, layers)
 
     def norm(layer: Reader, name: str) -> Norm:
-        return layer.norm(name, hidden, eps, offset=1.0)
+        return layer.norm(name, hidden, eps, offset=offset)
 
     def attend(n: int, layer: Reader) -> Attention:
         size = attention.head_dim
         norms: dict[str, Any] = {
-            "q_norm": layer.norm("q_norm", size, eps, offset=1.0),
-            "k_norm": layer.norm("k_norm", size, eps, offset=1.0),
+            "q_norm": layer.norm("q_norm", size, eps, offset=offset),
+            "k_norm": layer.norm("k_norm", size, eps, offset=offset),
         }
         if not chooses[n]:
             return attention.read(layer, **norms)
@@ -74,8 +76,8 @@ def build(config: Config, reader: Reader) -> Model:
         indexer = BlockIndexer(
             part.linear("q_proj", heads * width, hidden),
             part.linear("k_proj", width, hidden),
-            part.norm("q_norm", width, eps, offset=1.0),
-            part.norm("k_norm", width, eps, offset=1.0),
+            part.norm("q_norm", width, eps, offset=offset),
+            part.norm("k_norm", width, eps, offset=offset),
             config.size("index_block_size", default=128),
             config.size("index_topk_blocks", default=16),
             config.size("index_local_blocks", default=1, least=0),

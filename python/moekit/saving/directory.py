@@ -22,7 +22,16 @@ from ..checkpoint.target import replacing, sync_folder, write_all
 from ..ops import PackedWeight
 from .bar import Bar
 from .gptq import GptqMatrix, gptq_matrices, quantization_config
-from .placing import Array, Tensor, apart, as_read, assembled, require_complete, value_of
+from .placing import (
+    Array,
+    Tensor,
+    apart,
+    as_read,
+    assembled,
+    plain_tensor,
+    require_complete,
+    value_of,
+)
 
 if TYPE_CHECKING:
     from ..nn import Model
@@ -39,6 +48,8 @@ _BY_DTYPE = {np.dtype(dtype).name: name for name, dtype in _DTYPES.items()}
 # Up to this many values it is looked at whether the file's own 16 bits hold them exactly.
 _LOOKED_AT = 1 << 22
 _EXPERT = re.compile(r"\.experts\.\d+\.")
+# What does not hold for the new files.
+_LEFT_OUT = ("quantization_config", "dtype", "norms_hold_one")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
@@ -60,6 +71,8 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
                 "from a Hugging Face directory is required"
             )
         tensors = apart(row, model.placed, model.outline)
+        if row.holds_one:
+            tensors = {name: _without_one(name, tensor) for name, tensor in tensors.items()}
     else:
         tensors = as_read(model.placed, model.outline)
     require_complete(tensors)
@@ -68,6 +81,13 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
         if model.grouping == "hf" and name in model.outline and _EXPERT.search(name):
             tensors.setdefault(name, Tensor(model.outline[name][1]))
     return tensors
+
+
+def _without_one(name: str, tensor: Tensor) -> Tensor:
+    """A norm's weight, without the one that the model adds, which GGUF's files hold."""
+    if not name.endswith("norm.weight"):
+        return tensor
+    return plain_tensor(name, value_of(tensor.parts[0][1]) - np.float32(1))
 
 
 def save_directory(
@@ -165,7 +185,7 @@ def _small_files(
     specs: Mapping[str, tuple[str, tuple[int, ...]]],
     extra: Mapping[str, object],
 ) -> dict[str, str]:
-    config = {k: v for k, v in model.config.items() if k not in ("quantization_config", "dtype")}
+    config = {k: v for k, v in model.config.items() if k not in _LEFT_OUT}
     config.update(extra)
     sizes: dict[str, int] = {}
     for dtype, shape in specs.values():

@@ -1,6 +1,7 @@
 """A model as one GGUF file that llama.cpp opens."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +18,30 @@ from ..models.rope import read_rope
 from ..ops import PackedWeight
 from .bar import Bar
 from .block_bytes import file_blocks
-from .gguf_metadata import architecture_of, hyperparameters, vocabulary
+from .gguf_families import gemma4_factors, row_of
+from .gguf_metadata import architecture_of, hyperparameters
 from .gguf_states import in_file_form
+from .gguf_vocabulary import vocabulary
 from .placing import Array, Tensor, assembled, in_banks, require_complete
+from .readback import require_sayable
 
 if TYPE_CHECKING:
     from ..nn import Model
 
-_FLOATS: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I32": np.int32,  # tables of experts by token
+}
 _BY_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
-_BY_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_BY_DTYPE = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I32",
+    "int32": "I32",
+}
 
 
 def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
@@ -41,7 +56,7 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
         raise ValueError(
             "[save] the model was put together by hand; one that mk.load has read is required"
         )
-    row = architecture_of(model.config)
+    row = row_of(architecture_of(model.config), model)
     tensors = in_banks(row, model.placed, model.outline)
     require_complete(tensors)
     tensors = in_file_form(row, tensors, model.config)
@@ -58,6 +73,11 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
     specs = {name: (plan.type, plan.shape) for name, plan in plans.items()}
     extra = _rotary(row, model)
     specs |= {name: ("F32", array.shape) for name, array in extra.items()}
+    values: dict[str, Callable[[], Array]] = {
+        name: plan.array for name, plan in plans.items() if not plan.is_matrix
+    }
+    values |= {name: partial(np.asarray, array) for name, array in extra.items()}
+    require_sayable(model, path, metadata, specs, values)
     with Bar("saving", sum(prod(shape) for _, shape in specs.values()), progress) as bar:
         write_gguf(path, metadata, specs, _arrays(plans, extra, bar.advance))
 
@@ -83,6 +103,9 @@ class _Plan:
             count = model.config.get(heads) or model.config["num_attention_heads"]
             assert isinstance(count, int)
             self.order = np.argsort(halves_from_pairs(tensor.shape[0], count))
+        first = tensor.parts[0][1].weight
+        # Embeddings, too, are too large to be looked at.
+        self.is_matrix = isinstance(first, PackedWeight) or first is model.embedding
         self.blocks = self._blocks_fit()
         self.type = self._type()
 
@@ -117,7 +140,7 @@ class _Plan:
     def array(self) -> Array:
         """What the file holds: values, or blocks as bytes."""
         if not self.blocks:
-            values = assembled(self.tensor, _FLOATS[self.type])
+            values = assembled(self.tensor, _DTYPES[self.type])
             if self.type == "F16" and not np.isfinite(values).all():
                 raise ValueError(
                     "[save] a weight does not fit float16; load with format='bf16' to write it"
@@ -166,6 +189,8 @@ def _rotary(row: Architecture, model: "Model") -> dict[str, Array]:
     """Tables of factors that GGUF has for Llama 3's scaling and LongRoPE."""
     if row.latent:
         return {}
+    if row.family == "gemma4_text":
+        return gemma4_factors(model)
     settings = read_rope(Config(model.config))
     width = model.config.get("head_dim")
     if not isinstance(width, int):

@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..checkpoint import Piece
 from ..checkpoint.gguf_architectures import Architecture
-from ..models.reader import Placed
-from .placing import Array, Tensor
+from .placing import Array, Tensor, plain_tensor
 
 #: Families of `gguf_hybrids` that are written; the others are read only.
 STATES = (
@@ -39,7 +37,7 @@ def in_file_form(
 
     Those of a model that was read from GGUF are so already.
     """
-    if row.family not in STATES:
+    if row.family not in STATES and not row.holds_one:
         return dict(tensors)
     out: dict[str, Tensor] = {}
     for stored, tensor in tensors.items():
@@ -83,14 +81,10 @@ def _changed(
         groups = config.get("n_groups") or config.get("mamba_n_groups") or 1
         assert isinstance(groups, int)
         values = values.reshape(groups, -1)
-    adds_one = row.family in _QWEN and not config.get("norms_hold_one")
+    adds_one = (row.family in _QWEN or row.holds_one) and not config.get("norms_hold_one")
     if adds_one and name.endswith("norm.weight") and not name.endswith("linear_attn.norm.weight"):
         values = values + np.float32(1)
-    return [(name, _plain(name, np.ascontiguousarray(values)))]
-
-
-def _plain(name: str, values: Array) -> Tensor:
-    return Tensor(values.shape, [(Piece(name), Placed(Piece(name), values))])
+    return [(name, plain_tensor(name, np.ascontiguousarray(values)))]
 
 
 def _rows_apart(rows: int, config: Mapping[str, object]) -> tuple[Array, Array]:

@@ -43,6 +43,11 @@ class Tensor:
         return found.pop() if len(found) == 1 else ""
 
 
+def plain_tensor(name: str, values: Array) -> Tensor:
+    """A tensor of these values."""
+    return Tensor(values.shape, [(Piece(name), Placed(Piece(name), values))])
+
+
 def format_of(placed: Placed) -> str:
     """The packed format of a matrix; "" for an array."""
     if not isinstance(placed.weight, PackedWeight):
@@ -124,7 +129,7 @@ def _in_banks(
     elif place.bank and bank == row.experts:
         new = f"{place.bank}.{place.role}_exps"
         yield new, weight.shape, Piece(new, expert=place.slot), place
-    elif row.shared and bank == row.shared[0]:
+    elif bank in row.shared:
         new = f"{place.bank}.{place.role}_proj.weight"
         yield new, weight.shape[-2:], Piece(new), place
     elif inner.endswith("kv_b_proj.weight"):
@@ -191,8 +196,9 @@ def _apart(
         rows, cols = weight.shape[-2:]
         if place.bank and bank == row.experts:
             return _of_bank(row.banks, place.bank, place.role, slot, weight.shape)
-        if row.shared and bank == row.shared[0]:
-            new, shape, piece = _of_bank(row.shared[1], place.bank, place.role, 0, (1, rows, cols))
+        if bank in row.shared:
+            banks = row.shared[bank]
+            new, shape, piece = _of_bank(banks, place.bank, place.role, 0, (1, rows, cols))
             whole = Piece(new, None, piece.rows, piece.cols, piece.transposed)
             return new, shape[1:], whole
         if inner.endswith(("k_b_proj.weight", "v_b_proj.weight")):
