@@ -87,6 +87,7 @@ SELECTIVE = (
         holds_one=True,
         activation="swiglu_oai",
         written={"expert_weights_norm": True},
+        differs="llama.cpp chooses blocks with flash attention alone, and reads all without",
         fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702, "tie_word_embeddings": False},
     ),
     Architecture(
