@@ -8,6 +8,7 @@ import checkpoints
 import family_checks
 import numpy as np
 import pytest
+import torch
 import transformers
 from family_checks import prompt_of
 from recurrent_families import CASES, FIELDS
@@ -193,3 +194,21 @@ def test_the_text_model_of_a_wrapped_checkpoint(family: str, tmp_path: Path) -> 
         mk.load(tmp_path).save(tmp_path / "x.gguf")
         found = mk.load(tmp_path / "x.gguf").forward(ids)
         np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_minimax_in_16_bits_has_exact_decays(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Transformers writes its tables of decays in the checkpoint's dtype, and computes with what
+    is left of them; here they follow from the configuration."""
+    theirs = checkpoints.tiny_model("minimax", 3)
+    tables = {name: table.clone() for name, table in theirs.named_buffers()}
+    path = checkpoints.save(theirs, tmp_path / "m", dtype=dtype)
+    ids = prompt_of(3, 40)
+    found = mk.load(path, format="f32").forward(ids)
+    rounded = checkpoints.their_logits(theirs, ids)
+    with torch.no_grad():
+        for name, table in theirs.named_buffers():
+            table.copy_(tables[name])
+    exact = checkpoints.their_logits(theirs, ids)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=family_checks.TOLERANCE)
+    assert np.abs(rounded - exact).max() > 10 * np.abs(found - exact).max()
