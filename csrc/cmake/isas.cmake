@@ -1,5 +1,5 @@
-# THE list of instruction sets. A row compiles kernels/isa/table.cpp into namespace moe::<name> with
-# the given flags; dispatch, tests and benchmarks expand the generated list, so a new instruction set
+# THE list of instruction sets. A row compiles kernels/isa/*.cpp into namespace moe::<name> with the
+# given flags; dispatch, tests and benchmarks expand the generated list, so a new instruction set
 # is one row here, one header in simd/ and (for its own fast paths) an overload in kernels/isa/.
 #
 # Worst first: dispatch takes the last row that the processor and the operating system can run.
@@ -12,7 +12,8 @@ function(moe_isa name processor features)
   if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "${processor}")
     return()
   endif()
-  add_library(moe_isa_${name} OBJECT ${PROJECT_SOURCE_DIR}/csrc/moe/kernels/isa/table.cpp)
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/moe/kernels/isa/*.cpp)
+  add_library(moe_isa_${name} OBJECT ${sources})
   target_compile_definitions(moe_isa_${name} PRIVATE MOE_ISA=${name} MOE_ISA_${name}=1)
   # No exceptions: their tables are symbols that objects share. The warnings switched off are g++ 12's
   # about its own intrinsics headers.
