@@ -14,7 +14,9 @@ ActivationLayout ActivationLayout::of(Dot dot, int64_t cols) {
     layout.scales_at = bytes;
     layout.block_sums_at = layout.scales_at + layout.blocks * 4;
     layout.group_sums_at = layout.block_sums_at + layout.blocks * 4;
-    bytes = layout.group_sums_at + layout.blocks * (kScaleBlock / kSumGroup) * 4;
+    // Longer groups' sums are added up lane by lane: from the last one on too.
+    constexpr int64_t kBehind = kScaleBlock / kSumGroup - 1;
+    bytes = layout.group_sums_at + (layout.blocks * (kScaleBlock / kSumGroup) + kBehind) * 4;
   }
   layout.row_bytes = (ceil_div(bytes, 64) | 1) * 64;
   return layout;

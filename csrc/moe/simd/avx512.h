@@ -216,6 +216,39 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   return {_mm512_and_si512(a.v, m)};
 }
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+MOE_INLINE U8x64 sub_bytes(U8x64 a, int b) {
+  return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
+}
+#ifdef __AVX512VBMI__
+/// The bytes of the bfloat16 that each E4M3 code without its sign stands for.
+struct E4m3Bytes {
+  alignas(64) uint8_t low[128], high[128];
+};
+static constexpr E4m3Bytes e4m3_bytes() {
+  constexpr int kSubnormal[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  E4m3Bytes bytes{};
+  for (int code = 0; code < 128; ++code) {
+    const int value = code < 8 ? kSubnormal[code] : code < 127 ? (code << 4) + 0x3c00 : 0x7fc0;
+    bytes.low[code] = static_cast<uint8_t>(value & 255);
+    bytes.high[code] = static_cast<uint8_t>(value >> 8);
+  }
+  return bytes;
+}
+static constexpr E4m3Bytes kE4m3Bytes = e4m3_bytes();
+MOE_INLINE __m512i lookup128(__m512i index, const uint8_t* table) {
+  return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+}
+MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
+  const __m512i lows = lookup128(a.v, kE4m3Bytes.low);
+  const __m512i tops = _mm512_ternarylogic_epi32(lookup128(a.v, kE4m3Bytes.high), a.v,
+                                                 _mm512_set1_epi8(static_cast<char>(0x80)),
+                                                 0xf8);  // top | (code & sign)
+  const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00));
+  const __m512i top = high ? tops : _mm512_slli_epi16(tops, 8);
+  const __m512i low = high ? _mm512_srli_epi16(lows, 8) : lows;
+  return {_mm512_ternarylogic_epi32(top, low, upper, 0xe4)};  // upper ? top : low
+}
+#else
 MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
   // By the size: eight subnormal numbers, and NaN, whose low five bits are 31.
   const __m512i odd_ones = _mm512_castsi128_si512(

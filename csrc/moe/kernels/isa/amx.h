@@ -14,19 +14,21 @@ inline constexpr int kTileHeight = 16;
 inline constexpr int kTileWords = 16;
 
 /// The tiles' shapes: `above` rows of activations and sums in the first tile, `below` in the
-/// second. What the tiles held is lost.
-MOE_INLINE void configure_tiles(int above, int below) {
+/// second, and `words` of the depth. What the tiles held is lost.
+MOE_INLINE void configure_tiles(int above, int below, int words) {
   struct alignas(64) Config {
     uint8_t palette, start_row, reserved[14];
     uint16_t row_bytes[16];
     uint8_t rows[16];
   };
   const auto first = static_cast<uint8_t>(above), second = static_cast<uint8_t>(below);
+  const auto deep = static_cast<uint8_t>(words);
+  const auto wide = static_cast<uint16_t>(words * 4);
   const Config config = {1,
                          0,
                          {},
-                         {64, 64, 64, 64, 64, 64, 64, 64},
-                         {first, first, second, second, first, second, 16, 16}};
+                         {64, 64, 64, 64, wide, wide, 64, 64},
+                         {first, first, second, second, first, second, deep, deep}};
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
 }
 /// Without this a thread switch saves 8 KB.
@@ -38,7 +40,7 @@ MOE_INLINE void release_tiles() { __asm__ volatile("tilerelease" : : : "memory")
   __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" : : "r"(to), "r"(stride) : "memory")
 #define MOE_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile : :)
 #define MOE_TILE_DOT(instruction, sum, x, w) \
-  __asm__ volatile(#instruction " %%tmm" #w ", %%tmm" #x ", %%tmm" #sum : :)
+  __asm__ volatile(#instruction " %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(sum), "i"(x), "i"(w))
 
 inline constexpr int64_t kLineBytes = 64;  // sixteen words, or a word of each output
 inline constexpr int64_t kStepBytes = kTileWords * kLineBytes;  // a panel's sixteen words
@@ -50,12 +52,13 @@ struct RowTiles {
   int64_t stride;
 };
 
-/// Shapes the tiles for `height` rows, unless they have this shape already.
+/// Shapes the tiles for `height` rows and steps of kWords, unless they have this shape already.
+template <int kWords = kTileWords>
 MOE_INLINE void configure_rows(int64_t height, int64_t& configured) {
   if (height == configured) return;
   const int above = static_cast<int>(height < kTileHeight ? height : kTileHeight);
   const int below = static_cast<int>(height) - above;
-  configure_tiles(above, below > 0 ? below : 1);
+  configure_tiles(above, below > 0 ? below : 1, kWords);
   configured = height;
 }
 
@@ -104,35 +107,35 @@ MOE_INLINE void store_sums(void* to, int64_t panel, int64_t below, int64_t strid
   }
 }
 
-/// Sixteen words of every row against two panels: tiles 0 and 1, with two tiles of rows 2 and 3.
-template <Dot dot, int kTiles>
+/// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.
+enum class Step { kPairs, kUnsigned, kSigned };
+
+template <Step kind, int sum, int x, int w>
+MOE_INLINE void multiply_tiles() {
+  if constexpr (kind == Step::kPairs) {
+    MOE_TILE_DOT(tdpbf16ps, sum, x, w);
+  } else if constexpr (kind == Step::kUnsigned) {
+    MOE_TILE_DOT(tdpbsud, sum, x, w);
+  } else {
+    MOE_TILE_DOT(tdpbssd, sum, x, w);
+  }
+}
+
+/// A step's words of every row against two panels: tiles 0 and 1, with two tiles of rows 2 and 3.
+template <Step kind, int kTiles>
 MOE_INLINE void multiply_step(const RowTiles& x, int64_t word, const std::byte* left,
                               const std::byte* right) {
-  static_assert(dot == Dot::kBf16 || dot == Dot::kU8S8);
   const std::byte* above = x.at + word * 4;
   const std::byte* below = above + kTileHeight * x.stride;
   MOE_TILE_LOAD(6, left, kLineBytes);
   MOE_TILE_LOAD(4, above, x.stride);
-  if constexpr (dot == Dot::kBf16) {
-    MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-  } else {
-    MOE_TILE_DOT(tdpbsud, 0, 4, 6);
-  }
+  multiply_tiles<kind, 0, 4, 6>();
   MOE_TILE_LOAD(7, right, kLineBytes);
-  if constexpr (dot == Dot::kBf16) {
-    MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-  } else {
-    MOE_TILE_DOT(tdpbsud, 1, 4, 7);
-  }
+  multiply_tiles<kind, 1, 4, 7>();
   if constexpr (kTiles == 2) {
     MOE_TILE_LOAD(5, below, x.stride);
-    if constexpr (dot == Dot::kBf16) {
-      MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
-      MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-    } else {
-      MOE_TILE_DOT(tdpbsud, 2, 5, 6);
-      MOE_TILE_DOT(tdpbsud, 3, 5, 7);
-    }
+    multiply_tiles<kind, 2, 5, 6>();
+    multiply_tiles<kind, 3, 5, 7>();
   }
 }
 

@@ -56,13 +56,21 @@ struct PairGroups {
   }
 };
 
-/// What multiplies many rows of format F: F itself where a word needs no decoding.
+#ifdef __AMX_TILE__
+inline constexpr bool kHasTiles = true;
+#else
+inline constexpr bool kHasTiles = false;
+#endif
+
+/// What multiplies many rows of format F: F itself where a word needs no decoding, unless tiles
+/// want its bytes with their sign.
 template <class F>
 struct FastLayout {
   using Type = F;
 };
 template <class F>
-  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 && F::kUnitDepth > 4)
+  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 &&
+           (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
   using Type = ByteGroups<F::kGroup, F::kMin>;
 };
@@ -75,13 +83,13 @@ struct FastLayout<F> {
 /// How far ahead of a single tile's reads the weights are requested, in bytes of one panel.
 inline constexpr int64_t kPrefetchBytes = 2048;
 
-/// Requests what is read kPrefetchBytes after `unit`: of the same blocks, which end at `end`, or of
-/// `next`.
+/// Requests what is read `distance` bytes after `unit`: of the same blocks, which end at `end`, or
+/// of `next`.
 template <class F>
-MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const std::byte* next) {
+MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const std::byte* next,
+                              int64_t distance = kPrefetchBytes) {
   const int64_t left = end - unit;
-  const std::byte* at =
-      left > kPrefetchBytes ? unit + kPrefetchBytes : next + (kPrefetchBytes - left);
+  const std::byte* at = left > distance ? unit + distance : next + (distance - left);
   MOE_UNROLL
   for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(at + i);
 }
@@ -118,10 +126,11 @@ template <class F>
   }
 }
 
-/// One panel's blocks as operands of the fast path, in E's layout.
-template <class F, class E>
+/// One panel's blocks as operands of the fast path, in E's layout; kSigned: bytes less kOffset.
+template <class F, class E, bool kSigned = false>
 [[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
-                                             int64_t blocks, std::byte* out) noexcept {
+                                             int64_t blocks, std::byte* out,
+                                             int64_t distance = kPrefetchBytes) noexcept {
   const std::byte* end = block + blocks * F::kBlockBytes;
   constexpr int kDepthOfWord = depth_per_word(F::kDot);
   constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
@@ -129,11 +138,12 @@ template <class F, class E>
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       U8x64 word[kUnitWords];
-      prefetch_unit<F>(block + u * F::kUnitBytes, end, next);
+      prefetch_unit<F>(block + u * F::kUnitBytes, end, next, distance);
       F::template weights<Vec>(block + u * F::kUnitBytes, word);
       MOE_UNROLL
       for (int i = 0; i < kUnitWords; ++i) {
         const int w = u * kUnitWords + i;
+        if constexpr (kSigned) word[i] = sub_bytes(word[i], F::kOffset);
         store_u8(out + w / kGroupWords * E::kBlockBytes + w % kGroupWords * 64, word[i]);
       }
     }

@@ -24,6 +24,8 @@ namespace moe::MOE_ISA {
 
 /// Rows up to which a tile decodes the weights itself: they stream from memory once anyway.
 inline constexpr int kDirectRows = 2;
+/// Rows from which on integers gain by AMX, and where a word needs no decoding.
+inline constexpr int kFewestTileRows = 8, kFewestCopiedRows = 24;
 
 /// One panel's range of a depth block. While byte i of it is read, `ahead` + (i >> shift) is
 /// requested: with several tiles of rows, each requests its share of the next depth block, so that
@@ -421,23 +423,31 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
   }
 }
 
-/// Rows from which on AMX multiplies the layout: long groups of words, a block each. Integers give
-/// the same bytes either way, pairs do not.
-template <class E, class D>
-constexpr int64_t fewest_tile_rows() {
-#ifdef __AMX_TILE__
-  if constexpr (D::kKind != Dot::kF32 && is_in_cache<E>()) {
-    if (E::kGroup >= kTileGroup) return D::kKind == Dot::kBf16 ? 1 : kFewestTileRows;
+/// Rows from which on AMX multiplies F in the layout E. Integers give the same bytes either way,
+/// pairs do not.
+template <class F, class E, class D>
+constexpr int fewest_tile_rows() {
+  if constexpr (kHasTiles && D::kKind != Dot::kF32 && is_in_cache<E>()) {
+    if (D::kKind == Dot::kBf16) return 1;
+    return F::kUnitDepth == 4 ? kFewestCopiedRows : kFewestTileRows;
   }
-#endif
   return kGemmRows + 1;
+}
+
+/// Columns that are decoded at once. Tiles of pairs add each group to the output, so that any
+/// number gives the same sums: as few as possible stay in L1, which takes what decoding stores.
+template <class F, class E, class D>
+constexpr int64_t decoded_columns() {
+  if constexpr (fewest_tile_rows<F, E, D>() == 1) return F::kDepth;
+  return kDepthBlock;
 }
 
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
 template <class F, class D, class E, class DE>
 static void gemm(const GemmCall& call) noexcept {
-  constexpr int64_t kBlocks = kDepthBlock / F::kDepth;
-  constexpr int64_t kDepthBlockBytes = kDepthBlock / E::kDepth * E::kBlockBytes;
+  constexpr int64_t kColumns = decoded_columns<F, E, DE>();
+  constexpr int64_t kBlocks = kColumns / F::kDepth;
+  constexpr int64_t kDepthBlockBytes = kColumns / E::kDepth * E::kBlockBytes;
   constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
   constexpr bool kExpanded = !std::is_same_v<E, F>;
   // Bytes of E for one of F, as a power of two.
@@ -469,13 +479,34 @@ static void gemm(const GemmCall& call) noexcept {
     if constexpr (!kExpanded) {
       run_tiles<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next, 0);
     } else {
-      if constexpr (D::kKind != Dot::kF32 && fewest_tile_rows<E, DE>() > 1) {
-        if (call.count <= kDirectRows) {
-          run_tiles<F, D, kDirectRows>(tile_call, call.count, panels, next, 0);
+      if constexpr (D::kKind != Dot::kF32 && fewest_tile_rows<F, E, DE>() > 1) {
+        constexpr bool kCopied = F::kUnitDepth == 4;
+        if (call.count <= (kCopied ? kFewestCopiedRows - 1 : kDirectRows)) {
+          constexpr int kRows = kCopied ? tile_rows<F, D>() : kDirectRows;
+          run_tiles<F, D, kRows>(tile_call, call.count, panels, next, 0);
           continue;
         }
       }
       alignas(64) std::byte expanded[2][kDepthBlockBytes];
+      tile_call.blocks = blocks * F::kDepth / E::kDepth;
+#ifdef __AMX_TILE__
+      if constexpr (fewest_tile_rows<F, E, DE>() <= kGemmRows) {
+        if (call.count >= fewest_tile_rows<F, E, DE>()) {
+          constexpr bool kSigned = GroupWeights<E>::kStep == Step::kSigned;
+          // A few rows leave no time to read under their products: decoding requests the next
+          // depth block, line by line.
+          const int64_t bytes = blocks * F::kBlockBytes;
+          const bool few = call.count <= kTileHeight;
+          for (int p = 0; p < 2; ++p) {
+            expand_weights<F, E, kSigned>(panels[p], next[p], blocks, expanded[p],
+                                          few ? bytes : kPrefetchBytes);
+            panels[p] = expanded[p];
+          }
+          run_group_tiles<E>(tile_call, call.count, panels, next, few ? 0 : bytes);
+          continue;
+        }
+      }
+#endif
       for (int p = 0; p < 2; ++p) {
         if constexpr (D::kKind == Dot::kF32) {
           expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);
@@ -484,15 +515,6 @@ static void gemm(const GemmCall& call) noexcept {
         }
         panels[p] = expanded[p];
       }
-      tile_call.blocks = blocks * F::kDepth / E::kDepth;
-#ifdef __AMX_TILE__
-      if constexpr (fewest_tile_rows<E, DE>() <= kGemmRows) {
-        if (call.count >= fewest_tile_rows<E, DE>()) {
-          run_group_tiles<E>(tile_call, call.count, panels, next, blocks * F::kBlockBytes);
-          continue;
-        }
-      }
-#endif
       run_tiles<E, DE, tile_rows<E, DE>()>(tile_call, call.count, panels, next, kShift);
     }
   }

@@ -11,6 +11,7 @@
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/isa/gemm.h"
+#include "moe/kernels/isa/range_tiles.h"
 
 namespace moe::MOE_ISA {
 
@@ -40,14 +41,6 @@ MOE_INLINE const std::byte* step_at(const PanelTiles& w, int p, int64_t s) {
   return s < w.whole ? w.at[p] + s * kStepBytes : w.rest[p];
 }
 
-/// Up to thirty-two rows of a call, and where their outputs go.
-struct TileRows {
-  const std::byte* first;  // of the rows, their scales included
-  int64_t count;
-  RowTiles words;
-  float* out;
-};
-
 /// bfloat16: the sums stay in their tiles for a block and wait in `out` for the next.
 struct Bf16Tiles {
   using Format = Bf16Format;
@@ -69,61 +62,54 @@ struct Bf16Tiles {
     }
     for (int64_t s = 0; s < w.steps; ++s) {
       ahead.request();
-      multiply_step<Dot::kBf16, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
-                                        step_at(w, 1, s));
+      multiply_step<Step::kPairs, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
+                                          step_at(w, 1, s));
     }
     store_sums<kTiles>(rows.out, kPanelRows * 4, kBelow * 4, kOutBytes);
   }
 };
 
-/// int8: two steps are a range of the activations' scales; their integers leave the tiles to be
-/// scaled and added, those of several ranges together.
+/// int8: two steps are a range of the activations' scales.
 struct Int8Tiles {
   using Format = Int8Format;
-  static constexpr int64_t kRangeSteps = kScaleBlock / 4 / kTileWords;
-  static constexpr int64_t kRanges = 4;
+
+  struct Weights {
+    static constexpr Step kStep = Step::kUnsigned;
+    static constexpr int kWords = kTileWords, kGroupSteps = kScaleBlock / 4 / kTileWords;
+    static constexpr int kGroups = 1;
+    const PanelTiles& tiles;
+    int64_t steps;
+    const ActivationLayout* layout;
+    int64_t first_range;
+
+    [[gnu::always_inline]] const std::byte* words(int p, int64_t step) const {
+      return step_at(tiles, p, step);
+    }
+    template <int kTiles>
+    [[gnu::always_inline]] void add(const TileRows& rows, int64_t range,
+                                    const TileSums<kTiles>* sums, int64_t begin,
+                                    int64_t end) const {
+      range += first_range;
+      for (int64_t r = begin; r < end; ++r) {
+        const std::byte* row = rows.first + r * layout->row_bytes;
+        const int32_t total = reinterpret_cast<const int32_t*>(row + layout->block_sums_at)[range];
+        const I32x16 start = set1_i32(-Format::kOffset * total);
+        const F32x16 scale = set1(reinterpret_cast<const float*>(row + layout->scales_at)[range]);
+        MOE_UNROLL
+        for (int p = 0; p < 2; ++p) {
+          float* to = rows.out + r * kGemmOutputs + p * kPanelRows;
+          const F32x16 q = to_f32(moe::MOE_ISA::add(load_i32(sums[0] + sums_at(r, p)), start));
+          store(to, range == 0 ? mul(q, scale) : fma(q, scale, load(to)));
+        }
+      }
+    }
+  };
 
   template <int kTiles>
   MOE_INLINE void run(const GemmCall& call, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
-    alignas(64) int32_t sums[kRanges][kTiles * 2][kTileHeight * kPanelRows];
-    int64_t range = word * 4 / kScaleBlock;
-    for (int64_t step = 0; step < w.steps;) {
-      int64_t ranges = 0;
-      for (; ranges < kRanges && step < w.steps; ++ranges) {
-        clear_sums<kTiles>();
-        for (int64_t i = 0; i < kRangeSteps && step < w.steps; ++i, ++step) {
-          ahead.request();
-          multiply_step<Dot::kU8S8, kTiles>(rows.words, step * kTileWords, step_at(w, 0, step),
-                                            step_at(w, 1, step));
-        }
-        store_sums<kTiles>(sums[ranges], sizeof(sums[0][0]), 2 * sizeof(sums[0][0]), kLineBytes);
-      }
-      for (int64_t r = 0; r < rows.count; ++r) {
-        const std::byte* row = rows.first + r * call.layout->row_bytes;
-        const auto* totals =
-            reinterpret_cast<const int32_t*>(row + call.layout->block_sums_at) + range;
-        const auto* scales = reinterpret_cast<const float*>(row + call.layout->scales_at) + range;
-        const int64_t tile = r / kTileHeight * 2, line = r % kTileHeight * kPanelRows;
-        float* to = rows.out + r * kGemmOutputs;
-        F32x16 value[2] = {zero_f32(), zero_f32()};
-        if (range > 0) {
-          value[0] = load(to);
-          value[1] = load(to + kPanelRows);
-        }
-        for (int64_t i = 0; i < ranges; ++i) {
-          const I32x16 start = set1_i32(-Format::kOffset * totals[i]);
-          const F32x16 scale = set1(scales[i]);
-          for (int p = 0; p < 2; ++p) {
-            const F32x16 q = to_f32(add(load_i32(sums[i][tile + p] + line), start));
-            value[p] = range + i == 0 ? mul(q, scale) : fma(q, scale, value[p]);
-          }
-        }
-        store(to, value[0]);
-        store(to + kPanelRows, value[1]);
-      }
-      range += ranges;
-    }
+    const Weights weights = {w, w.steps, call.layout, word * 4 / kScaleBlock};
+    multiply_ranges<kTiles>(weights, rows, ahead);
   }
 };
 
@@ -181,6 +167,5 @@ constexpr GemmKernels with_tiles(GemmKernels kernels) {
   kernels.rows_together = true;
   return kernels;
 }
-static constexpr GemmKernels kTileKernels = with_tiles(kGemmKernels);
 
 }  // namespace moe::MOE_ISA

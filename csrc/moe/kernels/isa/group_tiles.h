@@ -1,110 +1,130 @@
 #pragma once
-// A depth block of groups that share a scale, decoded (isa/expand.h), in AMX tiles (isa/amx.h).
+// A depth block of groups that share a scale, decoded (isa/expand.h), in AMX tiles.
 //
 // Definition    Bytes: gemm.h's integer tiles, the same integers, scaled and added in the same
 //               order, so the same bytes as the vectors give. Pairs: gemm.h's float tiles, but
 //               within a group even and odd columns apart (TDPBF16PS); so tiles multiply every
 //               number of rows.
-// Regularities  Sums leave the tiles after each group, which is what it costs: bytes in groups of
-//               32 and 16 columns gain nothing over the vectors (measured), nor do a few rows.
+// Regularities  Shorter groups fill tiles in part: the cost of a step does not depend on its words.
 
-#include "moe/kernels/isa/amx.h"
-#include "moe/kernels/table.h"
+#include "moe/kernels/isa/range_tiles.h"
 
 namespace moe::MOE_ISA {
 
-inline constexpr int kTileGroup = 64;  // columns of the shortest group
-inline constexpr int64_t kFewestTileRows = 8;
+/// E: units of a word, one group a block; bytes without a minimum have their sign (expand.h).
+template <class E>
+struct GroupWeights {
+  static constexpr bool kIntegers = E::kDot == Dot::kU8S8;
+  static constexpr int kGroupWords = E::kGroup / depth_per_word(E::kDot);
+  static constexpr int kWords = kGroupWords < kTileWords ? kGroupWords : kTileWords;
+  static constexpr int kGroupSteps = kGroupWords / kWords;
+  static constexpr int kGroups = kIntegers ? kScaleBlock / E::kGroup : 1;
+  static constexpr Step kStep = !kIntegers ? Step::kPairs
+                                : E::kMin  ? Step::kUnsigned
+                                           : Step::kSigned;
+  static constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
 
-/// E: units of a word, one group a block. `rows` and the scales behind them are call's, `x` the
-/// same rows' words; `out` is where the first of them goes. The sums of all groups leave the tiles
-/// before they are scaled and added.
-template <class E, int kTiles, class Call>
-MOE_INLINE void add_group_tiles(const Call& call, const std::byte* const (&panels)[2],
-                                const std::byte* const* rows, const RowTiles& x, int64_t count,
-                                Ahead& ahead, float* out) {
-  constexpr bool kIntegers = E::kDot == Dot::kU8S8;
-  constexpr int kGroupWords = E::kGroup / depth_per_word(E::kDot);
-  constexpr int kMostGroups = kDepthBlock / E::kGroup;
-  constexpr int kRangeGroups = kIntegers ? kScaleBlock / E::kGroup : 1;
-  constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
-  constexpr int kTileInts = kTileHeight * kPanelRows;
-  alignas(64) int32_t sums[kMostGroups][kTiles * 2][kTileInts];
-  const int64_t group = call.depth_block * kMostGroups;  // of the row
-  const auto groups = static_cast<int>(call.blocks);
-  for (int g = 0; g < groups; ++g) {
-    clear_sums<kTiles>();
-    const std::byte* left = panels[0] + g * E::kBlockBytes;
-    const std::byte* right = panels[1] + g * E::kBlockBytes;
-    MOE_UNROLL
-    for (int word = 0; word < kGroupWords; word += kTileWords) {
-      ahead.request();
-      multiply_step<E::kDot, kTiles>(x, g * kGroupWords + word, left + word * kLineBytes,
-                                     right + word * kLineBytes);
-    }
-    store_sums<kTiles>(sums[g], sizeof(sums[0][0]), 2 * sizeof(sums[0][0]), kLineBytes);
+  const std::byte* panels[2];
+  int64_t groups, steps;
+  const ActivationLayout* layout;
+  int64_t first_group;  // of the row
+  // Where there are minima: rows' activations summed over the kSumsOfGroup parts from each one on.
+  const float (*totals)[kDepthBlock / kSumGroup];
+
+  [[gnu::always_inline]] const std::byte* block(int p, int64_t group) const {
+    return panels[p] + group * E::kBlockBytes;
   }
-  for (int p = 0; p < 2; ++p) {
-    F32x16 scale[kMostGroups], min[kMostGroups];
-    for (int g = 0; g < groups; ++g) {
-      E::template scale<Vec>(panels[p] + g * E::kBlockBytes, 0, scale[g], min[g]);
-    }
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t tile = r / kTileHeight * 2 + p, line = r % kTileHeight * kPanelRows;
-      float* to = out + r * kGemmOutputs + p * kPanelRows;
-      F32x16 value = group > 0 ? load(to) : zero_f32();
-      if constexpr (!kIntegers) {
-        for (int g = 0; g < groups; ++g) {
-          const F32x16 sum = load(reinterpret_cast<const float*>(sums[g][tile]) + line);
-          value = group + g == 0 ? mul(sum, scale[g]) : fma(sum, scale[g], value);
-        }
-      } else {
-        const auto* totals =
-            reinterpret_cast<const int32_t*>(rows[r] + call.layout->group_sums_at) +
-            group * kSumsOfGroup;
-        const auto* scales =
-            reinterpret_cast<const float*>(rows[r] + call.layout->scales_at) + group / kRangeGroups;
-        for (int begin = 0; begin < groups; begin += kRangeGroups) {
+  [[gnu::always_inline]] const std::byte* words(int p, int64_t step) const {
+    return block(p, step / kGroupSteps) + step % kGroupSteps * kStepBytes;
+  }
+
+  template <int n, class Sums>
+  [[gnu::always_inline]] void add_rows(const TileRows& rows, int64_t first, const Sums* sums,
+                                       int64_t begin, int64_t end) const {
+    MOE_UNROLL
+    for (int p = 0; p < 2; ++p) {
+      F32x16 scale[n], min[n];
+      MOE_UNROLL
+      for (int g = 0; g < n; ++g) E::template scale<Vec>(block(p, first + g), 0, scale[g], min[g]);
+      for (int64_t r = begin; r < end; ++r) {
+        float* to = rows.out + r * kGemmOutputs + p * kPanelRows;
+        const int64_t at = sums_at(r, p);
+        if constexpr (kIntegers) {
+          const std::byte* row = rows.first + r * layout->row_bytes;
+          const int64_t range = (first_group + first) / kGroups;
+          const F32x16 by = set1(reinterpret_cast<const float*>(row + layout->scales_at)[range]);
           F32x16 part = zero_f32();
-          for (int g = begin; g < begin + kRangeGroups && g < groups; ++g) {
-            int32_t total = 0;
-            MOE_UNROLL
-            for (int i = 0; i < kSumsOfGroup; ++i) total += totals[g * kSumsOfGroup + i];
-            I32x16 sum = load_i32(sums[g][tile] + line);
-            if constexpr (!E::kMin) sum = add(sum, set1_i32(-call.offset * total));
-            const F32x16 q = to_f32(sum);
-            part = kRangeGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
-            if constexpr (E::kMin) part = fma(set1(static_cast<float>(total)), min[g], part);
+          MOE_UNROLL
+          for (int g = 0; g < n; ++g) {
+            const F32x16 q = to_f32(load_i32(sums[g] + at));
+            part = kGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
+            if constexpr (E::kMin) {
+              part = fma(set1(totals[r][(first + g) * kSumsOfGroup]), min[g], part);
+            }
           }
-          const F32x16 by = set1(scales[begin / kRangeGroups]);
-          value = group + begin == 0 ? mul(part, by) : fma(part, by, value);
+          store(to, range == 0 ? mul(part, by) : fma(part, by, load(to)));
+        } else {
+          const F32x16 sum = load(reinterpret_cast<const float*>(sums[0] + at));
+          const bool start = first_group + first == 0;
+          store(to, start ? mul(sum, scale[0]) : fma(sum, scale[0], load(to)));
         }
       }
-      store(to, value);
     }
   }
-}
+  template <int kTiles, int n = kGroups>
+  [[gnu::always_inline]] void add(const TileRows& rows, int64_t range, const TileSums<kTiles>* sums,
+                                  int64_t begin, int64_t end) const {
+    const int64_t first = range * kGroups;
+    if (n == 1 || groups - first >= n) {
+      add_rows<n>(rows, first, sums, begin, end);
+    } else if constexpr (n > 1) {
+      add<kTiles, n - 1>(rows, range, sums, begin, end);
+    }
+  }
+};
 
 /// The rows of `call`, which follow each other in memory; `next` and the `next_bytes` of each panel
 /// there are what is read from memory after the depth block.
 template <class E, class Call>
 static void run_group_tiles(const Call& call, int64_t count, const std::byte* const (&panels)[2],
                             const std::byte* const (&next)[2], int64_t next_bytes) noexcept {
-  const int64_t tiles = (count + kTilePair - 1) / kTilePair;
-  const int64_t steps = call.blocks * (E::kGroup / depth_per_word(E::kDot) / kTileWords);
-  Ahead ahead = Ahead::over(next, next_bytes, tiles * steps);
+  using W = GroupWeights<E>;
+  // Short groups: more rows' sums would not stay in L1.
+  constexpr int64_t kMostRows = W::kGroups > 2 ? kTileHeight : kTilePair;
+  const int64_t tiles = (count + kMostRows - 1) / kMostRows;
+  alignas(64) float totals[E::kMin ? kMostRows : 1][kDepthBlock / kSumGroup];
+  W w = {{panels[0], panels[1]},           call.blocks, call.blocks * W::kGroupSteps, call.layout,
+         call.first_word / W::kGroupWords, totals};
+  Ahead ahead = Ahead::over(next, next_bytes, tiles * w.steps);
   int64_t configured = 0;
-  for (int64_t first = 0; first < count; first += kTilePair) {
-    const int64_t height = count - first < kTilePair ? count - first : kTilePair;
-    configure_rows(height, configured);
-    const std::byte* const* rows = call.rows + first;
-    const RowTiles x = {rows[0] + call.first_word * 4, call.layout->row_bytes};
-    float* out = call.out + first * kGemmOutputs;
-    if (height > kTileHeight) {
-      add_group_tiles<E, 2>(call, panels, rows, x, height, ahead, out);
-    } else {
-      add_group_tiles<E, 1>(call, panels, rows, x, height, ahead, out);
+  for (int64_t first = 0; first < count; first += kMostRows) {
+    const int64_t height = count - first < kMostRows ? count - first : kMostRows;
+    configure_rows<W::kWords>(height, configured);
+    const std::byte* at = call.rows[first];
+    const TileRows rows = {at,
+                           height,
+                           {at + call.first_word * 4, call.layout->row_bytes},
+                           call.out + first * kGemmOutputs};
+    if constexpr (E::kMin) {
+      for (int64_t r = 0; r < height; ++r) {
+        const auto* sums = reinterpret_cast<const int32_t*>(at + r * call.layout->row_bytes +
+                                                            call.layout->group_sums_at) +
+                           call.depth_block * (kDepthBlock / kSumGroup);
+        for (int i = 0; i < call.blocks * W::kSumsOfGroup; i += kLanes) {
+          I32x16 total = load_i32(sums + i);
+          MOE_UNROLL
+          for (int j = 1; j < W::kSumsOfGroup; ++j) total = add(total, load_i32(sums + i + j));
+          store(totals[r] + i, to_f32(total));
+        }
+      }
     }
+    if constexpr (kMostRows > kTileHeight) {
+      if (height > kTileHeight) {
+        multiply_ranges<2>(w, rows, ahead);
+        continue;
+      }
+    }
+    multiply_ranges<1>(w, rows, ahead);
   }
   release_tiles();
 }
