@@ -41,6 +41,7 @@ TEST(Cpu, FeaturesAreTheKernelsFlags) {
   EXPECT_EQ((features & kAvx512) != 0, avx512);
   EXPECT_EQ((features & kAvx512Vnni) != 0, avx512 && all({"avx512_vnni"}));
   EXPECT_EQ((features & kAvx512Bf16) != 0, avx512 && all({"avx512_bf16"}));
+  EXPECT_EQ((features & kAvx512Vbmi) != 0, avx512 && all({"avx512vbmi"}));
   EXPECT_EQ((features & kAvxVnni) != 0, avx2 && all({"avx_vnni"}));
   // The operating system may still refuse tiles that the processor has.
   const bool tiles = all({"amx_tile", "amx_int8", "amx_bf16"});

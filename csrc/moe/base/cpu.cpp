@@ -62,6 +62,7 @@ uint32_t cpu_features() {
   if ((features & kAvx2) && zmm_saved && has(seven.ebx, 16) && has(seven.ebx, 17) &&
       has(seven.ebx, 30) && has(seven.ebx, 31)) {
     features |= kAvx512;
+    if (has(seven.ecx, 1)) features |= kAvx512Vbmi;
     if (has(seven.ecx, 11)) features |= kAvx512Vnni;
     if (has(seven_one.eax, 5)) features |= kAvx512Bf16;
     const bool tiles_saved = (state & 0x60000) == 0x60000;

@@ -13,6 +13,7 @@ enum CpuFeature : uint32_t {
   kAvx512Bf16 = 1u << 3,  // bfloat16 pair dot products
   kAvxVnni = 1u << 4,     // int8 dot products of AVX2's width
   kAmx = 1u << 5,         // tiles: int8 and bfloat16 products
+  kAvx512Vbmi = 1u << 6,  // lookups of bytes across a register
 };
 
 /// A set of CpuFeature bits: CPUID and the state that the operating system saves (XCR0), both. Asks

@@ -266,6 +266,7 @@ MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
   return {_mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(static_cast<short>(0x8000)), value,
                                     0xea)};  // (sign & top bit) | value
 }
+#endif
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m512i t =
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
