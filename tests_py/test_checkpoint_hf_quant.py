@@ -349,6 +349,8 @@ def test_plain_checkpoints_pass_through(tmp_path):
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32}
 LAYER = {"a.qweight": np.zeros((4, 8), np.int32), "a.scales": np.ones((1, 8), np.float16)}
 WHOLE = LAYER | {"a.qzeros": np.zeros((1, 1), np.int32)}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
+AWQ_LAYER = WHOLE | {"a.qweight": np.zeros((32, 1), np.int32)}
 REFUSED = {
     "unknown method": ({}, {"quant_method": "bitsandbytes"}, "quant_method is 'bitsandbytes'"),
     "no method": ({}, {}, "quant_method is ''"),
@@ -384,6 +386,38 @@ REFUSED = {
         {"a": F8, "a_scale_inv": np.ones((3, 1), np.float32)},
         {"quant_method": "fp8"},
         r"tensor 'a' .*scales \[3, 1\] for weight \[130, 128\]",
+    ),
+    "more groups": (WHOLE, GPTQ | {"group_size": 16}, "'a.scales' has 1 groups; 2 are required"),
+    "one group for all": (
+        AWQ_LAYER | {"a.scales": np.ones((2, 8), np.float16)},
+        AWQ | {"group_size": -1},
+        "has 2 groups; 1 are required for 32 inputs and group_size -1",
+    ),
+    "scales of integers": (
+        WHOLE | {"a.scales": np.ones((1, 8), np.int32)},
+        GPTQ,
+        "'a.scales' is I32",
+    ),
+    "zeros of floats": (
+        WHOLE | {"a.qzeros": np.ones((1, 1), np.float32)},
+        GPTQ,
+        "'a.qzeros' is F3",
+    ),
+    "groups of floats": (WHOLE | {"a.g_idx": np.zeros(32, np.float32)}, GPTQ, "'a.g_idx' is F32"),
+    "order without groups": (WHOLE, GPTQ | {"desc_act": True}, "comes without 'a.g_idx'"),
+    "order text": (WHOLE, GPTQ | {"desc_act": "no"}, "desc_act is 'no'; true or false"),
+    "awq with an order": (
+        AWQ_LAYER | {"a.g_idx": np.zeros(32, np.int32)},
+        AWQ,
+        "comes with 'a.g_idx'",
+    ),
+    "awq without zeros": ({}, AWQ | {"zero_point": False}, "zero_point is False; true"),
+    "awq 8 bits of old": ({}, {"quant_method": "awq", "w_bit": 8}, "w_bit is 8; 4 is required"),
+    "awq old group size": ({}, {"quant_method": "awq", "q_group_size": 0}, "q_group_size is 0"),
+    "fp8 scales of integers": (
+        {"a": F8, "a_scale_inv": np.ones((2, 1), np.int32)},
+        {"quant_method": "fp8"},
+        "'a_scale_inv' is I32",
     ),
     "no object": ({}, [1], "quantization_config is no object"),
 }

@@ -346,3 +346,28 @@ def test_every_family_finds_its_quantised_layers(
     found = compare(model, meant, {"f32", "fp8"}, {"q8_0": 6e-5, "q4_1": 1e-7})
     assert found - {"f32"}, "nothing was kept packed"
     assert np.isfinite(model.forward(IDS)).all()
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_gate_and_up_of_two_kinds_meet(checkpoint_maker: Any, tmp_path: Path, paged: bool) -> None:
+    """One gate with zeros of its own, which four bits without minima cannot keep: the ups, which
+    they could, take eight bits with it."""
+    _, plain = checkpoint_maker("mixtral", 3, **SIZES["mixtral"])
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    kinds = iter([False])
+
+    def quantise(w: np.ndarray) -> hf_quantisers.Quantised:
+        odd = w.shape == (160, 96) and next(kinds, None) is False
+        return hf_quantisers.gptq(w, symmetric=not odd)
+
+    meant = hf_quantisers.quantise_checkpoint(plain, tmp_path / "x", quantise, config)
+    limit = 1 << 20 if paged else None
+    model = mk.load(tmp_path / "x", max_memory=limit)
+    formats = {
+        (layer.moe.experts.gate.format, layer.moe.experts.up.format) for layer in model.layers
+    }
+    assert formats == {("q8_0", "q8_0"), ("q4_0", "q4_0")} or paged
+    exact = mk.load(tmp_path / "x", format="f32").forward(IDS)
+    found = model.forward(IDS)
+    assert np.vdot(found, exact) > 0.99 * np.linalg.norm(found) * np.linalg.norm(exact)
+    assert len(meant) > 0

@@ -16,6 +16,7 @@ class Scheme:
     bits: int = 4
     group_size: int = 128
     zero_offset: int = 1
+    has_order: bool = False
     fp8_block: tuple[int, int] = _FP8_BLOCK
 
 
@@ -47,11 +48,17 @@ def read_scheme(checkpoint: Checkpoint, config: object) -> Scheme:
         return Scheme(method, fp8_block=(sizes[0], sizes[1]))
     if method not in ("gptq", "awq"):
         raise refuse("quant_method", method, "fp8, mxfp4, gptq or awq")
+    # Older AWQ files say w_bit and q_group_size.
     group_size = integer(
-        "group_size", 128, lambda n: n == -1 or 0 < n < 1 << 31, "a group size or -1"
+        "q_group_size" if "q_group_size" in config else "group_size",
+        128,
+        lambda n: n == -1 or 0 < n < 1 << 31,
+        "a group size or -1",
     )
     if method == "awq":
-        integer("bits", 4, lambda n: n == 4, "4")
+        integer("w_bit" if "w_bit" in config else "bits", 4, lambda n: n == 4, "4")
+        if config.get("zero_point", True) is not True:
+            raise refuse("zero_point", config["zero_point"], "true")
         version = str(config.get("version", config.get("format", "gemm"))).lower()
         if version != "gemm":
             raise refuse("version", version, "gemm")
@@ -64,4 +71,7 @@ def read_scheme(checkpoint: Checkpoint, config: object) -> Scheme:
     stored = config.get("checkpoint_format", config.get("format", "gptq"))
     if stored not in ("gptq", "gptq_v2"):
         raise refuse("checkpoint_format", stored, "gptq or gptq_v2")
-    return Scheme(method, bits, group_size, 1 if stored == "gptq" else 0)
+    order = config.get("desc_act") or False
+    if type(order) is not bool:
+        raise refuse("desc_act", order, "true or false")
+    return Scheme(method, bits, group_size, 1 if stored == "gptq" else 0, order)

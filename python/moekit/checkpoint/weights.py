@@ -4,7 +4,7 @@ Model families ask for `x.weight`; whether the file holds that tensor, float8 wi
 three tensors of GPTQ is settled here. What a loader wants to keep packed it finds by `parts`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,6 +22,7 @@ from .tensors import Checkpoint, TensorInfo
 # The packed format of each float dtype of a file.
 KEPT_DTYPES = {"F32": "f32", "BF16": "bf16", "F16": "f16", "F64": "f32"}
 _FP4_BLOCK = (1, 32)
+_SCALES = ("F32", "F16", "BF16")
 # Scales of activations, for hardware that quantises them beforehand; exact arithmetic has no use
 # for them.
 _ACTIVATION_SCALES = (".activation_scale", ".input_scale")
@@ -285,6 +286,7 @@ def _weight_of(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> Weig
         return WeightInfo(name[:-7], "mxfp4", (*shape[:-3], shape[-2] * 32, shape[-3]), parts)
     scale = _scale_of(checkpoint, info)
     if scale is not None:
+        _require_part(checkpoint, scale, (*_SCALES, "U8", "F8_E8M0"))
         if info.dtype.startswith("F8_"):
             return WeightInfo(name, "fp8", shape, {"weight": name, "scale_inv": scale})
         if info.dtype not in ("I8", "U8") or len(shape) < 2:
@@ -323,6 +325,18 @@ def _is_lesser_part(checkpoint: Checkpoint, name: str) -> bool:
     return name.endswith(_ACTIVATION_SCALES) and base + ".weight_scale_inv" in checkpoint
 
 
+def _require_part(
+    checkpoint: Checkpoint, name: str, dtypes: Collection[str], dimensions: int | None = None
+) -> None:
+    """FileError unless a part of a quantised weight has one of these dtypes."""
+    info = checkpoint.info(name)
+    if info.dtype in dtypes and dimensions in (None, len(info.shape)):
+        return
+    shape = "" if dimensions is None else f" [{', '.join(['..'] * dimensions)}]"
+    wanted = " or ".join(sorted(dtypes))
+    raise checkpoint.error(info, f"is {info.dtype} {list(info.shape)}; {wanted}{shape} is required")
+
+
 def _packed_linear(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> WeightInfo:
     if scheme.method not in ("gptq", "awq"):
         text = "is packed; a quantization_config with quant_method gptq or awq is required"
@@ -332,16 +346,35 @@ def _packed_linear(checkpoint: Checkpoint, scheme: Scheme, info: TensorInfo) -> 
     for part in parts.values():
         if part not in checkpoint:
             raise checkpoint.error(info, f"comes without {quoted(part)}")
-    if info.dtype != "I32" or len(info.shape) != 2:
-        raise checkpoint.error(
-            info, f"is {info.dtype} {list(info.shape)}; I32 [.., ..] is required"
-        )
+    for role in ("qweight", "qzeros"):
+        _require_part(checkpoint, parts[role], ("I32",), 2)
+    _require_part(checkpoint, parts["scales"], _SCALES, 2)
     rows, columns = info.shape
+    order = base + "g_idx"
     if scheme.method == "awq":
+        if order in checkpoint:
+            raise checkpoint.error(info, f"comes with {quoted(order)}; AWQ has no order")
+        _require_groups(checkpoint, scheme, parts["scales"], rows)
         return WeightInfo(base + "weight", "awq", (columns * 8, rows), parts)
-    if base + "g_idx" in checkpoint:
-        parts["g_idx"] = base + "g_idx"
+    if order in checkpoint:
+        parts["g_idx"] = order
+        _require_part(checkpoint, order, ("I32", "I64"), 1)
+    elif scheme.has_order:
+        raise checkpoint.error(info, f"comes without {quoted(order)}, which desc_act requires")
     if rows * 32 % scheme.bits:
         raise checkpoint.error(info, f"has {rows} rows; a multiple of {scheme.bits} is required")
     shape = (columns, rows * 32 // scheme.bits)
+    _require_groups(checkpoint, scheme, parts["scales"], shape[1])
     return WeightInfo(base + "weight", "gptq", shape, parts)
+
+
+def _require_groups(checkpoint: Checkpoint, scheme: Scheme, name: str, inputs: int) -> None:
+    """FileError unless there is a row of scales for each group of `inputs`."""
+    info = checkpoint.info(name)
+    groups = 1 if scheme.group_size == -1 else -(-inputs // scheme.group_size)
+    if info.shape[0] != groups:
+        text = (
+            f"has {info.shape[0]} groups; {groups} are required for {inputs} inputs and "
+            f"group_size {scheme.group_size}"
+        )
+        raise checkpoint.error(info, text)

@@ -365,28 +365,31 @@ class Reader:
         if layout.bias:
             biases = dict(expert_biases(self, name, count, inner, hidden, layout))
         wide, tall = (count, inner, hidden), (count, hidden, inner)
+        shapes = {"gate": wide, "up": wide, "down": tall}
+        # Gate and up are read together and share a format.
+        formats = {"down": self._bank_format(pieces["down"])}
+        formats["gate"] = formats["up"] = self._bank_format(pieces.get("gate", []) + pieces["up"])
         if self._pages is not None:
             paged = {
-                role: self._paged(pieces[role], shape, full, role)
-                for role, shape in (("gate", wide), ("up", wide), ("down", tall))
-                if role in pieces
+                role: self._paged(pieces[role], formats[role], shapes[role], full, role)
+                for role in pieces
             }
             return PagedExperts(self._pages, paged, **biases, **options)
-        banks = {
-            role: PackedWeight.empty(self._bank_format(pieces[role]), shape)
-            for role, shape in (("gate", wide), ("up", wide), ("down", tall))
-            if role in pieces
-        }
+        banks = {role: PackedWeight.empty(formats[role], shapes[role]) for role in pieces}
         for expert in range(count):
             for role, bank in banks.items():
                 self.fill(bank, expert, pieces[role][expert], full, role)
         return Experts(banks.get("gate"), banks["up"], banks["down"], **biases, **options)
 
     def _paged(
-        self, pieces: Sequence[Piece], shape: tuple[int, int, int], bank: str, role: str
+        self,
+        pieces: Sequence[Piece],
+        format: str,
+        shape: tuple[int, int, int],
+        bank: str,
+        role: str,
     ) -> PagedWeight:
         """A bank whose matrices are packed when they are asked for."""
-        format = self._bank_format(pieces)
 
         def read(expert: int) -> PackedWeight:
             weight = PackedWeight.empty(format, (1, *shape[1:]))
