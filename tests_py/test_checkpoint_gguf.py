@@ -412,6 +412,10 @@ BAD_PART = {
     "order": (split_part(2, 3, "t1"), "split.no and split.count are 2 and 3; 1 and 3 are"),
     "count": (split_part(1, 4, "t1"), "split.no and split.count are 1 and 4; 1 and 3 are"),
     "no keys": (gguf_file([], [ONE], F32), "are None and None"),
+    "another number of tensors": (
+        split_part(1, 3, "t1", **{"split.tensors.count": 7}),
+        "key 'split.tensors.count' 7; the first part's, 3, is required",
+    ),
     "tensor of another part": (split_part(1, 3, "t0"), "has tensor 't0', which .*00001.* has too"),
     "broken": (b"GGUF", "m-00002-of-00003.gguf: version"),
 }
@@ -429,7 +433,9 @@ def test_bad_part_of_a_split_set(split, case):
 
 def test_split_sets_with_something_missing(split):
     first = split / "m-00001-of-00003.gguf"
-    write(first, split_part(0, 3, "t0", **{"split.tensors.count": 4}))
+    for number in range(3):
+        part = split_part(number, 3, f"t{number}", **{"split.tensors.count": 4})
+        write(split / f"m-0000{number + 1}-of-00003.gguf", part)
     with pytest.raises(FileError, match=r"split\.tensors\.count is 4; the 3 parts have 3 tensors"):
         checkpoint.open_model(first)
     write(first, split_part(0, 60000, "t0"))

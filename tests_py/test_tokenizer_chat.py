@@ -162,6 +162,30 @@ HOSTILE = {
     "imports": "{% include 'x' %}",
     "long": "{# " + "x" * (64 << 10) + " #}",
     "recurses": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "loops in loops": "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}"
+    "{% endfor %}",
+    "calls twice": "{% macro f(n) %}{% if n %}{% set a = f(n - 1) %}{% set b = f(n - 1) %}"
+    "{% endif %}{% endmacro %}{{ f(99) }}",
+    "calls its loop": "{% for x in [[0] * 9000] recursive %}{{ loop([[0] * 9000]) }}{% endfor %}",
+    "doubles": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}"
+    "{% endfor %}",
+    "adds": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}"
+    "{% endfor %}",
+    "adds lists": "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = n.s + n.s %}"
+    "{% endfor %}",
+    "captures": "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set t %}{{ n.s }}"
+    "{{ n.s }}{% endset %}{% set n.s = t %}{% endfor %}",
+    "joins": "{{ ('x' * 90000) | list | join('y' * 90000) }}",
+    "joins by method": "{{ ('y' * 90000).join(('x' * 90000) | list) }}",
+    "replaces": "{{ ('x' * 90000) | replace('x', 'y' * 90000) }}",
+    "replaces by method": "{{ ('x' * 90000).replace('x', 'y' * 90000) }}",
+    "indents": "{{ ('x\n' * 9000) | indent(10000000) }}",
+    "batches": "{{ 'x' | batch(10000000000, 'y') | list | length }}",
+    "slices": "{{ 'x' | slice(10000000000) | list | length }}",
+    "much ado": "{{ lipsum(n=100000) }}",
+    "fields": "{{ '{:>10000000000}'.format(1) }}",
+    "large numbers": "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}"
+    "{% endfor %}",
 }
 
 

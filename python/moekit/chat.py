@@ -1,7 +1,7 @@
 """A conversation as one text, by the checkpoint's own chat template.
 
-Templates are programs of strangers: they run in Jinja2's immutable sandbox, at most 64 KB long,
-with a bound on what they write. They may call the functions that transformers offers them.
+Templates are programs of strangers: they run in a sandbox (`chat_sandbox`), at most 64 KB long.
+They may call the functions that transformers offers them.
 """
 
 import json
@@ -14,45 +14,12 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from .chat_sandbox import Budget, Sandbox, budget
 from .errors import FileError
 from .tokenizer import Tokenizer
 
 MAX_TEMPLATE_BYTES = 64 << 10
-MAX_RENDERED_CHARACTERS = 4 << 20
-# Methods and filters that write text of any length asked for.
-_WIDENING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """The sandbox, with bounds on the operators that make much out of little."""
-
-    intercepted_binops = frozenset({"*", "**", "%"})
-
-    def call_binop(
-        self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any
-    ) -> Any:
-        if operator == "**" and isinstance(right, int) and abs(right) > 64:
-            raise jinja2.exceptions.SecurityError(f"exponent {right} is above 64")
-        if operator == "%" and isinstance(left, str):
-            raise jinja2.exceptions.SecurityError("text formatting is not offered")
-        if operator == "*":
-            for items, count in ((left, right), (right, left)):
-                if isinstance(items, str | list | tuple) and isinstance(count, int):
-                    _require_bounded(len(items) * count)
-        return super().call_binop(context, operator, left, right)
-
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        widens = isinstance(obj, str) and attr in _WIDENING
-        return not widens and super().is_safe_attribute(obj, attr, value)
-
-
-def _require_bounded(characters: int) -> None:
-    if characters > MAX_RENDERED_CHARACTERS:
-        raise jinja2.exceptions.SecurityError(
-            f"text of {characters} characters; at most {MAX_RENDERED_CHARACTERS} are written"
-        )
 
 
 class _GenerationTag(Extension):
@@ -92,12 +59,10 @@ def _strftime_now(format: str) -> str:
 
 @lru_cache(maxsize=16)
 def _compile(template: str) -> jinja2.Template:
-    environment = _Sandbox(
+    environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
-    for name in ("center", "format"):
-        del environment.filters[name]
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(template)
@@ -131,6 +96,8 @@ def render(
         )
     written: list[str] = []
     length = 0
+    used = Budget()
+    token = budget.set(used)
     try:
         for piece in _compile(template).generate(
             messages=plain,
@@ -138,14 +105,23 @@ def render(
             **{**tokenizer.special, **_plain(extra)},
         ):
             length += len(piece)
-            _require_bounded(length)
+            used.require(length)
             written.append(piece)
     except jinja2.exceptions.TemplateError as error:
         raise FileError(f"[chat] {tokenizer.path}: chat template: {error}") from error
-    except (TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         # What a template's own slips raise while it runs.
         kind = type(error).__name__
         raise FileError(f"[chat] {tokenizer.path}: chat template: {kind}: {error}") from error
+    finally:
+        budget.reset(token)
     return "".join(written)
 
 

@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+
 from ..errors import FileError
 from .ggml_types import GGML, NOT_IN_FILES
-from .gguf_cursor import ARRAY, SCALARS, STRING, Cursor
+from .gguf_cursor import ARRAY, SCALARS, STRING, Cursor, StringArray
 from .source import SourceFile, quoted
 from .storage import MAX_BYTES
 from .tensors import Checkpoint, TensorInfo, join
@@ -98,6 +100,14 @@ def _require_one_set(parts: Sequence[Checkpoint], count: int) -> None:
                 f"split.no and split.count are {found[0]!r} and {found[1]!r}; "
                 f"{number} and {count} are required"
             )
+        # Parts hold these keys alone, or those of the first once more.
+        for key, value in part.metadata.items():
+            other = parts[0].metadata.get(key, value)
+            if key != "split.no" and not _alike(value, other):
+                raise source.error(
+                    f"has metadata key {quoted(key)} {ascii(value)[:60]}; the first part's, "
+                    f"{ascii(other)[:60]}, is required"
+                )
         for name in part:
             if name in names:
                 raise source.error(f"has tensor {quoted(name)}, which {names[name]} has too")
@@ -109,6 +119,14 @@ def _require_one_set(parts: Sequence[Checkpoint], count: int) -> None:
             .sources[0]
             .error(f"split.tensors.count is {total!r}; the {count} parts have {len(names)} tensors")
         )
+
+
+def _alike(value: Any, other: Any) -> bool:
+    if isinstance(value, np.ndarray) and isinstance(other, np.ndarray):
+        return value.dtype == other.dtype and np.array_equal(value, other)
+    if isinstance(value, StringArray) and isinstance(other, StringArray):
+        return value.same(other)
+    return type(value) is type(other) and bool(value == other)
 
 
 def read_header(source: SourceFile) -> tuple[dict[str, TensorInfo], dict[str, Any]]:

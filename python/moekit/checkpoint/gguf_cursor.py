@@ -60,6 +60,10 @@ class StringArray(Sequence[str]):
         at = index % count
         return self._data[self._starts[at] : self._starts[at + 1] - 8]
 
+    def same(self, other: "StringArray") -> bool:
+        """Whether both hold the same strings."""
+        return len(self) == len(other) and self._data == other._data
+
     @overload
     def __getitem__(self, index: int) -> str: ...
     @overload
