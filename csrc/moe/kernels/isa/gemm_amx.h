@@ -76,7 +76,7 @@ struct Int8Tiles {
   struct Weights {
     static constexpr Step kStep = Step::kUnsigned;
     static constexpr int kWords = kTileWords, kGroupSteps = kScaleBlock / 4 / kTileWords;
-    static constexpr int kGroups = 1;
+    static constexpr int kBatch = 4;
     const PanelTiles& tiles;
     int64_t steps;
     const ActivationLayout* layout;
@@ -85,22 +85,27 @@ struct Int8Tiles {
     [[gnu::always_inline]] const std::byte* words(int p, int64_t step) const {
       return step_at(tiles, p, step);
     }
-    template <int kTiles>
-    [[gnu::always_inline]] void add(const TileRows& rows, int64_t range,
-                                    const TileSums<kTiles>* sums, int64_t begin,
-                                    int64_t end) const {
-      range += first_range;
-      for (int64_t r = begin; r < end; ++r) {
+    template <int kTiles, int n>
+    [[gnu::always_inline]] void add(const TileRows& rows, int64_t first,
+                                    const TileSums<kTiles>* sums) const {
+      first += first_range;
+      for (int64_t r = 0; r < rows.count; ++r) {
         const std::byte* row = rows.first + r * layout->row_bytes;
-        const int32_t total = reinterpret_cast<const int32_t*>(row + layout->block_sums_at)[range];
-        const I32x16 start = set1_i32(-Format::kOffset * total);
-        const F32x16 scale = set1(reinterpret_cast<const float*>(row + layout->scales_at)[range]);
+        const auto* totals = reinterpret_cast<const int32_t*>(row + layout->block_sums_at) + first;
+        const auto* scales = reinterpret_cast<const float*>(row + layout->scales_at) + first;
+        float* to = rows.out + r * kGemmOutputs;
+        F32x16 value[2];
+        for (int p = 0; p < 2; ++p) value[p] = load(first == 0 ? kNothing : to + p * kPanelRows);
         MOE_UNROLL
-        for (int p = 0; p < 2; ++p) {
-          float* to = rows.out + r * kGemmOutputs + p * kPanelRows;
-          const F32x16 q = to_f32(moe::MOE_ISA::add(load_i32(sums[0] + sums_at(r, p)), start));
-          store(to, range == 0 ? mul(q, scale) : fma(q, scale, load(to)));
+        for (int i = 0; i < n; ++i) {
+          const I32x16 start = set1_i32(-Format::kOffset * totals[i]);
+          const F32x16 scale = set1(scales[i]);
+          for (int p = 0; p < 2; ++p) {
+            const I32x16 sum = load_i32(sums[i] + sums_at(r, p));
+            value[p] = fma(to_f32(moe::MOE_ISA::add(sum, start)), scale, value[p]);
+          }
         }
+        for (int p = 0; p < 2; ++p) store(to + p * kPanelRows, value[p]);
       }
     }
   };
@@ -109,7 +114,7 @@ struct Int8Tiles {
   MOE_INLINE void run(const GemmCall& call, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
     const Weights weights = {w, w.steps, call.layout, word * 4 / kScaleBlock};
-    multiply_ranges<kTiles>(weights, rows, ahead);
+    multiply_groups<kTiles>(weights, rows, ahead);
   }
 };
 

@@ -18,14 +18,15 @@ struct GroupWeights {
   static constexpr int kGroupWords = E::kGroup / depth_per_word(E::kDot);
   static constexpr int kWords = kGroupWords < kTileWords ? kGroupWords : kTileWords;
   static constexpr int kGroupSteps = kGroupWords / kWords;
-  static constexpr int kGroups = kIntegers ? kScaleBlock / E::kGroup : 1;
+  static constexpr int kGroups = kIntegers ? kScaleBlock / E::kGroup : 1;  // of a range
+  static constexpr int kBatch = kGroups > 4 ? kGroups : kIntegers ? 4 : 1;
   static constexpr Step kStep = !kIntegers ? Step::kPairs
                                 : E::kMin  ? Step::kUnsigned
                                            : Step::kSigned;
   static constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
 
   const std::byte* panels[2];
-  int64_t groups, steps;
+  int64_t steps;
   const ActivationLayout* layout;
   int64_t first_group;  // of the row
   // Where there are minima: rows' activations summed over the kSumsOfGroup parts from each one on.
@@ -38,47 +39,40 @@ struct GroupWeights {
     return block(p, step / kGroupSteps) + step % kGroupSteps * kStepBytes;
   }
 
-  template <int n, class Sums>
-  [[gnu::always_inline]] void add_rows(const TileRows& rows, int64_t first, const Sums* sums,
-                                       int64_t begin, int64_t end) const {
+  template <int kTiles, int n>
+  [[gnu::always_inline]] void add(const TileRows& rows, int64_t first,
+                                  const TileSums<kTiles>* sums) const {
+    const bool start = first_group + first == 0;
     MOE_UNROLL
     for (int p = 0; p < 2; ++p) {
       F32x16 scale[n], min[n];
       MOE_UNROLL
       for (int g = 0; g < n; ++g) E::template scale<Vec>(block(p, first + g), 0, scale[g], min[g]);
-      for (int64_t r = begin; r < end; ++r) {
+      for (int64_t r = 0; r < rows.count; ++r) {
+        const std::byte* row = rows.first + r * layout->row_bytes;
+        const auto* by = reinterpret_cast<const float*>(row + layout->scales_at) +
+                         (first_group + first) / kGroups;
         float* to = rows.out + r * kGemmOutputs + p * kPanelRows;
         const int64_t at = sums_at(r, p);
-        if constexpr (kIntegers) {
-          const std::byte* row = rows.first + r * layout->row_bytes;
-          const int64_t range = (first_group + first) / kGroups;
-          const F32x16 by = set1(reinterpret_cast<const float*>(row + layout->scales_at)[range]);
-          F32x16 part = zero_f32();
-          MOE_UNROLL
-          for (int g = 0; g < n; ++g) {
+        F32x16 value = load(start ? kNothing : to), part = zero_f32();
+        MOE_UNROLL
+        for (int g = 0; g < n; ++g) {
+          if constexpr (kIntegers) {
             const F32x16 q = to_f32(load_i32(sums[g] + at));
             part = kGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
             if constexpr (E::kMin) {
               part = fma(set1(totals[r][(first + g) * kSumsOfGroup]), min[g], part);
             }
+            if (g % kGroups == kGroups - 1 || g == n - 1) {
+              value = fma(part, set1(by[g / kGroups]), value);
+              part = zero_f32();
+            }
+          } else {
+            value = fma(load(reinterpret_cast<const float*>(sums[g] + at)), scale[g], value);
           }
-          store(to, range == 0 ? mul(part, by) : fma(part, by, load(to)));
-        } else {
-          const F32x16 sum = load(reinterpret_cast<const float*>(sums[0] + at));
-          const bool start = first_group + first == 0;
-          store(to, start ? mul(sum, scale[0]) : fma(sum, scale[0], load(to)));
         }
+        store(to, value);
       }
-    }
-  }
-  template <int kTiles, int n = kGroups>
-  [[gnu::always_inline]] void add(const TileRows& rows, int64_t range, const TileSums<kTiles>* sums,
-                                  int64_t begin, int64_t end) const {
-    const int64_t first = range * kGroups;
-    if (n == 1 || groups - first >= n) {
-      add_rows<n>(rows, first, sums, begin, end);
-    } else if constexpr (n > 1) {
-      add<kTiles, n - 1>(rows, range, sums, begin, end);
     }
   }
 };
@@ -93,8 +87,11 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
   constexpr int64_t kMostRows = W::kGroups > 2 ? kTileHeight : kTilePair;
   const int64_t tiles = (count + kMostRows - 1) / kMostRows;
   alignas(64) float totals[E::kMin ? kMostRows : 1][kDepthBlock / kSumGroup];
-  W w = {{panels[0], panels[1]},           call.blocks, call.blocks * W::kGroupSteps, call.layout,
-         call.first_word / W::kGroupWords, totals};
+  W w = {{panels[0], panels[1]},
+         call.blocks * W::kGroupSteps,
+         call.layout,
+         call.first_word / W::kGroupWords,
+         totals};
   Ahead ahead = Ahead::over(next, next_bytes, tiles * w.steps);
   int64_t configured = 0;
   for (int64_t first = 0; first < count; first += kMostRows) {
@@ -120,11 +117,11 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
     }
     if constexpr (kMostRows > kTileHeight) {
       if (height > kTileHeight) {
-        multiply_ranges<2>(w, rows, ahead);
+        multiply_groups<2>(w, rows, ahead);
         continue;
       }
     }
-    multiply_ranges<1>(w, rows, ahead);
+    multiply_groups<1>(w, rows, ahead);
   }
   release_tiles();
 }

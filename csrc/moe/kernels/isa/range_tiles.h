@@ -1,10 +1,11 @@
 #pragma once
-// Products in AMX tiles (isa/amx.h) whose sums have to be scaled every few columns: one range of
-// columns after the other.
+// Products in AMX tiles (isa/amx.h) whose sums have to be scaled every few columns.
 //
-// Regularities  Sums leave the tiles where a scale ends. A range's are scaled and added while the
-//               tiles multiply the next range, a share of the rows after each step: the two use
-//               different parts of the processor.
+// Regularities  Sums leave the tiles where a scale ends. Several groups' are collected, as many as
+//               stay in L1 beside weights and activations, and scaled and added row by row; the
+//               processor goes on with the next products meanwhile.
+
+#include <type_traits>
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/table.h"
@@ -24,6 +25,21 @@ inline constexpr int kTileSums = kTileHeight * kPanelRows;
 template <int kTiles>
 using TileSums = int32_t[kTiles * 2 * kTileSums];
 
+/// Calls f with n, 1 to kMost, as a compile-time constant.
+template <int kMost, class F>
+MOE_INLINE void with_count(int n, F f) {
+  if (kMost == 1 || n == kMost) {
+    f(std::integral_constant<int, kMost>{});
+  } else if constexpr (kMost > 1) {
+    with_count<kMost - 1>(n, f);
+  }
+}
+
+/// What is there before the first group: adding to it changes no bit.
+alignas(64) static constexpr float kNothing[kPanelRows] = {-0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
+                                                           -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
+                                                           -0.0f, -0.0f, -0.0f, -0.0f};
+
 /// Where row r's sums against panel p are.
 MOE_INLINE int64_t sums_at(int64_t r, int p) {
   return (r / kTileHeight * 2 + p) * kTileSums + r % kTileHeight * kPanelRows;
@@ -32,33 +48,28 @@ MOE_INLINE int64_t sums_at(int64_t r, int p) {
 /// W, weights of two panels:
 ///   kStep, kWords       what a step multiplies, and how many words of the depth
 ///   kGroupSteps         steps that share a scale
-///   kGroups             such groups in a range
+///   kBatch              groups whose sums are collected
 ///   steps               in all
 ///   words(p, step)      panel p's
-///   add<kTiles>(rows, range, sums, begin, end)   scales the sums of rows begin … end and adds them
+///   add<kTiles, n>(rows, group, sums)   scales and adds those of n groups from the given one on
 template <int kTiles, class W>
-MOE_INLINE void multiply_ranges(const W& w, const TileRows& rows, Ahead& ahead) {
-  constexpr int kSteps = W::kGroups * W::kGroupSteps;
+MOE_INLINE void multiply_groups(const W& w, const TileRows& rows, Ahead& ahead) {
   constexpr int64_t kBytes = kTileSums * 4;
-  alignas(64) TileSums<kTiles> sums[2][W::kGroups];
-  const int64_t ranges = (w.steps + kSteps - 1) / kSteps;
-  for (int64_t range = 0; range <= ranges; ++range) {
-    for (int s = 0; s < kSteps; ++s) {
-      const int64_t step = range * kSteps + s;
-      if (step < w.steps) {
-        if (s % W::kGroupSteps == 0) clear_sums<kTiles>();
+  alignas(64) TileSums<kTiles> sums[W::kBatch];
+  for (int64_t step = 0, group = 0; step < w.steps; group += W::kBatch) {
+    int n = 0;
+    for (; n < W::kBatch && step < w.steps; ++n) {
+      clear_sums<kTiles>();
+      for (int i = 0; i < W::kGroupSteps && step < w.steps; ++i, ++step) {
         ahead.request();
         multiply_step<W::kStep, kTiles>(rows.words, step * W::kWords, w.words(0, step),
                                         w.words(1, step));
-        if (s % W::kGroupSteps == W::kGroupSteps - 1 || step + 1 == w.steps) {
-          store_sums<kTiles>(sums[range & 1][s / W::kGroupSteps], kBytes, 2 * kBytes, kLineBytes);
-        }
       }
-      if (range > 0) {
-        w.template add<kTiles>(rows, range - 1, sums[(range - 1) & 1], rows.count * s / kSteps,
-                               rows.count * (s + 1) / kSteps);
-      }
+      store_sums<kTiles>(sums[n], kBytes, 2 * kBytes, kLineBytes);
     }
+    with_count<W::kBatch>(n, [&](auto count) MOE_INLINE_LAMBDA {
+      w.template add<kTiles, decltype(count)::value>(rows, group, sums);
+    });
   }
 }
 
