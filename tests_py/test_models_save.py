@@ -437,6 +437,35 @@ def test_what_a_file_cannot_say_is_named(
     assert not os.listdir(tmp_path)
 
 
+_ABSURD: list[tuple[str, str, Any]] = [
+    ("granitemoeshared", "granitemoe.expert_shared_feed_forward_length", np.array([], np.int32)),
+    ("granitemoeshared", "granitemoe.expert_shared_feed_forward_length", np.full(3, np.nan)),
+    ("glm4_moe_lite", "deepseek2.expert_gating_func", np.full(5000, 7, np.int32)),
+    ("granitemoe_swa", "granite_swa.block_count", 2**32 - 1),
+    ("granitemoe_swa", "granite_swa.attention.rope_pattern", np.ones(2, np.bool_)),
+    ("gemma4_text", "gemma4.block_count", 2**32 - 1),
+    ("gemma4_text", "gemma4.attention.head_count_kv", np.full(3, -1, np.int32)),
+    ("gemma4_text", "gemma4.attention.key_length_swa", 2**32 - 1),
+    ("gemma4_text", "gemma4.attention.shared_kv_layers", 2),
+    ("deepseek_v4", "deepseek4.attention.compress_ratios", np.array([0, 4, 3], np.int32)),
+    ("deepseek_v4", "deepseek4.attention.compress_ratios", np.zeros(2, np.int32)),
+    ("deepseek_v4", "deepseek4.block_count", 2**32 - 1),
+    ("minimax_m3_vl_text", "minimax-m3.expert_shared_count", 2**32 - 1),
+    ("minimax_m3_vl_text", "minimax-m3.block_count", 0),
+]
+
+
+@pytest.mark.parametrize(("family", "key", "value"), _ABSURD)
+def test_absurd_keys_of_a_file(
+    checkpoint_maker: Any, tmp_path: Path, family: str, key: str, value: Any
+) -> None:
+    model = mk.load(checkpoint_maker(family, 4, **CHANGES.get(family, {}))[1])
+    model.save(tmp_path / "x.gguf")
+    bad = test_models_gguf.rewrite(tmp_path / "x.gguf", tmp_path / "bad.gguf", **{key: value})
+    with pytest.raises(mk.FileError):
+        mk.load(bad)
+
+
 VARIANTS = [
     (family, changes)
     for module in (test_models_families, *_MODULES)

@@ -7,6 +7,8 @@ up, is here, in `gguf_layers`, `gguf_rope` and `gguf_families`.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from .gguf_architectures import SOFTMAX, Architecture
 from .gguf_classics import CLASSICS
 from .gguf_families import READ
@@ -44,6 +46,8 @@ def read_architecture(checkpoint: Checkpoint) -> Architecture:
 
 
 def _meets(value: object, wanted: object) -> bool:
+    if isinstance(value, np.ndarray):  # one for each layer
+        return value.size > 0 and bool(value.any() if wanted is int else (value == wanted).all())
     return bool(value) if wanted is int else value == wanted
 
 

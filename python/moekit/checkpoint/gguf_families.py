@@ -6,7 +6,7 @@ The reverse is `saving.gguf_families`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .gguf_keys import Keys, share_of
+from .gguf_keys import MAX_LAYERS, Keys, share_of
 from .gguf_layers import FULL, SLIDING
 from .tensors import Checkpoint
 
@@ -21,9 +21,18 @@ BLOCKS = "minimax_m3_sparse"
 STILL = 1e20
 
 
+def _kinds(config: Mapping[str, Any], keys: Keys) -> list[str]:
+    """What each layer is, as `read_layers` found it; FileError for an absurd number of them."""
+    found: list[str] | None = config.get("layer_types")
+    if found is None:
+        text = f"has {keys.field('block_count', int)} layers; 1 to {MAX_LAYERS} are read"
+        raise keys.checkpoint.error(None, text)
+    return found
+
+
 def _gemma4(config: dict[str, Any], keys: Keys) -> None:
     """Heads that differ by the kind of layer, and a rotation of a part of the full ones' pairs."""
-    kinds = config["layer_types"]
+    kinds = _kinds(config, keys)
     layers = len(kinds)
     large = keys.field("attention.key_length", int)
     small = keys.field("attention.key_length_swa", int, large)
@@ -80,7 +89,7 @@ def _rotating_part(checkpoint: Checkpoint, width: int) -> float:
 
 def _granitemoe_swa(config: dict[str, Any], keys: Keys) -> None:
     """Layers without position among those with one base."""
-    layers = len(config["layer_types"])
+    layers = len(_kinds(config, keys))
     pattern = "attention.rope_pattern"
     rotates = keys.by_layer(pattern, layers) if pattern in keys else [1] * layers
     theta = config["rope_parameters"]["rope_theta"]
@@ -91,7 +100,7 @@ def _minimax_m3(config: dict[str, Any], keys: Keys) -> None:
     """Layers behind the dense ones choose blocks; a shared expert as wide as so many experts."""
     config["layer_types"] = [
         BLOCKS if f"blk.{n}.indexer.q_proj.weight" in keys.checkpoint else FULL
-        for n in range(len(config["layer_types"]))
+        for n in range(len(_kinds(config, keys)))
     ]
     config["shared_intermediate_size"] = keys.field("expert_feed_forward_length", int) * keys.field(
         "expert_shared_count", int, 0
