@@ -53,11 +53,12 @@ struct RowTiles {
 };
 
 /// Shapes the tiles for `height` rows and steps of kWords, unless they have this shape already.
-template <int kWords = kTileWords>
+/// Rows beyond sixteen go to the second tile; or both have the same number, to be taken in turn.
+template <int kWords = kTileWords, bool kInTurn = false>
 MOE_INLINE void configure_rows(int64_t height, int64_t& configured) {
   if (height == configured) return;
   const int above = static_cast<int>(height < kTileHeight ? height : kTileHeight);
-  const int below = static_cast<int>(height) - above;
+  const int below = kInTurn ? above : static_cast<int>(height) - above;
   configure_tiles(above, below > 0 ? below : 1, kWords);
   configured = height;
 }
@@ -136,6 +137,37 @@ MOE_INLINE void multiply_step(const RowTiles& x, int64_t word, const std::byte* 
     MOE_TILE_LOAD(5, below, x.stride);
     multiply_tiles<kind, 2, 5, 6>();
     multiply_tiles<kind, 3, 5, 7>();
+  }
+}
+
+/// A step of at most sixteen rows whose sums are stored at once, with tiles that are taken in turn:
+/// sums 0 and 1, or 2 and 3.
+template <Step kind, int turn>
+MOE_INLINE void multiply_in_turn(const RowTiles& x, int64_t word, const std::byte* left,
+                                 const std::byte* right) {
+  const std::byte* at = x.at + word * 4;
+  MOE_TILE_LOAD(6, left, kLineBytes);
+  if constexpr (turn == 0) {
+    MOE_TILE_ZERO(0);
+    MOE_TILE_ZERO(1);
+    MOE_TILE_LOAD(4, at, x.stride);
+  } else {
+    MOE_TILE_ZERO(2);
+    MOE_TILE_ZERO(3);
+    MOE_TILE_LOAD(5, at, x.stride);
+  }
+  multiply_tiles<kind, 2 * turn, 4 + turn, 6>();
+  MOE_TILE_LOAD(7, right, kLineBytes);
+  multiply_tiles<kind, 2 * turn + 1, 4 + turn, 7>();
+}
+template <int turn>
+MOE_INLINE void store_turn(int32_t* left, int32_t* right) {
+  if constexpr (turn == 0) {
+    MOE_TILE_STORE(0, left, kLineBytes);
+    MOE_TILE_STORE(1, right, kLineBytes);
+  } else {
+    MOE_TILE_STORE(2, left, kLineBytes);
+    MOE_TILE_STORE(3, right, kLineBytes);
   }
 }
 

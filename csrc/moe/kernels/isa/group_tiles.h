@@ -83,8 +83,8 @@ template <class E, class Call>
 static void run_group_tiles(const Call& call, int64_t count, const std::byte* const (&panels)[2],
                             const std::byte* const (&next)[2], int64_t next_bytes) noexcept {
   using W = GroupWeights<E>;
-  // Short groups: more rows' sums would not stay in L1.
-  constexpr int64_t kMostRows = W::kGroups > 2 ? kTileHeight : kTilePair;
+  constexpr bool kShort = W::kGroupSteps == 1;
+  constexpr int64_t kMostRows = kShort ? kTileHeight : kTilePair;
   const int64_t tiles = (count + kMostRows - 1) / kMostRows;
   alignas(64) float totals[E::kMin ? kMostRows : 1][kDepthBlock / kSumGroup];
   W w = {{panels[0], panels[1]},
@@ -96,7 +96,7 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
   int64_t configured = 0;
   for (int64_t first = 0; first < count; first += kMostRows) {
     const int64_t height = count - first < kMostRows ? count - first : kMostRows;
-    configure_rows<W::kWords>(height, configured);
+    configure_rows<W::kWords, kShort>(height, configured);
     const std::byte* at = call.rows[first];
     const TileRows rows = {at,
                            height,
@@ -115,13 +115,13 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
         }
       }
     }
-    if constexpr (kMostRows > kTileHeight) {
-      if (height > kTileHeight) {
-        multiply_groups<2>(w, rows, ahead);
-        continue;
-      }
+    if constexpr (kShort) {
+      multiply_short_groups(w, rows, ahead);
+    } else if (height > kTileHeight) {
+      multiply_groups<2>(w, rows, ahead);
+    } else {
+      multiply_groups<1>(w, rows, ahead);
     }
-    multiply_groups<1>(w, rows, ahead);
   }
   release_tiles();
 }

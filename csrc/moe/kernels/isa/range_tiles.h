@@ -73,4 +73,38 @@ MOE_INLINE void multiply_groups(const W& w, const TileRows& rows, Ahead& ahead) 
   }
 }
 
+/// The same for groups of one step and at most sixteen rows. A store waits for the products issued
+/// just before it: it follows those of the next group.
+template <class W>
+MOE_INLINE void multiply_short_groups(const W& w, const TileRows& rows, Ahead& ahead) {
+  static_assert(W::kGroupSteps == 1);
+  alignas(64) TileSums<1> sums[W::kBatch];
+  for (int64_t step = 0; step < w.steps; step += W::kBatch) {
+    const int64_t rest = w.steps - step;
+    with_count<W::kBatch>(
+        static_cast<int>(rest < W::kBatch ? rest : W::kBatch), [&](auto count) MOE_INLINE_LAMBDA {
+          constexpr int kCount = decltype(count)::value;
+          const auto multiply = [&](auto turn, int i) MOE_INLINE_LAMBDA {
+            ahead.request();
+            multiply_in_turn<W::kStep, decltype(turn)::value>(
+                rows.words, (step + i) * W::kWords, w.words(0, step + i), w.words(1, step + i));
+          };
+          const auto put = [&](auto turn, int i) MOE_INLINE_LAMBDA {
+            store_turn<decltype(turn)::value>(sums[i], sums[i] + kTileSums);
+          };
+          constexpr std::integral_constant<int, 0> kEven;
+          constexpr std::integral_constant<int, 1> kOdd;
+          MOE_UNROLL
+          for (int i = 0; i < kCount; i += 2) {
+            multiply(kEven, i);
+            if (i > 0) put(kOdd, i - 1);
+            if (i + 1 < kCount) multiply(kOdd, i + 1);
+            put(kEven, i);
+          }
+          if constexpr (kCount % 2 == 0) put(kOdd, kCount - 1);
+          w.template add<1, kCount>(rows, step, sums);
+        });
+  }
+}
+
 }  // namespace moe::MOE_ISA
