@@ -435,3 +435,17 @@ def test_schemes_that_are_refused(tmp_path, case):
     with pytest.raises(FileError, match=message) as caught:
         read_all()
     assert "x.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (127, 129), (130, 300), (256, 300), (7, 7)])
+def test_rows_of_a_float8_matrix_are_read_alone(tmp_path, start, stop):
+    rng = np.random.default_rng(12)
+    codes = rng.integers(0, 120, (300, 200), dtype=np.uint8).view(ml_dtypes.float8_e4m3fn)
+    scales = rng.random((3, 2), np.float32)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
+    weights = opened(tmp_path, {"a": codes, "a_scale_inv": scales}, config)
+    assert weights.has_rows("a")
+    before = weights.checkpoint.sources[0].bytes_read
+    found = weights.read_rows("a", start, stop)
+    assert stop - start == 0 or weights.checkpoint.sources[0].bytes_read - before < 200 * 300
+    np.testing.assert_array_equal(found, weights["a"][start:stop])

@@ -104,6 +104,9 @@ class GgufWeights(Weights):
             raise checkpoint.error(info, text)
         self._orders[name] = halves_from_pairs(info.shape[0], heads)
 
+    def has_rows(self, name: str) -> bool:
+        return name not in self._orders and len(self.info(name).shape) == 2
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         if name in self._orders:
             return self[name][start:stop]

@@ -16,6 +16,7 @@ from .source import Array
 F32 = npt.NDArray[np.float32]
 
 # GPTQ and AWQ: rows worked on at once, so that scales gathered by row stay in cache.
+_INDICES = 1 << 16
 _ROWS = 128
 # AWQ's order: nibble i of a word is column _AWQ_COLUMNS[i] of its eight.
 _AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -49,7 +50,7 @@ def dequantize_fp8(weight: Array, scale_inv: Array, block: Sequence[int] = (128,
         f"[dequantize_fp8] weight is {weight.dtype} {list(weight.shape)}; float8 is required",
     )
     table = np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
-    out = np.take(table, weight.view(np.uint8))
+    out = _looked_up(table, weight.view(np.uint8))
     scale = scale_values(scale_inv)
     if scale.size == 1:
         with np.errstate(all="ignore"):
@@ -57,6 +58,15 @@ def dequantize_fp8(weight: Array, scale_inv: Array, block: Sequence[int] = (128,
         return out
     _scale_blocks(out, scale, block, "dequantize_fp8")
     return out
+
+
+def _looked_up(table: F32, codes: npt.NDArray[np.uint8]) -> F32:
+    """`table[codes]`, a part at a time: NumPy makes 64-bit indices of the bytes."""
+    flat = codes.reshape(-1)
+    out = np.empty((flat.size, *table.shape[1:]), np.float32)
+    for first in range(0, flat.size, _INDICES):
+        out[first : first + _INDICES] = table[flat[first : first + _INDICES]]
+    return out.reshape(*codes.shape, *table.shape[1:])
 
 
 def scale_grid(scale: F32, shape: Sequence[int], block: Sequence[int]) -> F32:
@@ -94,7 +104,7 @@ def _scale_blocks(out: F32, scale: F32, block: Sequence[int], op: str) -> None:
 
 def _unpack_e2m1(packed: Array) -> F32:
     """float32 [..., 2 n] of [..., n] bytes with two 4-bit floats each, the low nibble first."""
-    pairs = np.take(_E2M1_PAIRS, packed.view(np.uint8), axis=0)
+    pairs = _looked_up(_E2M1_PAIRS, packed.view(np.uint8))
     return pairs.reshape(*packed.shape[:-1], 2 * packed.shape[-1])
 
 

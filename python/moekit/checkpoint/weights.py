@@ -77,6 +77,10 @@ class Weights(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         return self._read(self.info(name), lambda part: self.checkpoint[part])
 
+    def has_rows(self, name: str) -> bool:
+        """Whether `read_rows` reads no more than the rows that it gives."""
+        return self.info(name).scheme == "plain"
+
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         """`weights[name][start:stop]`; of plain tensors and banks [E, ...] only that is read."""
         info = self.info(name)
@@ -98,6 +102,7 @@ class Weights(Mapping[str, Array]):
             return replace(piece, rows=ALL).taken_from(rows)
         kept = self._last
         if kept is None or kept[:2] != (piece.name, piece.expert):
+            kept = self._last = None  # before the next one is read
             kept = self._last = (piece.name, piece.expert, self._matrix(piece))
         return piece.taken_from(kept[2])
 
@@ -130,6 +135,23 @@ class HfWeights(Weights):
         self._unpacked: tuple[str, LinearIntegers] | None = None
         self._scheme = read_scheme(checkpoint, config.get("quantization_config"))
         super().__init__(checkpoint, _find_weights(checkpoint, self._scheme))
+
+    def has_rows(self, name: str) -> bool:
+        info = self.info(name)
+        return super().has_rows(name) or (info.scheme == "fp8" and len(info.shape) == 2)
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        info = self.info(name)
+        if info.scheme != "fp8" or len(info.shape) != 2 or not 0 <= start < stop <= info.shape[0]:
+            return super().read_rows(name, start, stop)
+        high, wide = self._fp8_block(info)
+        first = start // high * high
+        codes = self.checkpoint.read_rows(info.parts["weight"], first, stop)
+        scales = hf_quant.scale_values(self.checkpoint[info.parts["scale_inv"]])
+        with self._naming(info):
+            grid = hf_quant.scale_grid(scales, info.shape, self._scheme.fp8_block)[0]
+            rows = grid[first // high : -(-stop // high)]
+            return hf_quant.dequantize_fp8(codes, rows, (high, wide))[start - first :]
 
     def formats(self, piece: Piece) -> tuple[str, ...]:
         info = self.info(piece.name)

@@ -31,8 +31,8 @@ _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
 INTEGER_DTYPES = ("I64", "I32")
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
-# Larger matrices, heads and embeddings, are converted in parts of so many values.
-_PART_VALUES = 1 << 21
+# Larger matrices are converted in parts of so many values, so that floats are few at a time.
+_PART_VALUES = 1 << 18
 # Panels have 16 rows, the largest blocks of scales 128.
 _PART_ROWS = 128
 
@@ -247,7 +247,12 @@ class Reader:
         blocks = self._weights.blocks(piece, format)
         if blocks is not None:
             weight.fill_blocks(slot, blocks)
-        elif piece.whole and piece.expert is None and prod(weight.shape) > _PART_VALUES:
+        elif (
+            piece.whole
+            and piece.expert is None
+            and prod(weight.shape[-2:]) > _PART_VALUES
+            and self._weights.has_rows(piece.name)
+        ):
             weight.fill_bytes(slot, self._packed_in_parts(piece, format, weight.shape[-2:]))
         else:
             weight.fill(slot, self._weights.take(piece))
@@ -318,7 +323,7 @@ class Reader:
         dtype = _TABLE_DTYPES.get(format, ml_dtypes.bfloat16)
         table: Array
         as_stored = format == self.stored_format(full) and format in ("f32", "f16", "bf16")
-        if as_stored or vocab * hidden <= _PART_VALUES:
+        if as_stored or vocab * hidden <= _PART_VALUES or not self._weights.has_rows(full):
             table = self._weights.take(piece).astype(dtype, copy=False)
         else:
             table = np.empty((vocab, hidden), dtype)
