@@ -1,5 +1,7 @@
 """Counters, margins, policies, joined records, and the traces of other engines."""
 
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,68 @@ def test_an_interrupted_pass_is_not_counted(talker: Any, monkeypatch: pytest.Mon
         talker.forward([6])
     assert len(counters) == 3
     assert (counters.counts.sum(axis=1) == 6).all()
+
+
+def test_passes_that_run_at_a_time_are_counted_apart(talker: Any) -> None:
+    """A pass inside of another's router, and passes of threads that have the block's context."""
+    seen: list[int] = []
+    depth = 0
+
+    def asks(x: Any, logits: Any) -> Any:
+        nonlocal depth
+        if depth == 0:
+            depth = 1
+            talker.forward([1, 2])
+            seen.append(len(counters))
+            depth = 0
+            if len(x) == 3:
+                raise RuntimeError("on purpose")
+        return logits
+
+    with (
+        talker.record(counters=True) as counters,
+        talker.intervene(router={talker.moe_layers[-1]: asks}),
+    ):
+        talker.forward([3, 4, 5, 6])
+        with pytest.raises(RuntimeError, match="on purpose"):
+            talker.forward([3, 4, 5])
+        talker.forward([3])
+    assert seen == [2, 8, 10]  # while the outer pass runs, and after one that failed
+    assert len(counters) == 11
+    assert (counters.counts.sum(axis=1) == 22).all()
+    with (
+        talker.record(counters=True) as outer,
+        talker.record(counters=True) as inner,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        runs = [pool.submit(copy_context().run, talker.forward, [n, n + 1]) for n in range(40)]
+        for run in runs:
+            run.result()
+    with talker.record() as record:
+        talker.forward([[n, n + 1] for n in range(40)])
+    for counters in (outer, inner):
+        np.testing.assert_array_equal(counters.counts, record.counts)
+        assert len(counters) == 80
+
+
+def test_counters_of_blocks_in_each_other_end_one_by_one(talker: Any) -> None:
+    with talker.record(counters=True) as outer:
+        talker.forward([1])
+        with talker.record(counters=True) as inner:
+            talker.forward([2, 3])
+            assert (len(outer), len(inner)) == (3, 2)
+        talker.forward([4, 5, 6])
+    assert (len(outer), len(inner)) == (6, 2)
+    assert (outer.counts.sum(axis=1) == 12).all() and (inner.counts.sum(axis=1) == 4).all()
+
+
+def test_an_ablation_counts_its_whole_passes_alone(talker: Any) -> None:
+    with talker.record(counters=True) as counters:
+        mk.analysis.ablate(talker, [[1, 2, 3, 4]])
+        assert len(counters) == 4
+        talker.forward([5])
+    assert len(counters) == 5
+    assert (counters.counts.sum(axis=1) == 10).all()
 
 
 def _stopping(call: Any, at: int) -> Any:

@@ -7,6 +7,7 @@
 
 #include "bindings/array.h"
 #include "moe/ops/moe_block.h"
+#include "moe/ops/tally.h"
 
 namespace moe::bindings {
 
@@ -53,7 +54,8 @@ struct Bank {
 
 py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::array& weights,
                        bool weighs_input, const Bank& bank, std::optional<const Bank*> maybe_shared,
-                       const std::optional<py::array>& shared_scale, const std::string& compute) {
+                       const std::optional<py::array>& shared_scale, const std::string& compute,
+                       std::optional<ExpertTally*> tally, int64_t layer) {
   const auto rows = matrix_of<float>(x, "moe_ffn", "x");
   AssignmentView assignment;
   assignment.experts = data_of<int32_t>(experts, 2, "moe_ffn", "assignment.experts");
@@ -78,8 +80,13 @@ py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::a
   const Compute how = parse_compute(compute);
   auto out = new_array<float>({rows.rows, rows.cols});
   MatrixView<float> to(out.mutable_data(), rows.rows, rows.cols);
-  const py::gil_scoped_release release;
-  moe_ffn(rows, assignment, routed, shared != nullptr ? &shared_view : nullptr, how, to);
+  {
+    const py::gil_scoped_release release;
+    moe_ffn(rows, assignment, routed, shared != nullptr ? &shared_view : nullptr, how, to);
+  }
+  if (ExpertTally* counts = tally.value_or(nullptr)) {
+    counts->count(layer, assignment.experts, assignment.tokens, assignment.k);
+  }
   return out;
 }
 
@@ -143,7 +150,7 @@ void bind_experts(py::module_& m) {
            py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>());
   m.def("moe_ffn", &ffn, py::arg("x"), py::arg("experts"), py::arg("weights"),
         py::arg("weighs_input"), py::arg("bank"), py::arg("shared"), py::arg("shared_scale"),
-        py::arg("compute"));
+        py::arg("compute"), py::arg("tally"), py::arg("layer"));
   m.def("moe_ffn_plain", &ffn_plain, py::arg("x"), py::arg("dtype"), py::arg("experts"),
         py::arg("weights"), py::arg("weights_dtype"), py::arg("weighs_input"), py::arg("bank"),
         py::arg("out"), "moe_ffn from and to the memory of another library.");

@@ -10,6 +10,7 @@
 #include "bindings/array.h"
 #include "moe/ops/combine.h"
 #include "moe/ops/plan.h"
+#include "moe/ops/tally.h"
 
 namespace moe::bindings {
 
@@ -51,24 +52,28 @@ void bind_plan(py::module_& m) {
         return std::tuple(array_of(plan.offsets), array_of(plan.rows), array_of(plan.slots));
       },
       py::arg("experts"), py::arg("expert_count"), "offsets, rows and slots of a Plan.");
-  m.def(
-      "count_experts",
-      [](const std::vector<py::array>& experts, const std::vector<int64_t>& rows,
-         py::array_t<int64_t, py::array::c_style>& counts) {
-        MOE_CHECK(experts.size() == rows.size() && counts.ndim() == 2, "[count_experts] ",
-                  experts.size(), " layers, ", rows.size(), " rows of counts ", shape_text(counts),
-                  "; a row of [layers, E] for each is required");
-        int64_t* table = counts.mutable_data();
-        for (size_t i = 0; i < rows.size(); ++i) {
-          MOE_CHECK(rows[i] >= 0 && rows[i] < counts.shape(0), "[count_experts] row ", rows[i],
-                    "; there are ", counts.shape(0));
-          const int32_t* ids = data_of<int32_t>(experts[i], 2, "count_experts", "experts");
-          count_slots(ids, experts[i].shape(0), static_cast<int>(experts[i].shape(1)),
-                      counts.shape(1), table + rows[i] * counts.shape(1));
-        }
-      },
-      py::arg("experts"), py::arg("rows"), py::arg("counts").noconvert(),
-      "Adds to counts [layers, E] what each layer's assignment has; rows says which row is whose.");
+  py::class_<ExpertTally>(m, "ExpertTally")
+      .def(py::init<int64_t, int64_t>(), py::arg("layers"), py::arg("experts"))
+      .def_property_readonly("tokens", &ExpertTally::tokens)
+      .def_property_readonly(
+          "counts",
+          [](ExpertTally& tally) {
+            auto counts = new_array<int64_t>({tally.layers(), tally.experts()});
+            std::copy_n(tally.counts().data(), tally.counts().size(), counts.mutable_data());
+            return counts;
+          },
+          "int64 [layers, experts] of finished passes, a copy.")
+      .def(
+          "count",
+          [](ExpertTally& tally, int64_t layer, const py::array& experts) {
+            const int32_t* ids = data_of<int32_t>(experts, 2, "tally", "experts");
+            tally.count(layer, ids, experts.shape(0), static_cast<int>(experts.shape(1)));
+          },
+          py::arg("layer"), py::arg("experts"), "Counts the slots of experts [T, K] for a layer.")
+      .def("finish", &ExpertTally::finish, py::arg("tokens"), "The running pass is complete.")
+      .def("discard", &ExpertTally::discard, "Forgets what the running pass has counted.")
+      .def("add_running", &ExpertTally::add_running, py::arg("other"), py::arg("tokens"),
+           "Adds what the running pass of another tally has counted.");
   m.def(
       "permute",
       [](const py::array& x, const py::array& rows) {

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'count_experts', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'ExpertTally', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -25,6 +25,33 @@ class RouterRule:
         ...
     @property
     def weighs_input(self) -> bool:
+        ...
+class ExpertTally:
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, experts: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def add_running(self, other: ExpertTally, tokens: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Adds what the running pass of another tally has counted.
+        """
+    def count(self, layer: typing.SupportsInt | typing.SupportsIndex, experts: numpy.ndarray) -> None:
+        """
+        Counts the slots of experts [T, K] for a layer.
+        """
+    def discard(self) -> None:
+        """
+        Forgets what the running pass has counted.
+        """
+    def finish(self, tokens: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The running pass is complete.
+        """
+    @property
+    def counts(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 [layers, experts] of finished passes, a copy.
+        """
+    @property
+    def tokens(self) -> int:
         ...
 class PackedWeight:
     @staticmethod
@@ -111,10 +138,6 @@ def compiler() -> str:
     """
     The compiler that built the core.
     """
-def count_experts(experts: collections.abc.Sequence[numpy.ndarray], rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], counts: numpy.typing.NDArray[numpy.int64]) -> None:
-    """
-    Adds to counts [layers, E] what each layer's assignment has; rows says which row is whose.
-    """
 def cpu_name() -> str:
     ...
 def decay_factors(x: numpy.ndarray, rate: numpy.ndarray, bias: numpy.ndarray | None, low: typing.SupportsFloat | typing.SupportsIndex, high: typing.SupportsFloat | typing.SupportsIndex, bound: typing.SupportsFloat | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.float32]]:
@@ -171,7 +194,7 @@ def mix_streams(streams: numpy.ndarray, weights: numpy.ndarray, added: numpy.nda
     """
     Weighted sums of streams; see moekit.ops.mix_streams.
     """
-def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
+def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str, tally: ExpertTally | None, layer: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
 def moe_ffn_plain(x: numpy.ndarray, dtype: str, experts: numpy.ndarray, weights: numpy.ndarray, weights_dtype: str, weighs_input: bool, bank: ExpertBank, out: numpy.ndarray) -> None:
     """

@@ -1,14 +1,14 @@
 """What happens to routing decisions in a forward pass: replayed, changed, recorded, counted.
 
-`model.record()` and `model.intervene()` push a hook for the running thread (a context variable, so
-that several threads can use one model, each with its own hooks). A pass without hooks has no
-`RoutingPass` at all and costs nothing.
+`model.record()` and `model.intervene()` open a block for the running thread (a context variable, so
+that several threads can use one model, each with its own blocks). A pass outside of blocks has no
+`Watch` and no `RoutingPass` at all and costs nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -63,8 +63,10 @@ class Recorder:
             self._running = self._policy
         self.record.require_policy(self._running)
 
-    def end_pass(self, batch: "Batch", choices: Mapping[int, Assignment]) -> None:
+    def end_pass(self, batch: "Batch") -> None:
         """The pass over `batch` is complete."""
+        choices = batch.choices
+        assert choices is not None
         looked = batch.routing.looked if batch.routing is not None else {}
         logits, margins = looked, {}
         if self.rules is not None and not self.logits:
@@ -94,42 +96,63 @@ class Recorder:
         return number
 
 
-Watcher: TypeAlias = Recorder | Counters
-Action: TypeAlias = Watcher | Intervention
+Action: TypeAlias = Recorder | Counters | Intervention
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """One open `with` block: whose model it is about and what it does."""
+class Watch:
+    """What the open blocks of a thread do, together, with the passes of one model."""
 
-    model: object
-    action: Action
+    __slots__ = ("actions", "around", "counters", "idle", "intervention", "looks", "recorders")
+
+    def __init__(self, actions: Sequence[Action] = ()) -> None:
+        self.actions = actions
+        self.recorders = [action for action in actions if isinstance(action, Recorder)]
+        #: Does a record want the routers' logits?
+        self.looks = any(one.logits or one.rules is not None for one in self.recorders)
+        #: What changes, outer blocks first; None if nothing does.
+        self.intervention: Intervention | None = None
+        for action in actions:
+            if isinstance(action, Intervention) and not action.empty:
+                outer: Intervention | None = self.intervention
+                self.intervention = action if outer is None else outer.then(action)
+        every = [action for action in actions if isinstance(action, Counters)]
+        #: Who counts, the tallies that wait for it, and the counters of blocks around.
+        self.counters: Counters | None = every[-1] if every else None
+        self.idle = None if self.counters is None else self.counters.idle
+        self.around = every[:-1]
 
 
-_hooks: ContextVar[tuple[Hook, ...]] = ContextVar("moekit routing hooks", default=())
+# By model. Made when a block opens, so that a pass finds what it needs ready.
+_watches: ContextVar[Mapping[object, Watch]] = ContextVar(
+    "moekit routing", default=MappingProxyType({})
+)
+_NOTHING = Watch()
 
 
 @contextmanager
 def pushed(model: object, action: Action) -> Iterator[None]:
-    """Keep a hook for `model` during the block, in this thread."""
-    token = _hooks.set((*_hooks.get(), Hook(model, action)))
+    """Let `action` work on `model` during the block, in this thread."""
+    watches = _watches.get()
+    outer = watches.get(model, _NOTHING).actions
+    token = _watches.set({**watches, model: Watch((*outer, action))})
     try:
         yield
     finally:
-        _hooks.reset(token)
+        _watches.reset(token)
 
 
 def is_watched(model: object) -> bool:
     """Whether a block of this thread records or changes the routing of `model`."""
-    return any(hook.model is model for hook in _hooks.get())
+    return model in _watches.get()
 
 
 def open_intervention(model: object) -> Intervention:
     """What the open blocks of this thread change together; empty if nothing."""
+    watch = _watches.get().get(model)
     whole = Intervention()
-    for hook in _hooks.get():
-        if hook.model is model and isinstance(hook.action, Intervention):
-            whole = whole.then(hook.action)
+    for action in () if watch is None else watch.actions:
+        if isinstance(action, Intervention):
+            whole = whole.then(action)
     return whole
 
 
@@ -174,46 +197,62 @@ class RoutingPass:
 
 
 def begin_pass(model: object, batch: "Batch", replay: Record | None) -> None:
-    """Give the batch what the open hooks of this thread ask for.
+    """Give the batch what the open blocks of this thread ask for.
 
     Looking at choices leaves layers to their own routers; only a replay, an intervention and the
     wish for logits put something in their place.
     """
-    hooks = _hooks.get()
-    if not hooks and replay is None:
-        return
-    watchers: list[Watcher] = []
-    intervention: Intervention | None = None
-    for hook in hooks:
-        if hook.model is not model:
-            continue
-        action = hook.action
-        if not isinstance(action, Intervention):
-            watchers.append(action)
-        elif not action.empty:
-            intervention = action if intervention is None else intervention.then(action)
-    if replay is not None and not isinstance(replay, Record):
-        raise TypeError(f"[forward] routing is {type(replay).__name__}; a Record is required")
-    if replay is not None and intervention is not None:
-        raise ValueError("[forward] routing= inside model.intervene(); one of the two is required")
-    looks = False
-    if watchers:
-        batch.watchers, batch.choices = watchers, {}
-        for watcher in watchers:
-            if isinstance(watcher, Recorder):
-                watcher.begin_pass(intervention, replay)
-                looks = looks or watcher.logits or watcher.rules is not None
-    if looks or replay is not None or intervention is not None:
-        batch.routing = RoutingPass(looks, intervention, replay, batch)
+    watch = _watches.get().get(model)
+    if watch is None:
+        if replay is None:
+            return
+        watch = _NOTHING
+    batch.watch = watch
+    intervention = watch.intervention
+    if replay is not None:
+        if not isinstance(replay, Record):
+            raise TypeError(f"[forward] routing is {type(replay).__name__}; a Record is required")
+        if intervention is not None:
+            raise ValueError(
+                "[forward] routing= inside model.intervene(); one of the two is required"
+            )
+    if watch.recorders:
+        batch.choices = {}
+        for recorder in watch.recorders:
+            recorder.begin_pass(intervention, replay)
+    if watch.looks or replay is not None or intervention is not None:
+        batch.routing = RoutingPass(watch.looks, intervention, replay, batch)
+    if watch.idle is not None:
+        try:
+            batch.tally = watch.idle.pop()
+        except IndexError:
+            assert watch.counters is not None
+            batch.tally = watch.counters.new_tally()
 
 
 def end_pass(batch: "Batch") -> None:
-    """The pass is complete: hand the choices over. An interrupted pass leaves no trace."""
-    if batch.choices is not None:
-        for watcher in batch.watchers:
-            watcher.end_pass(batch, batch.choices)
+    """The pass is complete: what it chose is kept. An interrupted pass leaves no trace."""
+    watch = batch.watch
+    if watch is None:
+        return
+    tally = batch.tally
+    if tally is not None and watch.idle is not None:
+        for counters in watch.around:
+            counters.add_running(tally, len(batch.ids))
+        tally.finish(len(batch.ids))
+        watch.idle.append(tally)
+    for recorder in watch.recorders:
+        recorder.end_pass(batch)
     if batch.routing is not None:
         batch.routing.finish()
+
+
+def drop_pass(batch: "Batch") -> None:
+    """The pass ends here and counts for nothing."""
+    watch, tally = batch.watch, batch.tally
+    if watch is not None and watch.idle is not None and tally is not None:
+        tally.discard()
+        watch.idle.append(tally)
 
 
 class Replay:

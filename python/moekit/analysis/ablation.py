@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..intervention import Change, Intervention
 from ..nn import Batch, KVCache, Model
 from ..record import Record
-from ..routing import begin_pass, end_pass, open_intervention, pushed
+from ..routing import begin_pass, drop_pass, end_pass, open_intervention, pushed
 from .reading import (
     Doubles,
     Reading,
@@ -254,8 +254,11 @@ class _Base:
             ]
         )
         x = self._inputs[layer][rows]
-        for n in range(layer, len(self.model.layers)):
-            x = self.model.layers[n](x, batch, n)
+        try:
+            for n in range(layer, len(self.model.layers)):
+                x = self.model.layers[n](x, batch, n)
+        finally:
+            drop_pass(batch)  # without the layers before: not one to record or to count
         return self.model.read_out(x)
 
     def _losses(self, logits: Any, which: Sequence[int], starts: Sequence[int]) -> Doubles:

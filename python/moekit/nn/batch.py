@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from .. import ops
 from .kv_cache import KVCache
-from .types import Floats, Ids
+from .types import Floats, Ids, Tally
 
 if TYPE_CHECKING:
     from ..ops import Assignment
-    from ..routing import RoutingPass, Watcher
+    from ..routing import RoutingPass, Watch
 
 
 class Cache:
@@ -79,7 +79,8 @@ class Batch:
         "selected",
         "sequences",
         "starts",
-        "watchers",
+        "tally",
+        "watch",
     )
 
     def __init__(
@@ -87,9 +88,12 @@ class Batch:
     ) -> None:
         self.sequences = sequences
         self.routing: RoutingPass | None = None
-        #: What the layers chose so far, by layer, where open records or counters want to know.
+        #: What the open blocks of the thread do with this pass.
+        self.watch: Watch | None = None
+        #: What the layers chose so far, by layer, where open records want to know.
         self.choices: dict[int, Assignment] | None = None
-        self.watchers: Sequence[Watcher] = ()
+        #: What counts whom they chose, where counters are open.
+        self.tally: Tally | None = None
         self.starts = [sequence.length for sequence in sequences]
         # Recurrent states cannot be cut, only kept: layers replace them and never write into them.
         self._states = [dict(sequence.state) for sequence in sequences]

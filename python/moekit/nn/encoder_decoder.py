@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..record import Record
-from ..routing import begin_pass, end_pass
+from ..routing import begin_pass, drop_pass, end_pass
 from ..token_ids import TokenIds, sequences_of
 from .batch import Batch, Cache
 from .block import Layer
@@ -216,6 +216,7 @@ class EncoderDecoder(Model):
                 x = self.layers[n](x, batch, n)
         except BaseException:
             batch.roll_back()
+            drop_pass(batch)
             raise
         end_pass(batch)
         return x

@@ -14,7 +14,15 @@ from ..counters import Counters
 from ..intervention import Intervention
 from ..ops import PackedWeight
 from ..record import Record
-from ..routing import Recorder, begin_pass, end_pass, is_watched, open_intervention, pushed
+from ..routing import (
+    Recorder,
+    begin_pass,
+    drop_pass,
+    end_pass,
+    is_watched,
+    open_intervention,
+    pushed,
+)
 from ..token_ids import TokenIds, sequences_of
 from ..wishes import check_feasible, intervention
 from .batch import Batch, Cache
@@ -211,6 +219,7 @@ class Model:
         except BaseException:
             # Ctrl-C included: the cache stays usable, with the tokens that it had.
             batch.roll_back()
+            drop_pass(batch)
             raise
         end_pass(batch)
         return x

@@ -12,7 +12,7 @@ from .batch import Batch
 from .gates import sigmoid
 from .linear import Linear
 from .router import Router
-from .types import Floats, Ids, Weights
+from .types import Floats, Ids, Tally, Weights
 
 # Any Python function may choose: (x [T, H], logits [T, E] or None) -> Assignment.
 RouterFunction: TypeAlias = Callable[[Floats, Floats | None], Assignment]
@@ -173,7 +173,9 @@ class MoE:
             chosen = batch.routing.assign(self, x, layer)
         if batch.choices is not None:
             batch.choices[layer] = chosen
-        return self.apply(x, chosen)
+        if batch.tally is None:
+            return self.apply(x, chosen)
+        return self.apply(x, chosen, batch.tally, layer)
 
     def limited(self, chosen: Assignment, rows: Sequence[slice]) -> Assignment:
         """The assignment that an expert's capacity leaves, in each of the sequences `rows`."""
@@ -186,8 +188,10 @@ class MoE:
             experts[seen], weights[seen] = part.experts, part.weights
         return Assignment(experts, weights, expert_count=self.count, on_input=chosen.on_input)
 
-    def apply(self, x: Floats, assignment: Assignment) -> Floats:
-        """Run the experts of a given assignment."""
+    def apply(
+        self, x: Floats, assignment: Assignment, tally: Tally | None = None, layer: int = 0
+    ) -> Floats:
+        """Run the experts of a given assignment, which `tally` counts as that of a layer."""
         scale = None if self.shared_gate is None else sigmoid(self.shared_gate(x)[:, 0])
         out = ops.moe_ffn(
             x,
@@ -197,6 +201,8 @@ class MoE:
             shared_scale=scale,
             compute=self.compute,
             zero_experts=self.zero_experts,
+            tally=tally,
+            layer=layer,
         )
         if self.average:
             out *= np.float32(0.5)

@@ -12,7 +12,7 @@ from .block import Block
 from .moe import MLP, MoE
 from .norm import Norm
 from .router import Router
-from .types import Floats, Ids, Weights
+from .types import Floats, Ids, Tally, Weights
 
 
 class NormedRouter(Router):
@@ -90,9 +90,13 @@ class ParallelMoE(MoE):
         self.norm, self.post = norm, post
         self.dense_norm, self.dense_post = dense_norm, dense_post
 
-    def apply(self, x: Floats, assignment: Assignment) -> Floats:
+    def apply(
+        self, x: Floats, assignment: Assignment, tally: Tally | None = None, layer: int = 0
+    ) -> Floats:
         """Run the experts of a given assignment, and the dense part."""
-        routed = ops.moe_ffn(self.norm(x), assignment, self.experts, compute=self.compute)
+        routed = ops.moe_ffn(
+            self.norm(x), assignment, self.experts, compute=self.compute, tally=tally, layer=layer
+        )
         return self.dense_post(self.dense(self.dense_norm(x))) + self.post(routed)
 
     @property

@@ -8,7 +8,7 @@ from .linear import Linear
 from .moe import MLP, MoE
 from .norm import Norm
 from .router import Router
-from .types import Floats, Weights
+from .types import Floats, Tally, Weights
 
 
 class SingleBlock:
@@ -68,9 +68,13 @@ class LatentMoE(MoE):
         self.into, self.out = into, out
         self._beside = None if shared is None else MLP(shared)
 
-    def apply(self, x: Floats, assignment: Assignment) -> Floats:
+    def apply(
+        self, x: Floats, assignment: Assignment, tally: Tally | None = None, layer: int = 0
+    ) -> Floats:
         """Run the experts of a given assignment."""
-        latent = ops.moe_ffn(self.into(x), assignment, self.experts, compute=self.compute)
+        latent = ops.moe_ffn(
+            self.into(x), assignment, self.experts, compute=self.compute, tally=tally, layer=layer
+        )
         y = self.out(latent)
         return y if self._beside is None else y + self._beside(x)
 

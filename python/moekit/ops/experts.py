@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,9 @@ class Experts:
     A dense feed-forward layer, or a shared expert, is the same with E = 1 (or two-dimensional
     weights). Raises ValueError where shapes do not fit together.
     """
+
+    #: Has a bank other numbers for the experts than the caller?
+    renumbers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -155,6 +158,8 @@ def moe_ffn(
     shared_scale: Any = None,
     compute: str = "auto",
     zero_experts: int = 0,
+    tally: _core.ExpertTally | None = None,
+    layer: int = 0,
 ) -> Float32:
     """The fused block, one call and one parallel region: float32 [T, H].
 
@@ -171,6 +176,7 @@ def moe_ffn(
         compute: ``"exact"``, ``"fast"`` or ``"auto"``, as in :func:`matmul`.
         zero_experts: how many ids after the experts' own give the token back as it is, times its
             weight (zero-computation experts: Jin et al. 2024, MoE++; LongCat-Flash).
+        tally: what the assignment is counted in, as that of its row ``layer``.
 
     A token's bytes do not depend on the rest of the batch or on the number of threads. Raises
     ValueError where shapes do not fit or an id is not an expert's.
@@ -180,12 +186,17 @@ def moe_ffn(
     chosen, kept = assignment.experts, None
     if zero_experts:
         chosen, kept = _without_zero_experts(assignment, experts.count, zero_experts)
+    if tally is not None and (zero_experts or experts.renumbers):
+        tally.count(layer, assignment.experts)
+        tally = None
     scores, on_input = assignment.weights, assignment.on_input
     beside = None if shared is None else shared.bank(shared.activation)
 
     def run(part: slice, ids: Int32, bank: _core.ExpertBank) -> Float32:
         factor = None if scale is None else scale[part]
-        return _core.moe_ffn(rows[part], ids, scores[part], on_input, bank, beside, factor, compute)
+        return _core.moe_ffn(
+            rows[part], ids, scores[part], on_input, bank, beside, factor, compute, tally, layer
+        )
 
     out = experts.run(chosen, activation or experts.activation, run)
     if kept is not None:

@@ -152,6 +152,8 @@ class PagedWeight(PackedWeight):
 class PagedExperts(Experts):
     """`Experts` of which only some are in memory; `ops.moe_ffn` reads those that it needs."""
 
+    renumbers = True
+
     def __init__(
         self,
         pages: Pages,

@@ -15,7 +15,7 @@ from .. import ops
 from ..nn import MLP, Batch, KVCache, Linear, Model, MoE
 from ..nn.block import Layer
 from ..nn.parts import rebuilt
-from ..nn.types import Floats
+from ..nn.types import Floats, Tally
 from ..ops import Assignment, Experts, PackedWeight
 
 Texts: TypeAlias = str | Sequence[str] | Sequence[Sequence[int]] | npt.NDArray[Any]
@@ -117,9 +117,11 @@ class _MoETap(_Tap, MoE):
     __slots__ = ("sink",)
     sink: "ExpertInputs"
 
-    def apply(self, x: Floats, assignment: Assignment) -> Floats:
+    def apply(
+        self, x: Floats, assignment: Assignment, tally: Tally | None = None, layer: int = 0
+    ) -> Floats:
         self.sink.add(x, assignment)
-        return super().apply(x, assignment)
+        return super().apply(x, assignment, tally, layer)
 
 
 class _MLPTap(_Tap, MLP):
