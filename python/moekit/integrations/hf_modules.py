@@ -33,13 +33,14 @@ def _eager(
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def _names(module: torch.nn.Module) -> tuple[str, str]:
+def weight_names(module: torch.nn.Module) -> tuple[str, str]:
+    """What the module calls its first weight, gate and up, and its second."""
     return ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"), "down_proj"
 
 
 def _tensors(module: torch.nn.Module) -> Sequence[torch.Tensor]:
     found = []
-    for name in _names(module):
+    for name in weight_names(module):
         found.append(getattr(module, name))
         for suffix in ("_bias", "_scale_inv"):
             extra = getattr(module, name + suffix, None)
@@ -50,7 +51,7 @@ def _tensors(module: torch.nn.Module) -> Sequence[torch.Tensor]:
 
 def _source(module: torch.nn.Module) -> TorchExperts:
     kind = type(module).__name__
-    first_name, down_name = _names(module)
+    first_name, down_name = weight_names(module)
     first, down = getattr(module, first_name), getattr(module, down_name)
     if first.ndim != 3 or down.ndim != 3:
         raise NotRunnable(

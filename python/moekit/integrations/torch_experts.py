@@ -148,7 +148,7 @@ class Fused:
     """Experts whose gate the core has: the whole block is one call."""
 
     def __init__(self, source: TorchExperts, gate: Gate, first: str, down: str) -> None:
-        gate_rows, up_rows = _halves(source, gate.interleaved)
+        gate_rows, up_rows = self.halves = _halves(source, gate.interleaved)
         shape = (source.count, source.inter, source.hidden)
         packed_gate = ops.PackedWeight.empty(first, shape) if source.gated else None
         packed_up = ops.PackedWeight.empty(first, shape)

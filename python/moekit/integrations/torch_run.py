@@ -44,12 +44,14 @@ class Experts:
 class _Packed:
     """What stands packed for one module: a runner for each format."""
 
-    __slots__ = ("__weakref__", "lock", "runners", "watched")
+    __slots__ = ("__weakref__", "lock", "released", "runners", "watched")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.watched: list[Watched] = []
         self.runners: dict[str | None, Runner] = {}
+        # The one runner is all that is left of the weights.
+        self.released = False
 
     def current(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the tensors that stand packed."""
@@ -71,6 +73,13 @@ def runner_of(
         if packed is None:
             packed = _modules[module] = _Packed()
     with packed.lock:
+        if packed.released:
+            if format not in packed.runners:
+                raise NotRunnable(
+                    f"[moekit] the weights of {type(module).__name__} were released; "
+                    "restore(model) is required for another format"
+                )
+            return packed.runners[format]
         if not packed.current(tensors):
             packed.runners.clear()
             for index, tensor in enumerate(tensors):
@@ -85,9 +94,39 @@ def runner_of(
         return runner
 
 
+def keep_only(
+    module: torch.nn.Module, kind: Experts, tensors: Sequence[torch.Tensor], format: str | None
+) -> Runner:
+    """The packed experts in ``format``, packed where they are not; they stand for the weights from
+    here on, and no other format does."""
+    runner = runner_of(module, kind, tensors, format)
+    packed = _modules[module]
+    with packed.lock:
+        packed.runners = {format: runner}
+        packed.watched, packed.released = [], True
+    return runner
+
+
+def watch_again(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> None:
+    """The packed experts hold what ``tensors`` do, and are packed anew when these change."""
+    packed = _modules[module]
+    with packed.lock:
+        sampled = len(tensors) <= _MOST_SAMPLED
+        packed.watched = [Watched(tensor, sampled) for tensor in tensors]
+        packed.released = False
+
+
 def forget(module: torch.nn.Module) -> int:
-    """Frees the packed copies of ``module`` and all modules in it; how many bytes they had."""
+    """Frees the packed copies of ``module`` and all modules in it; how many bytes they had.
+
+    RuntimeError where a copy is all that is left of the weights.
+    """
     with _modules_lock:
+        if any(packed.released for m in module.modules() if (packed := _modules.get(m))):
+            raise RuntimeError(
+                f"[forget] weights of {type(module).__name__} were released; restore(model) is "
+                "required before the packed ones go"
+            )
         dropped = [_modules.pop(inner, None) for inner in module.modules()]
     return sum(runner.nbytes for packed in dropped if packed for runner in packed.runners.values())
 
@@ -176,6 +215,10 @@ class _WithGradient(torch.autograd.Function):
                 'set_experts_implementation("moekit") or "eager" is required for training'
             )
         hidden, ids, weights, *tensors = ctx.saved_tensors
+        if any(tensor.device.type == "meta" for tensor in tensors):
+            raise RuntimeError(
+                "[moekit] released weights have no gradient; restore(model) is required"
+            )
         hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[3])
         weights = weights.detach().requires_grad_(ctx.needs_input_grad[5])
         wanted = [t for t in (hidden, weights, *tensors) if t.requires_grad]

@@ -7,7 +7,9 @@
     model.set_experts_implementation("moekit")  # or "moekit_int8", "moekit_int4"
 
 A module's weights are packed at its first token, and again when they have changed; the packed copy
-lives as long as the module, or until :func:`forget`. Needs ``moekit[transformers]``.
+lives as long as the module, or until :func:`forget`. The originals stay beside it, so that other
+implementations, training and adapters go on; for inference alone :func:`release` frees them. Needs
+``moekit[transformers]``.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ try:
 except ImportError as error:
     raise ImportError(f"{error}; moekit[transformers] installs what this needs") from error
 
-from . import hf_modules, hf_replaced
+from . import hf_modules, hf_replaced, released
 from .torch_experts import NotRunnable
 from .torch_run import forget, run
 
-__all__ = ["NotRunnable", "forget", "register"]
+__all__ = ["NotRunnable", "forget", "register", "release", "restore"]
 
 #: The experts implementations and the format that each packs into; None keeps the weights' own.
 IMPLEMENTATIONS: dict[str, str | None] = {
@@ -71,6 +73,42 @@ def register(*, fallback: str = "error") -> None:
     _extend_set_experts_implementation()
 
 
+def release(model: torch.nn.Module) -> int:
+    """Frees the original weights of all experts of ``model`` that run here; how many bytes.
+
+    Module by module: what is not packed yet is packed first, so at most one module stands twice.
+    Parameters keep name, shape and dtype, on device ``meta``, and need no gradient. Under
+    ``"moekit"`` the packed copy has the same numbers: ``state_dict()`` and ``save_pretrained``
+    give them, and :func:`restore`, or another implementation, brings them back. Under
+    ``"moekit_int8"`` and ``"moekit_int4"`` the originals are gone: saving and other
+    implementations raise RuntimeError.
+
+    Weights in float8 or float4 stay, and so do those of families outside transformers' experts
+    interface (see :func:`register`). Raises ValueError where another implementation is set.
+    """
+    freed = 0
+    module: Any
+    for module in model.modules():
+        if released.is_interface(module):
+            name = module.config._experts_implementation
+            if name not in IMPLEMENTATIONS:
+                known = ", ".join(IMPLEMENTATIONS)
+                raise ValueError(
+                    f"[release] experts implementation is {name!r}; one of {known} is required"
+                )
+            freed += released.release_module(module, IMPLEMENTATIONS[name])
+    return freed
+
+
+def restore(model: torch.nn.Module, *, rounded: bool = False) -> int:
+    """Gives released experts of ``model`` their weights back; how many bytes they have.
+
+    Exactly those that :func:`release` freed under ``"moekit"``; ``rounded`` accepts the numbers of
+    a quantised copy instead, for which it raises RuntimeError otherwise.
+    """
+    return sum(released.restore_module(module, rounded) for module in model.modules())
+
+
 def _experts_forward(format: str | None, fall_back: bool) -> _ExpertsForward:
     kind = hf_modules.INTERFACE
 
@@ -99,9 +137,14 @@ def _extend_set_experts_implementation() -> None:
 
     @wraps(original)
     def set_experts_implementation(self: Any, experts_implementation: str | dict[str, str]) -> None:
-        original(self, experts_implementation)
         given = experts_implementation
         names = [given] if isinstance(given, str) else list(given.values())
+        for module in self.modules():
+            kept = released.released_format(module)
+            # Exactly, or RuntimeError.
+            if kept is not None and any(IMPLEMENTATIONS.get(n, n) != kept[0] for n in names):
+                released.restore_module(module, rounded=False)
+        original(self, experts_implementation)
         ours = [name for name in names if name in IMPLEMENTATIONS]
         if ours:
             hf_replaced.replace(self, IMPLEMENTATIONS[ours[0]])
