@@ -35,7 +35,7 @@ struct AttentionCall {
   int64_t key_dim, value_dim;
   int64_t begin, end;  // the segment; begin is a multiple of kKeyBlock
   int64_t rows;
-  const float* queries;      // [rows][query_stride], as `pack` wrote them
+  const float* queries;      // as `pack` wrote them: [rows to 16s][key_dim to 32s] floats at most
   int64_t query_stride;      // key_dim rounded up to 16
   const KeyRange* visible;   // [rows]
   const float* const* bias;  // [rows], added to the scores; null: none. -inf masks
@@ -47,7 +47,7 @@ struct AttentionCall {
   float* sum;          // [rows]: written
   float* out;          // [rows][out_stride]: written
   int64_t out_stride;  // value_dim rounded up to 16
-  float* key_block;    // scratch [kKeyBlock][query_stride]
+  float* key_block;    // scratch [kKeyBlock][key_dim rounded up to 32]
   float* value_block;  // scratch [kKeyBlock][out_stride]
   float* lane_sums;    // scratch [rows][16]
 };
@@ -75,10 +75,21 @@ struct SoftmaxRow {
 /// One row of n floats as it is kept; `scale` is written for int8 only.
 using KeepRowFn = void (*)(const float* row, int64_t n, void* out, float* scale) noexcept;
 
-struct AttentionKernels {
-  /// packed [rows][stride], stride at least head_dim + tail_dim, zeros behind.
+/// Queries as `run` reads them; those of float32 are packed [rows][stride], stride at least
+/// head_dim
+/// + tail_dim, zeros behind.
+struct AttendKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
-  void (*attend[4])(const AttentionCall&) noexcept;  // by DType of keys and values, then int8
+  void (*run)(const AttentionCall&) noexcept;
+};
+
+/// Query heads of a kv head from which on the kernels for many are taken: a model's number,
+/// whatever its batch, so that every row of a head is computed alike.
+inline constexpr int64_t kManyHeads = 8;
+
+struct AttentionKernels {
+  /// By DType of keys and values, then int8.
+  AttendKernel few_heads[4], many_heads[4];
   /// into += part, over `width` columns (a multiple of 16).
   void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
   /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.

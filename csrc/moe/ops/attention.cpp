@@ -14,7 +14,7 @@ namespace {
 
 // Query rows of one task: enough that transposing a key block (its cost is that of about five rows)
 // does not show, few enough that their queries and outputs stay in L2.
-constexpr int64_t kTaskRows = 96;
+constexpr int64_t kTaskRows = 128;
 constexpr int64_t kSmallTaskRows = 24;
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 1 << 16;
@@ -79,12 +79,12 @@ struct Workspace {
   RowStates part, total;
 
   Workspace(Carver memory, const AttentionInputs& in, int64_t rows) {
-    const int64_t width = round_up(in.values.dim, 16), key_width = round_up(in.keys.dim, 16);
+    const int64_t width = round_up(in.values.dim, 16), key_width = round_up(in.keys.dim, 32);
     head = memory.take<const float*>(rows);
     tail = memory.take<const float*>(rows);
     bias = memory.take<const float*>(rows);
     visible = memory.take<KeyRange>(rows);
-    queries = memory.take<float>(rows * key_width);
+    queries = memory.take<float>(round_up(rows, 16) * key_width);
     key_block = memory.take<float>(kKeyBlock * key_width);
     value_block = memory.take<float>(kKeyBlock * width);
     lane_sums = memory.take<float>(rows * 16);
@@ -117,15 +117,20 @@ class Tasks {
         kernels_(*table.attention),
         out_(out),
         group_(in.queries.heads / in.keys.heads),
+        kernel_((group_ < kManyHeads ? kernels_.few_heads : kernels_.many_heads)
+                    [in.keys.scales != nullptr ? 3 : static_cast<size_t>(in.keys.dtype)]),
         rows_(in.queries.tokens * group_) {
     const int64_t all_rows = rows_ * in.keys.heads;
     const int64_t work = all_rows * in.keys.tokens * (in.keys.dim + in.values.dim);
     threads_ = static_cast<int>(std::min<int64_t>(num_threads(), 1 + work / kWorkPerThread));
-    const int64_t wanted = std::clamp(all_rows / (4 * threads_), kSmallTaskRows, kTaskRows);
+    segments_ = (in.keys.tokens + kKeySegment - 1) / kKeySegment;
+    // Keys are read once for each piece: rows stay together where segments keep all threads busy.
+    const bool busy = threads_ == 1 || in.keys.heads * segments_ >= 4 * threads_;
+    const int64_t wanted =
+        busy ? kTaskRows : std::clamp(all_rows / (4 * threads_), kSmallTaskRows, kTaskRows);
     pieces_ = (rows_ + wanted - 1) / wanted;
     piece_rows_ = (rows_ + pieces_ - 1) / pieces_;
     count_ = pieces_ * in.keys.heads;
-    segments_ = (in.keys.tokens + kKeySegment - 1) / kKeySegment;
     const auto partial = static_cast<size_t>(count_ * segments_ * piece_rows_ * in.values.dim) * 4;
     split_ = threads_ > 1 && segments_ > 1 && count_ < 4 * threads_ && partial <= kMaxPartialBytes;
   }
@@ -200,8 +205,8 @@ class Tasks {
       }
       own.visible[r] = visible_keys(in_, i);
     }
-    kernels_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale},
-                  round_up(in_.keys.dim, 16), own.queries);
+    kernel_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale},
+                 round_up(in_.keys.dim, 16), own.queries);
   }
 
   void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
@@ -239,7 +244,7 @@ class Tasks {
     call.key_block = own.key_block;
     call.value_block = own.value_block;
     call.lane_sums = own.lane_sums;
-    kernels_.attend[in_.keys.scales != nullptr ? 3 : static_cast<int>(in_.keys.dtype)](call);
+    kernel_.run(call);
   }
 
   void merge(Workspace& own, int64_t task, const RowStates& part) const {
@@ -283,7 +288,9 @@ class Tasks {
   const float* key_bias_;
   const AttentionKernels& kernels_;
   float* out_;
-  int64_t group_, rows_;  // query heads per kv head; rows of one kv head
+  int64_t group_;  // query heads per kv head
+  const AttendKernel& kernel_;
+  int64_t rows_;  // of one kv head
   int threads_;
   int64_t pieces_, piece_rows_;  // tasks per kv head and the rows of the largest
   int64_t count_, segments_;

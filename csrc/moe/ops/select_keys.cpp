@@ -79,7 +79,7 @@ void select_keys(const SelectKeysInputs& in, int32_t* out) {
     for (int64_t h = 0; h < heads; ++h) {
       const float* head = static_cast<const float*>(in.queries.data) + t * in.queries.token_stride +
                           h * in.queries.head_stride;
-      kernel.pack({&head, nullptr, dim, 0, 1, 1.0f}, width, packed + h * width);
+      kernel.few_heads[0].pack({&head, nullptr, dim, 0, 1, 1.0f}, width, packed + h * width);
     }
     IndexCall call{};
     call.keys = in.keys.data;

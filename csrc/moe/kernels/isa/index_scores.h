@@ -39,12 +39,4 @@ static void index_scores(const IndexCall& call) noexcept {
   }
 }
 
-static constexpr AttentionKernels kAttentionKernels = {
-    &pack_queries,
-    {&attend<float>, &attend<bf16>, &attend<f16>, &attend<int8_t>},
-    &merge,
-    &finish,
-    {&index_scores<float>, &index_scores<bf16>, &index_scores<f16>},
-    {&keep_f32, &keep_half<bf16>, &keep_half<f16>, &keep_int8}};
-
 }  // namespace moe::MOE_ISA

@@ -1,0 +1,274 @@
+#pragma once
+// What attention's tiles multiply (isa/attention_tiles.h): numbers as bfloat16 ones, laid out.
+//
+// Definition    x = hi + lo, each the nearest bfloat16 number: queries and weights so to 16 bits,
+//               float16 keys and values exactly. bfloat16 numbers and 8-bit integers are hi alone.
+// Regularities  Keys are rows of the first operand, as they lie in the cache; queries columns of
+// the
+//               second. Weights are rows of the first, values the second: two keys to a word.
+
+#include <type_traits>
+
+#include "moe/kernels/isa/amx.h"
+#include "moe/kernels/isa/softmax_rows.h"
+
+namespace moe::MOE_ISA {
+
+inline constexpr int64_t kStepColumns = 32;  // bfloat16 numbers in a tile's row
+inline constexpr int kBlockHalves = kKeyBlock / kStepColumns;
+inline constexpr int kKeyTiles = kKeyBlock / kTileHeight;
+inline constexpr int kTileWeights = kTileHeight * kTileWords;  // words or floats of a tile
+
+/// bfloat16 numbers whose sum is a key's number.
+template <class T>
+inline constexpr int kNumberParts = 1;
+template <>
+inline constexpr int kNumberParts<f16> = 2;
+
+/// Values whose pairs are made without widening them: two column tiles hold thirty-two columns,
+/// four of each eight in the first, four in the second.
+template <class T>
+inline constexpr bool kInterleaved = std::is_same_v<T, bf16>;
+template <class T>
+MOE_INLINE int64_t interleaved_tiles(int64_t dim) {
+  return kInterleaved<T> ? dim / kStepColumns * 2 : 0;
+}
+
+MOE_INLINE int64_t query_steps(int64_t dim) { return (dim + kStepColumns - 1) / kStepColumns; }
+
+/// Thirty-two numbers to the nearest bfloat16 ones, in order, and what is left of them.
+struct Rounded {
+  __m512i pairs;
+  F32x16 left[2];
+};
+MOE_INLINE Rounded round_to_pairs(F32x16 a, F32x16 b) {
+  Rounded to;
+  to.pairs = (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
+  const F32x16 first = {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(to.pairs)), 16))};
+  const F32x16 second = {_mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(to.pairs, 1)), 16))};
+  to.left[0] = sub(a, first);
+  to.left[1] = sub(b, second);
+  return to;
+}
+
+/// rows[i][j] → rows[j][i]
+MOE_INLINE void transpose_lanes(__m512i (&a)[16]) {
+  __m512i b[16];
+  MOE_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+    b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+  }
+  MOE_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    MOE_UNROLL
+    for (int k = 0; k < 2; ++k) {
+      a[i + 2 * k] = _mm512_unpacklo_epi64(b[i + k], b[i + k + 2]);
+      a[i + 2 * k + 1] = _mm512_unpackhi_epi64(b[i + k], b[i + k + 2]);
+    }
+  }
+  // a[4 g + c]: columns c, c + 4, c + 8, c + 12 of rows 4 g to 4 g + 3, in the four quarters.
+  MOE_UNROLL
+  for (int c = 0; c < 4; ++c) {
+    const __m512i low = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
+    const __m512i high = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
+    const __m512i low_below = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
+    const __m512i high_below = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0xdd);
+    b[c] = _mm512_shuffle_i32x4(low, low_below, 0x88);
+    b[4 + c] = _mm512_shuffle_i32x4(high, high_below, 0x88);
+    b[8 + c] = _mm512_shuffle_i32x4(low, low_below, 0xdd);
+    b[12 + c] = _mm512_shuffle_i32x4(high, high_below, 0xdd);
+  }
+  MOE_UNROLL
+  for (int i = 0; i < 16; ++i) a[i] = b[i];
+}
+
+/// Queries as [tile of sixteen][hi, lo][step][sixteen words][sixteen queries].
+static void pack_query_tiles(const QueryRows& q, int64_t, float* packed) noexcept {
+  const int64_t dim = q.head_dim + q.tail_dim, steps = query_steps(dim);
+  auto* out = reinterpret_cast<std::byte*>(packed);
+  for (int64_t first = 0; first < q.rows; first += kTileHeight) {
+    for (int64_t s = 0; s < steps; ++s) {
+      __m512i hi[16], lo[16];
+      for (int64_t r = 0; r < kTileHeight; ++r) {
+        alignas(64) float few[kStepColumns] = {};
+        const int64_t row = first + r, begin = s * kStepColumns;
+        const float* x = few;
+        if (row < q.rows && begin + kStepColumns <= q.head_dim) {
+          x = q.head[row] + begin;
+        } else if (row < q.rows) {
+          for (int64_t d = begin; d < begin + kStepColumns && d < dim; ++d) {
+            few[d - begin] = d < q.head_dim ? q.head[row][d] : q.tail[row][d - q.head_dim];
+          }
+        }
+        const F32x16 scale = set1(q.scale);
+        const Rounded rounded = round_to_pairs(mul(load(x), scale), mul(load(x + kLanes), scale));
+        hi[r] = rounded.pairs;
+        lo[r] = round_to_pairs(rounded.left[0], rounded.left[1]).pairs;
+      }
+      transpose_lanes(hi);
+      transpose_lanes(lo);
+      for (int64_t word = 0; word < kTileWords; ++word) {
+        _mm512_storeu_si512(out + s * kStepBytes + word * kLineBytes, hi[word]);
+        _mm512_storeu_si512(out + (steps + s) * kStepBytes + word * kLineBytes, lo[word]);
+      }
+    }
+    out += 2 * steps * kStepBytes;
+  }
+}
+
+/// A block's keys as tiles read them: kKeyBlock rows of each part.
+struct KeyTiles {
+  const std::byte* part[2];
+  int64_t stride;  // bytes
+};
+
+/// A block's keys in whole steps, zeros behind their columns and behind `count`.
+template <class T>
+static void lay_out_keys(const T* keys, int64_t stride, int count, int64_t dim, std::byte* block,
+                         KeyTiles& to) noexcept {
+  const int64_t steps = query_steps(dim), row_bytes = steps * kLineBytes;
+  to.stride = row_bytes;
+  for (int part = 0; part < kNumberParts<T>; ++part) {
+    to.part[part] = block + part * kKeyBlock * row_bytes;
+  }
+  for (int j = 0; j < count; ++j) {
+    const T* key = keys + j * stride;
+    std::byte* row = block + j * row_bytes;
+    if constexpr (std::is_same_v<T, bf16>) {
+      std::memcpy(row, key, static_cast<size_t>(dim) * 2);
+      std::memset(row + dim * 2, 0, static_cast<size_t>(row_bytes - dim * 2));
+    } else {
+      for (int64_t s = 0; s < steps; ++s) {
+        const int64_t d = s * kStepColumns, left = dim - d;
+        const F32x16 a = load_padded(key + d, left);
+        const F32x16 b = left > kLanes ? load_padded(key + d + kLanes, left - kLanes) : zero_f32();
+        const Rounded rounded = round_to_pairs(a, b);
+        _mm512_storeu_si512(row + s * kLineBytes, rounded.pairs);
+        if constexpr (kNumberParts<T> == 2) {
+          _mm512_storeu_si512(row + kKeyBlock * row_bytes + s * kLineBytes,
+                              round_to_pairs(rounded.left[0], rounded.left[1]).pairs);
+        }
+      }
+    }
+  }
+  for (int part = 0; part < kNumberParts<T>; ++part) {
+    std::memset(block + (part * kKeyBlock + count) * row_bytes, 0,
+                static_cast<size_t>((kKeyBlock - count) * row_bytes));
+  }
+}
+
+/// Words of two keys' numbers. (x >> 16) | (y & upper): exact for bfloat16 numbers, what lies
+/// before the cut for others.
+MOE_INLINE __m512i pair_keys(__m512i x, __m512i y) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(x, 16), y, upper, 0xf8);
+}
+MOE_INLINE F32x16 behind_cut(F32x16 a) {
+  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  return {_mm512_sub_ps(a.v, _mm512_castsi512_ps(_mm512_and_si512(bits(a).v, upper)))};
+}
+
+/// Values as [part][half of the block][column tile][sixteen words: two keys][sixteen columns],
+/// zeros for the keys behind `count` and those to be left out. Laid out two keys at a time, so that
+/// it can be done while tiles multiply.
+template <class T>
+class ValueLayout {
+ public:
+  ValueLayout(const T* values, int64_t stride, int count, int64_t dim, uint64_t left_out,
+              std::byte* block)
+      : values_(values),
+        stride_(stride),
+        dim_(dim),
+        tiles_((dim + kLanes - 1) / kLanes),
+        present_(~left_out & ~uint64_t{0} >> (kKeyBlock - count)),
+        block_(block),
+        largest_(_mm512_setzero_si512()) {}
+
+  [[gnu::always_inline]] inline void advance(int pairs) {
+    for (; pairs > 0 && next_ < kKeyBlock; --pairs) {
+      lay_out_pair(next_);
+      next_ += 2;
+    }
+  }
+  void finish() { advance(kKeyBlock); }
+  /// Whether all numbers are finite.
+  bool finite() const { return _mm512_cmpge_epu16_mask(largest_, _mm512_set1_epi16(0x7f80)) == 0; }
+
+ private:
+  [[gnu::always_inline]] inline void lay_out_pair(int j) {
+    const T* even = values_ + j * stride_;
+    std::byte* to =
+        block_ + j / kStepColumns * tiles_ * kStepBytes + j % kStepColumns / 2 * kLineBytes;
+    const bool has_even = (present_ >> j & 1) != 0, has_odd = (present_ >> j & 2) != 0;
+    const T* odd = has_odd ? even + stride_ : even;
+    __m512i largest = largest_;  // in a register: tiles' instructions are fences to the compiler
+    const auto put = [&](__m512i words, std::byte* at) MOE_INLINE_LAMBDA {
+      largest = _mm512_max_epu16(largest, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
+      _mm512_storeu_si512(at, words);
+    };
+    const auto put_floats = [&](F32x16 a, F32x16 b, std::byte* at) MOE_INLINE_LAMBDA {
+      put(pair_keys(bits(a).v, bits(b).v), at);
+      if constexpr (kNumberParts<T> == 2) {
+        _mm512_storeu_si512(at + kBlockHalves * tiles_ * kStepBytes,
+                            pair_keys(bits(behind_cut(a)).v, bits(behind_cut(b)).v));
+      }
+    };
+    int64_t c = 0;
+    if constexpr (kInterleaved<T>) {
+      for (; c < interleaved_tiles<T>(dim_); c += 2) {
+        __m512i x = _mm512_setzero_si512(), y = x;
+        if (has_even) x = _mm512_loadu_si512(even + c * kLanes);
+        if (has_odd) y = _mm512_loadu_si512(odd + c * kLanes);
+        put(_mm512_unpacklo_epi16(x, y), to + c * kStepBytes);
+        put(_mm512_unpackhi_epi16(x, y), to + (c + 1) * kStepBytes);
+      }
+    }
+    if (has_even && has_odd) {
+      for (; c < dim_ / kLanes; ++c) {
+        put_floats(load(even + c * kLanes), load(odd + c * kLanes), to + c * kStepBytes);
+      }
+    }
+    for (; c < tiles_; ++c) {
+      const int64_t at = c * kLanes;
+      put_floats(has_even ? load_padded(even + at, dim_ - at) : zero_f32(),
+                 has_odd ? load_padded(odd + at, dim_ - at) : zero_f32(), to + c * kStepBytes);
+    }
+    largest_ = largest;
+  }
+
+  const T* values_;
+  int64_t stride_, dim_, tiles_;
+  uint64_t present_;
+  std::byte* block_;
+  __m512i largest_;  // bfloat16 numbers without signs, as integers
+  int next_ = 0;
+};
+
+/// A tile's weights as the first operand: [hi, lo][sixteen rows][keys].
+struct alignas(64) WeightTiles {
+  uint16_t part[2][kTileHeight][kKeyBlock];
+};
+
+MOE_INLINE void lay_out_weights(const TileWeights& w, int height, int first, int last,
+                                WeightTiles& to) {
+  for (int r = 0; r < height; ++r) {
+    for (int half = 0; half < kBlockHalves; ++half) {
+      const auto group = [&](int g) MOE_INLINE_LAMBDA {
+        // A key that is not counted weighs 0 even where its value's scale is NaN.
+        const auto lanes = static_cast<__mmask16>(w.counted[r] >> (g * kLanes));
+        return g < first || g >= last
+                   ? zero_f32()
+                   : F32x16{_mm512_maskz_loadu_ps(lanes, w.scores[r] + g * kLanes)};
+      };
+      const Rounded hi = round_to_pairs(group(2 * half), group(2 * half + 1));
+      _mm512_store_si512(to.part[0][r] + half * kStepColumns, hi.pairs);
+      _mm512_store_si512(to.part[1][r] + half * kStepColumns,
+                         round_to_pairs(hi.left[0], hi.left[1]).pairs);
+    }
+  }
+}
+
+}  // namespace moe::MOE_ISA

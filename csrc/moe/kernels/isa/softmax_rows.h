@@ -1,0 +1,192 @@
+#pragma once
+// What attention does with scores: masks, the softmax's weights under a running maximum, and how
+// parts of a softmax become one.
+//
+// Definition    max[r] = max_j s[r][j];  w = exp(s − max);  sum[r] = Σ_j w[r][j], block by block
+// with
+//               a running maximum (Milakov & Gimelshein 2018; Dao et al. 2022).
+// Regularities  Keys lie along the lanes. A row's sums are kept lane by lane to the end: they do
+// not
+//               depend on the rows beside it.
+
+#include "moe/kernels/table.h"
+#include "moe/simd/math.h"
+
+namespace moe::MOE_ISA {
+
+inline constexpr int kGroups = kKeyBlock / kLanes;  // vectors of scores per block
+static_assert(kTileRows <= kLanes && kKeySegment % kKeyBlock == 0);
+
+static constexpr float kLaneIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static constexpr float kMinusInf = -__builtin_inff();
+
+template <int n>
+struct Constant {
+  static constexpr int kValue = n;
+};
+
+/// The first n lanes of T's, zeros behind: for widths that are no multiple of the lanes.
+template <class T>
+MOE_INLINE F32x16 load_padded(const T* p, int64_t n) {
+  if (n >= kLanes) return load(p);
+  T few[kLanes] = {};
+  std::memcpy(few, p, static_cast<size_t>(n) * sizeof(T));
+  return load(few);
+}
+
+/// Rows are processed in tiles of nearly equal height, at most kTileRows.
+struct RowTile {
+  int64_t begin;
+  int height;
+};
+MOE_INLINE int64_t tile_count(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+MOE_INLINE RowTile tile_at(int64_t rows, int64_t tile) {
+  const int64_t tiles = tile_count(rows), begin = tile * rows / tiles;
+  return {begin, static_cast<int>((tile + 1) * rows / tiles - begin)};
+}
+
+/// What one tile's rows (at most kLanes) make of one block, between scores and output.
+struct TileWeights {
+  float scores[kLanes][kKeyBlock];  // then weights
+  float shrink[kLanes];             // by how much the rows' earlier sums shrink
+  uint64_t counted[kLanes];         // keys with a score above -inf
+};
+
+/// s + bias, except that a bias of -inf masks: it wins over a score that is NaN or +inf.
+MOE_INLINE F32x16 biased(F32x16 s, const float* bias, int64_t count) {
+  const F32x16 added = load_padded(bias, count);
+  return select(equal(added, set1(kMinusInf)), added, add(s, added));
+}
+
+/// A group's scores as they enter the softmax; -inf where the row does not see the key.
+MOE_INLINE F32x16 masked(const AttentionCall& call, int64_t row, int64_t first_key, F32x16 s) {
+  if (call.key_scales != nullptr) {
+    s = mul(s, load_padded(call.key_scales + first_key, call.end - first_key));
+  }
+  if (call.softcap > 0.0f) {
+    s = mul(set1(call.softcap), tanh(mul(s, set1(1.0f / call.softcap))));
+  }
+  if (call.bias != nullptr) s = biased(s, call.bias[row] + first_key, call.end - first_key);
+  if (call.key_bias != nullptr) s = biased(s, call.key_bias + first_key, call.end - first_key);
+  const int64_t begin = call.visible[row].begin - first_key,
+                end = call.visible[row].end - first_key;
+  if (begin > 0 || end < kLanes) {
+    const F32x16 lane = load(kLaneIndex);
+    s = select(less(lane, set1(static_cast<float>(end))), s, set1(kMinusInf));
+    s = select(less(lane, set1(static_cast<float>(begin))), set1(kMinusInf), s);
+  }
+  return s;
+}
+
+/// Scores into weights relative to the new running maximum, times their values' scales; updates the
+/// rows' max and sum.
+[[gnu::noinline]] static void soften(const AttentionCall& call, RowTile tile, int64_t block,
+                                     int first, int last, TileWeights& w) noexcept {
+  float before[kLanes] = {}, after[kLanes] = {};
+  for (int r = 0; r < tile.height; ++r) {
+    const int64_t row = tile.begin + r;
+    F32x16 largest = set1(kMinusInf);
+    uint64_t counted = 0;
+    for (int g = first; g < last; ++g) {
+      float* at = w.scores[r] + g * kLanes;
+      const F32x16 s = masked(call, row, block + g * kLanes, load(at));
+      store(at, s);
+      largest = max(s, largest);
+      counted |= static_cast<uint64_t>(0xffffu & ~to_bitmask(equal(s, set1(kMinusInf))))
+                 << (g * kLanes);
+    }
+    const float top = reduce_max(largest);
+    before[r] = call.max[row];
+    after[r] = top > before[r] ? top : before[r];
+    call.max[row] = after[r];
+    if (after[r] == kMinusInf) before[r] = after[r] = 0.0f;  // nothing seen yet
+    w.counted[r] = counted;
+  }
+  store(w.shrink, exp(sub(load(before), load(after))));
+  for (int r = 0; r < tile.height; ++r) {
+    const F32x16 top = set1(after[r]);
+    F32x16 sum = zero_f32();
+    for (int g = first; g < last; ++g) {
+      float* at = w.scores[r] + g * kLanes;
+      F32x16 weight = exp(sub(load(at), top));
+      sum = add(sum, weight);
+      if (call.value_scales != nullptr) {
+        const int64_t key = block + g * kLanes;
+        weight = mul(weight, load_padded(call.value_scales + key, call.end - key));
+      }
+      store(at, weight);
+    }
+    float* total = call.lane_sums + (tile.begin + r) * kLanes;
+    store(total, fma(load(total), set1(w.shrink[r]), sum));
+  }
+}
+
+/// Where the keys that rows [first, last) see begin and end within [begin, end).
+MOE_INLINE KeyRange seen(const AttentionCall& call, int64_t first, int64_t last, int64_t begin,
+                         int64_t end) {
+  KeyRange range{end, begin};
+  for (int64_t r = first; r < last; ++r) {
+    const KeyRange row = call.visible[r];
+    if (row.begin >= row.end) continue;
+    if (row.begin < range.begin) range.begin = row.begin;
+    if (row.end > range.end) range.end = row.end;
+  }
+  if (range.begin < begin) range.begin = begin;
+  if (range.end > end) range.end = end;
+  return range;
+}
+
+/// Rows that have seen nothing yet.
+static void clear_rows(const AttentionCall& call) noexcept {
+  for (int64_t r = 0; r < call.rows; ++r) {
+    call.max[r] = kMinusInf;
+    store(call.lane_sums + r * kLanes, zero_f32());
+    std::memset(call.out + r * call.out_stride, 0, static_cast<size_t>(call.out_stride) * 4);
+  }
+}
+static void sum_rows(const AttentionCall& call) noexcept {
+  for (int64_t r = 0; r < call.rows; ++r) {
+    call.sum[r] = reduce_add(load(call.lane_sums + r * kLanes));
+  }
+}
+
+/// exp(x) of one number, the same bits as a lane's.
+MOE_INLINE float exp_one(float x) {
+  float lanes[kLanes];
+  store(lanes, exp(set1(x)));
+  return lanes[0];
+}
+
+static void merge(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept {
+  const float top = part.max > into.max ? part.max : into.max;
+  const float base = top == kMinusInf ? 0.0f : top;
+  const float keep = exp_one(into.max - base), take = exp_one(part.max - base);
+  into.max = top;
+  into.sum = into.sum * keep + part.sum * take;
+  const F32x16 keep_lanes = set1(keep), take_lanes = set1(take);
+  for (int64_t c = 0; c < width; c += kLanes) {
+    store(into.out + c, fma(load(part.out + c), take_lanes, mul(load(into.out + c), keep_lanes)));
+  }
+}
+
+static void finish(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept {
+  float top = row.max, sum = row.sum, keep = 1.0f;
+  if (sink != nullptr) {
+    top = *sink > top ? *sink : top;
+    const float base = top == kMinusInf ? 0.0f : top;
+    keep = exp_one(row.max - base);
+    sum = sum * keep + exp_one(*sink - base);
+  }
+  const F32x16 factor = set1(sum == 0.0f ? 0.0f : keep / sum);
+  for (int64_t c = 0; c < width; c += kLanes) {
+    // + 0: a zero's sign would tell whether invisible keys were passed over or weighed with 0.
+    const F32x16 value = add(mul(load(row.out + c), factor), zero_f32());
+    if (c + kLanes <= width) {
+      store(out + c, value);
+    } else {
+      store_first(out + c, value, static_cast<int>(width - c));
+    }
+  }
+}
+
+}  // namespace moe::MOE_ISA
