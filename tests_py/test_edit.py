@@ -202,3 +202,16 @@ def test_merged_and_constant_experts_are_saved_and_assembled_ones_refused(model,
 def test_edits_that_do_not_fit_are_refused(model, call, named):
     with pytest.raises(ValueError, match=named):
         call(model)
+
+
+def test_long_work_shows_a_bar_where_it_is_wanted(model, capsys):
+    layer = model.moe_layers[0]
+    text = "The harbour lay quiet under a thin fog."
+    for progress in (None, False, True):
+        options = {"progress": progress}
+        mk.edit.importance(model, [text], **options)
+        mk.edit.merge(model, {layer: [[0, 1], [2, 3]]}, **options)
+        mk.edit.constant(model, [(layer, 0)], [text], **options)
+        shown = capsys.readouterr().err
+        for word in ("importance", "merging", "averaging"):
+            assert (word in shown) == (progress is True)

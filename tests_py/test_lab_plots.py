@@ -115,6 +115,53 @@ def test_the_command_draws_saturation(tmp_path: Any, capsys: pytest.CaptureFixtu
     assert main(["plot", paths[0], "--kind", "saturation"]) == 2
 
 
+def test_labels_cover_neither_each_other_nor_points(tmp_path: Any) -> None:
+    """Methods by formats as the quantisation notebook draws them, several of one size."""
+    from moekit.analysis import quant_plots
+
+    bits = {"int8": 8.0, "q6_k": 6.6, "int4": 4.1, "mxfp4": 4.25, "q4_k": 4.5, "int4_g32": 4.5,
+            "int3_g32": 3.5, "q3_k": 3.44, "q2_k": 2.63, "int2_g32": 2.5}  # fmt: skip
+    series = {
+        method: [(name, 1e6 * b, 2.0 ** (-1.6 * b - i)) for name, b in bits.items()]
+        for i, method in enumerate(("nearest", "GPTQ"))
+    }
+    figure = quant_plots.pareto(series)
+    drawn(figure, tmp_path)
+    figure.draw_without_rendering()  # saving has drawn it at another scale
+    axis = figure.axes[0]
+    texts = [text for text in axis.texts if text.get_text()]
+    assert sorted(text.get_text() for text in texts) == sorted([*bits, *bits])
+    boxes = [text.get_window_extent() for text in texts]
+    dots = axis.transData.transform([text.xy for text in texts])
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])
+        assert not any(box.contains(*dot) for dot in dots)
+    table = {name: {"up": 2.0**-b, "down": 3.0**-b} for name, b in bits.items()}
+    figure = quant_plots.errors_by_role(table, bits)
+    drawn(figure, tmp_path)
+    figure.draw_without_rendering()  # saving has drawn it at another scale
+    texts = [text for text in figure.axes[0].texts if text.get_text() in bits]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == len(bits)
+    assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_places_are_spread_by_the_least_that_is_needed(seed: int) -> None:
+    from moekit.analysis.labels import spread
+
+    rng = np.random.default_rng(seed)
+    places = np.sort(rng.random(20) * rng.choice([1, 4, 40]))
+    found = np.array(spread(places.tolist(), 0.3))
+    assert (np.diff(found) >= 0.3 - 1e-9).all()
+    best = ((found - places) ** 2).sum()
+    for _ in range(200):  # no other that keeps the gap moves the places less
+        other = np.maximum.accumulate(found - 0.3 * np.arange(20) + rng.normal(0, 0.05, 20))
+        assert ((other + 0.3 * np.arange(20) - places) ** 2).sum() >= best - 1e-9
+    assert spread([], 1) == []
+    assert spread([0, 10], 1) == [0, 10]
+
+
 def test_mistakes_are_named() -> None:
     for options, text in [
         ({"kind": "time", "window": 0}, "window is 0"),

@@ -25,6 +25,7 @@ from .nn.parts import rebuilt
 from .nn.types import Floats
 from .ops import Assignment, PackedWeight
 from .quantization.layerwise import WINDOW, ExpertInputs, Stream, Texts, tapped, windows_of
+from .saving.bar import Bar
 
 Scores: TypeAlias = Mapping[int, npt.NDArray[np.float64]]
 # (model, layer, expert): where an expert is to be taken from; a dense layer has one, number 0.
@@ -33,23 +34,31 @@ MEASURES = ("frequency", "weight", "reap")
 
 
 def importance(
-    model: Model, texts: Texts, by: str = "reap", *, window: int = WINDOW
+    model: Model,
+    texts: Texts,
+    by: str = "reap",
+    *,
+    window: int = WINDOW,
+    progress: bool | None = None,
 ) -> dict[int, npt.NDArray[np.float64]]:
     """layer -> float64 [E]: how much each expert does on `texts`.
 
     `frequency`: the share of slots. `weight`: the mean over all tokens of the router's weight.
     `reap`: the mean over an expert's own tokens of weight · ‖output‖ (Lasby et al., arXiv
-    2510.13999, router-weighted expert activation). An expert without tokens has 0.
+    2510.13999, router-weighted expert activation). An expert without tokens has 0. `progress`: a
+    bar on stderr; None shows it on a terminal after two seconds.
     """
     if by not in MEASURES:
         raise ValueError(f"[importance] by {by!r}; one of {', '.join(MEASURES)} is required")
     stream = Stream(model, windows_of(model, texts, window))
     found = {}
-    for n, block in enumerate(model.layers):
-        tap, _, feeds = tapped(block)
-        stream.states = stream.through(tap, n)
-        if block.moe is not None:
-            found[n] = _scores(block.moe, _inputs_of(block.moe, feeds, n), by)
+    with Bar("importance", len(model.layers), progress, " layers") as bar:
+        for n, block in enumerate(model.layers):
+            tap, _, feeds = tapped(block)
+            stream.states = stream.through(tap, n)
+            if block.moe is not None:
+                found[n] = _scores(block.moe, _inputs_of(block.moe, feeds, n), by)
+            bar.advance(1)
     return found
 
 
@@ -234,35 +243,48 @@ def _changed(
 
 
 def merge(
-    model: Model, groups: Mapping[int, Sequence[Sequence[int]]], scores: Scores | None = None
+    model: Model,
+    groups: Mapping[int, Sequence[Sequence[int]]],
+    scores: Scores | None = None,
+    *,
+    progress: bool | None = None,
 ) -> Model:
     """Experts of a group become one, their mean weighted by `scores` (Li et al., arXiv 2310.01334).
 
     `groups`: layer -> lists of experts. The router stays as it is: each id of a group leads to the
     same expert, whose memory is there once; a token that chose two of them gets it with both
-    weights. The mean is packed in the format of the group's first expert.
+    weights. The mean is packed in the format of the group's first expert. `progress` as in
+    `importance`.
     """
     changes: dict[int, Any] = {}
-    for layer, lists in groups.items():
-        moe = _moe_of(model, layer)
-        experts = moe.experts
-        members = [(experts, expert) for expert in range(experts.count)]
-        seen: set[int] = set()
-        for group in lists:
-            ids = _kept(layer, list(group), experts.count, None)
-            if seen & set(ids):
-                raise ValueError(f"[merge] an expert of layer {layer} is in two groups")
-            seen |= set(ids)
-            shares = np.ones(len(ids)) if scores is None else np.asarray(scores[layer])[ids]
-            if not shares.sum() > 0:
-                shares = np.ones(len(ids))
-            one = _mean(experts, ids, shares / shares.sum(), group[0])
-            for expert in ids:
-                members[expert] = (one, 0)
-        result = copy.copy(moe)
-        result.experts = gathered(members)
-        changes[id(moe)] = result
+    with Bar("merging", sum(map(len, groups.values())), progress, " groups") as bar:
+        for layer, lists in groups.items():
+            moe = _moe_of(model, layer)
+            changes[id(moe)] = _merged(moe, layer, lists, scores, bar)
     return _changed(model, changes, {})
+
+
+def _merged(
+    moe: MoE, layer: int, lists: Sequence[Sequence[int]], scores: Scores | None, bar: Bar
+) -> MoE:
+    experts = moe.experts
+    members = [(experts, expert) for expert in range(experts.count)]
+    seen: set[int] = set()
+    for group in lists:
+        ids = _kept(layer, list(group), experts.count, None)
+        if seen & set(ids):
+            raise ValueError(f"[merge] an expert of layer {layer} is in two groups")
+        seen |= set(ids)
+        shares = np.ones(len(ids)) if scores is None else np.asarray(scores[layer])[ids]
+        if not shares.sum() > 0:
+            shares = np.ones(len(ids))
+        one = _mean(experts, ids, shares / shares.sum(), group[0])
+        for expert in ids:
+            members[expert] = (one, 0)
+        bar.advance(1)
+    result = copy.copy(moe)
+    result.experts = gathered(members)
+    return result
 
 
 def _mean(experts: Experts, ids: list[int], shares: npt.NDArray[np.float64], first: int) -> Experts:
@@ -281,12 +303,17 @@ def _mean(experts: Experts, ids: list[int], shares: npt.NDArray[np.float64], fir
 
 
 def constant(
-    model: Model, experts: Sequence[tuple[int, int]], texts: Texts, *, window: int = WINDOW
+    model: Model,
+    experts: Sequence[tuple[int, int]],
+    texts: Texts,
+    *,
+    window: int = WINDOW,
+    progress: bool | None = None,
 ) -> Model:
     """(layer, expert) give always what they gave on average over their tokens of `texts`.
 
     The average is weighted by the router, which makes it the constant of least squared error; an
-    expert without tokens gives 0. The router stays as it is.
+    expert without tokens gives 0. The router stays as it is. `progress` as in `importance`.
     """
     wanted: dict[int, list[int]] = {}
     for layer, expert in experts:
@@ -294,12 +321,14 @@ def constant(
         wanted.setdefault(layer, []).append(expert)
     stream = Stream(model, windows_of(model, texts, window))
     changes: dict[int, Any] = {}
-    for n, block in enumerate(model.layers):
-        tap, _, feeds = tapped(block)
-        stream.states = stream.through(tap, n)
-        if n in wanted:
-            moe = _moe_of(model, n)
-            changes[id(moe)] = _with_constants(moe, _inputs_of(moe, feeds, n), wanted[n])
+    with Bar("averaging", len(model.layers), progress, " layers") as bar:
+        for n, block in enumerate(model.layers):
+            tap, _, feeds = tapped(block)
+            stream.states = stream.through(tap, n)
+            if n in wanted:
+                moe = _moe_of(model, n)
+                changes[id(moe)] = _with_constants(moe, _inputs_of(moe, feeds, n), wanted[n])
+            bar.advance(1)
     return _changed(model, changes, {})
 
 

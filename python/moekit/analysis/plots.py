@@ -1,20 +1,22 @@
-"""Every figure of the package; the only module that imports matplotlib.
+"""Figures of routing, and what all figures are drawn with; the only module that imports matplotlib.
 
-A function takes figures that are already computed and returns a `matplotlib.figure.Figure`; `save`
-writes it. Nothing goes through pyplot, so no window opens and no global state changes.
+A function takes numbers that are already computed and returns a `matplotlib.figure.Figure`; `save`
+writes it. Nothing goes through pyplot, so no window opens and no global state changes. Figures of
+the planner are in `plan_plots`, those of quantisation in `quant_plots`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from .labels import label_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ..counters import Counters
-    from ..planner import Machine, ModelPlan
     from ..record import Record
     from .ablation import Ablation
     from .intent import Intent
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """An empty Figure, or an ImportError that says what to install."""
     try:
         from matplotlib.figure import Figure
@@ -42,187 +44,14 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"[plot] {os.fspath(path)} cannot be written: {error}") from None
 
 
-# -- the planner ------------------------------------------------------------------------------
-
-PLAN_FORMATS = ("bf16", "fp8", "q6_k", "q4_k", "int4", "q3_k", "q2_k")
-PLAN_BATCHES = tuple(2**i for i in range(13))
-
-
-def plan_figure(
-    plans: Sequence[ModelPlan],
-    machines: Sequence[Machine],
-    *,
-    price: float | None = None,
-) -> Figure:
-    """Memory by format, tokens/s by batch, distinct experts by batch, cost by utilisation.
-
-    One plan is drawn on every machine; several plans are compared on the first machine. `price`
-    replaces the machines' own dollars an hour.
-    """
-    figure = _figure(12, 8.5)
-    axes = figure.subplots(2, 2)
-    names = [plan.name or plan.inventory.model_type for plan in plans]
-    suffix = "" if len(plans) == 1 else f" on {machines[0].name}"
-    figure.suptitle(f"{' / '.join(names)}{suffix}")
-    draw_memory(axes[0][0], plans, machines)
-    draw_speed(axes[0][1], plans, machines)
-    draw_experts(axes[1][0], plans)
-    draw_cost(axes[1][1], plans, machines, price)
-    result: Figure = figure
-    return result
-
-
-def _series(
-    plans: Sequence[ModelPlan], machines: Sequence[Machine]
-) -> list[tuple[str, ModelPlan, Machine]]:
-    """What the lines of a panel are: machines of the only plan, or plans on the first machine."""
-    if len(plans) == 1:
-        return [(machine.name, plans[0], machine) for machine in machines]
-    return [(plan.name or plan.inventory.model_type, plan, machines[0]) for plan in plans]
-
-
-def _plain(axis: Any, title: str, x: str, y: str) -> None:
+def plain(axis: Any, title: str, x: str, y: str) -> None:
+    """Title and names of an axis, a faint grid and no frame."""
     axis.set_title(title, loc="left", fontsize=11)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.25)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
-
-
-def draw_memory(axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machine]) -> None:
-    """Weight bytes in each format, experts apart from the rest; machines as dotted lines."""
-    height = 0.8 / len(plans)
-    for j, plan in enumerate(plans):
-        for i, name in enumerate(PLAN_FORMATS):
-            sized = plan.at(format=name)
-            routed = sized.component_bytes["routed"] / 1e9
-            rest = sized.weight_bytes / 1e9 - routed
-            place = i + j * height
-            axis.barh(place, rest, height * 0.9, color=COLOURS[1])
-            axis.barh(
-                place, routed, height * 0.9, left=rest, color=COLOURS[0], alpha=1.0 - 0.35 * j
-            )
-            axis.text(routed + rest, place, f" {routed + rest:,.0f}", va="center", fontsize=8)
-    axis.set_yticks([i + 0.4 - height / 2 for i in range(len(PLAN_FORMATS))])
-    labels = [
-        f"{name} ({plans[0].at(format=name).bits_per_weight:.2f} bits)" for name in PLAN_FORMATS
-    ]
-    axis.set_yticklabels(labels)
-    axis.invert_yaxis()
-    limit = 1.1 * max(p.at(format=name).weight_bytes for p in plans for name in PLAN_FORMATS) / 1e9
-    axis.set_xlim(0, limit)
-    for machine in machines:
-        if machine.usable_bytes / 1e9 < limit:
-            axis.axvline(machine.usable_bytes / 1e9, color="0.4", linestyle=":", linewidth=1)
-    title = "Weights by format: routed experts (blue), the rest (orange)"
-    if len(plans) > 1:
-        title += "\nbars in the order of the models; dotted: one device"
-    else:
-        title += "\ndotted: one device of each machine"
-    _plain(axis, title, "GB", "")
-
-
-def draw_speed(axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machine]) -> None:
-    """Roofline decode over the batch; a dot marks the batch from which compute binds."""
-    seen: list[list[float]] = []
-    for colour, (label, plan, machine) in zip(COLOURS * 4, _series(plans, machines), strict=False):
-        placed = machine.times(plan.devices(machine.usable_bytes))
-        batch = plan.roofline(placed).compute_bound_batch
-        if batch is not None and batch > PLAN_BATCHES[-1]:
-            batch = None
-        batches = sorted({*PLAN_BATCHES, batch or 1})
-        rates = [plan.at(batch=b).tokens_per_second(placed) for b in batches]
-        count = f" x {placed.devices}" if placed.devices > 1 else ""
-        style = "--" if rates in seen else "-"  # equal machines would hide each other
-        seen.append(rates)
-        axis.plot(batches, rates, style, color=colour, label=f"{label}{count}")
-        if batch is not None:
-            axis.plot(batch, rates[batches.index(batch)], "o", color=colour)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.legend(fontsize=8, frameon=False)
-    context = f", {plans[0].context:,} tokens of context" if plans[0].context else ""
-    _plain(
-        axis,
-        f"Decode in {plans[0].format.name}{context} (upper bound)\nfrom the dot on compute binds",
-        "sequences in the batch",
-        "tokens/s, all sequences",
-    )
-
-
-def draw_experts(axis: Any, plans: Sequence[ModelPlan]) -> None:
-    """Share of a layer's experts that a batch wakes, and the tokens each of them works for."""
-    twin = axis.twinx()
-    sparse = False
-    for colour, plan in zip(COLOURS * 4, plans, strict=False):
-        if not plan.num_experts:
-            continue
-        sparse = True
-        woken = [plan.at(batch=b).expected_distinct_experts for b in PLAN_BATCHES]
-        owner = f"{plan.name or plan.inventory.model_type}, " if len(plans) > 1 else ""
-        label = f"{owner}{plan.top_k} of {plan.num_experts}: experts read"
-        axis.plot(
-            PLAN_BATCHES, [100 * w / plan.num_experts for w in woken], color=colour, label=label
-        )
-        reuse = [b * plan.top_k / w for b, w in zip(PLAN_BATCHES, woken, strict=True)]
-        twin.plot(
-            PLAN_BATCHES,
-            reuse,
-            color=colour,
-            linestyle="--",
-            label="tokens an expert works for (right)",
-        )
-    axis.set_xscale("log", base=2)
-    twin.set_yscale("log")
-    twin.set_ylabel("tokens for each expert read (dashed)")
-    twin.spines["top"].set_visible(False)
-    if sparse:
-        axis.legend(fontsize=8, frameon=False, loc="lower right")
-    else:
-        axis.set_yticks([])
-        twin.set_yticks([], minor=False)
-        twin.set_yticks([], minor=True)
-        axis.text(0.5, 0.5, "dense: no experts", ha="center", transform=axis.transAxes)
-    _plain(
-        axis,
-        "Experts read by a decode step, E(1 - (1 - K/E)^B)",
-        "sequences in the batch",
-        "% of a layer's experts",
-    )
-
-
-def draw_cost(
-    axis: Any, plans: Sequence[ModelPlan], machines: Sequence[Machine], price: float | None
-) -> None:
-    """Dollars for a million tokens over the share of time that a machine is used."""
-    shares = [i / 100 for i in range(2, 101, 2)]
-    drawn = False
-    for colour, (label, plan, machine) in zip(COLOURS * 4, _series(plans, machines), strict=False):
-        placed = machine.times(plan.devices(machine.usable_bytes))
-        full = plan.cost(placed, price_per_hour=price).dollars
-        if full:
-            axis.plot(
-                [100 * s for s in shares], [full / s for s in shares], color=colour, label=label
-            )
-            drawn = True
-    if drawn:
-        axis.set_yscale("log")
-        axis.legend(fontsize=8, frameon=False)
-    else:
-        axis.text(0.5, 0.5, "no machine states a price", ha="center", transform=axis.transAxes)
-    _plain(
-        axis,
-        f"Cost at batch {plans[0].batch}",
-        "% of the time in use",
-        "dollars for a million tokens",
-    )
-
-
-# -- end of the planner -----------------------------------------------------------------------
-
-
-# -- routing ----------------------------------------------------------------------------------
 
 
 def _expert_axis(axis: Any, width: int) -> None:
@@ -234,12 +63,12 @@ def _expert_axis(axis: Any, width: int) -> None:
 def _grid(values: Any, layers: Any, title: str, scale: str, **colours: Any) -> Any:
     """A heatmap of layers by experts; masked cells show the grey or white behind them."""
     rows, width = values.shape
-    figure = _figure(min(16.0, max(5.5, 3.2 + width * 0.14)), min(14.0, 1.6 + rows * 0.32))
+    figure = new_figure(min(16.0, max(5.5, 3.2 + width * 0.14)), min(14.0, 1.6 + rows * 0.32))
     axis = figure.subplots()
     image = axis.imshow(values, aspect="auto", interpolation="none", **colours)
     axis.set_yticks(range(rows), [str(n) for n in layers])
     _expert_axis(axis, width)
-    _plain(axis, title, "expert", "layer")
+    plain(axis, title, "expert", "layer")
     axis.grid(False)
     figure.colorbar(image, ax=axis, label=scale)
     return figure
@@ -293,7 +122,7 @@ def coactivation_map(record: Record, layer: int | None = None) -> Figure:
     count = int(record.num_experts[place])
     shares = coactivation(record)[place, :count, :count]
     np.fill_diagonal(shares, np.nan)
-    figure = _figure(6.4, 5.4)
+    figure = new_figure(6.4, 5.4)
     axis = figure.subplots()
     axis.set_facecolor("0.85")
     image = axis.imshow(
@@ -302,7 +131,7 @@ def coactivation_map(record: Record, layer: int | None = None) -> Figure:
     _expert_axis(axis, count)
     step = max(1, -(-count // 16))
     axis.set_yticks(range(0, count, step))
-    _plain(
+    plain(
         axis,
         f"Experts of layer {record.layers[place]} chosen together",
         "also chosen",
@@ -338,18 +167,18 @@ def load_over_time(record: Record, layer: int | None = None, window: int | None 
     flat = (column * count + chosen)[used]
     counts = np.bincount(flat, minlength=columns * count).reshape(columns, count)
     even = np.maximum(counts.sum(axis=1, keepdims=True) / count, 1e-12)
-    figure = _figure(9, 5.6)
+    figure = new_figure(9, 5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     edges = (-0.5, columns * width - 0.5, count - 0.5, -0.5)
     image = top.imshow(
         (counts / even).T, aspect="auto", cmap="viridis", interpolation="none", extent=edges, vmin=0
     )
-    _plain(top, f"Load of layer {record.layers[place]} along the text", "", "expert")
+    plain(top, f"Load of layer {record.layers[place]} along the text", "", "expert")
     top.grid(False)
     figure.colorbar(image, ax=top, label="load (even = 1)")
     at = np.arange(columns) * width + (width - 1) / 2
     bottom.plot(at, load(counts).max_violation, color=COLOURS[1], linewidth=1.2)
-    _plain(bottom, "", f"token (windows of {width})", "max violation")
+    plain(bottom, "", f"token (windows of {width})", "max violation")
     bottom.set_ylim(bottom=0)
     for boundary in np.flatnonzero(np.diff(record.sequences)) + 0.5:
         if len(np.unique(record.sequences)) <= 12:
@@ -366,7 +195,7 @@ def specialisation_figure(found: Specialisation) -> Figure:
     domains = len(found.domains)
     columns = min(domains, 2)
     rows = -(-domains // columns)
-    figure = _figure(11, 3.2 + 0.9 * rows + 0.3 * rows * len(layers))
+    figure = new_figure(11, 3.2 + 0.9 * rows + 0.3 * rows * len(layers))
     whole = figure.add_gridspec(1 + rows, 2, height_ratios=[2.6, *[0.9 + 0.3 * len(layers)] * rows])
     for place, (title, strength) in enumerate(
         (
@@ -386,7 +215,7 @@ def specialisation_figure(found: Specialisation) -> Figure:
         axis.plot(at, null, "_", color=COLOURS[1], markersize=18, mew=2.5, label="chance")
         axis.set_xticks(at, layers)
         axis.legend(fontsize=8, frameon=False)
-        _plain(axis, f"Routing explained by {title}", "layer", "% of its entropy")
+        plain(axis, f"Routing explained by {title}", "layer", "% of its entropy")
     top = float(np.nanmax(found.domain, initial=0))
     image: Any = None
     for d, name in enumerate(found.domains):
@@ -397,7 +226,7 @@ def specialisation_figure(found: Specialisation) -> Figure:
         )  # fmt: skip
         axis.set_yticks(range(len(layers)), layers)
         _expert_axis(axis, found.domain.shape[1])
-        _plain(axis, name, "expert", "layer")
+        plain(axis, name, "expert", "layer")
         axis.grid(False)
     figure.colorbar(image, ax=figure.axes[2:], label="% of the domain's tokens")
     result: Figure = figure
@@ -427,23 +256,26 @@ def ablation_map(found: Ablation) -> Figure:
 
 def intent_figure(*found: Intent) -> Figure:
     """Share of the profile's experts over the strength, and what it costs in KL."""
-    figure = _figure(9, 3.6)
+    figure = new_figure(9, 3.6)
     left, right = figure.subplots(1, 2)
     for colour, one in zip(COLOURS, found, strict=False):
         left.plot(one.strengths, 100 * one.share, "o-", color=colour, label=one.name)
         right.plot(one.kl, 100 * one.share, "o-", color=colour, label=one.name)
-        for strength, kl, share in zip(one.strengths, one.kl, one.share, strict=True):
-            right.annotate(
-                f"{strength:g}", (kl, 100 * share), textcoords="offset points", xytext=(4, -10),
-                fontsize=8, color="0.35", zorder=5,
-            )  # fmt: skip
     title = "Routing weight on the profile's experts"
-    _plain(left, title, "strength", "% of the routing weight")
-    _plain(right, "What it costs (numbers: strength)", "KL, nats a token", "")
+    plain(left, title, "strength", "% of the routing weight")
+    plain(right, "What it costs (numbers: strength)", "KL, nats a token", "")
     for axis in (left, right):
         axis.set_ylim(bottom=0)
     if len(found) > 1:
         left.legend(fontsize=8, frameon=False)
+    marks = [
+        (float(kl), 100 * float(share), f"{strength:g}")
+        for one in found
+        for strength, kl, share in zip(one.strengths, one.kl, one.share, strict=True)
+    ]
+    label_points(
+        right, [mark[:2] for mark in marks], [mark[2] for mark in marks], ["0.35"] * len(marks), 8
+    )
     result: Figure = figure
     return result
 
@@ -452,7 +284,7 @@ def stream_figure(found: BalancedStream) -> Figure:
     """Max violation along a stream without and with the bias controller, and the cost in KL."""
     import numpy as np
 
-    figure = _figure(9, 3.8)
+    figure = new_figure(9, 3.8)
     left, right = figure.subplots(1, 2)
     steps = np.arange(1, len(found.kl) + 1)
     for name, table, colour in (
@@ -463,10 +295,10 @@ def stream_figure(found: BalancedStream) -> Figure:
         left.plot(steps, np.nanmean(table, axis=1), color=colour, linewidth=2, label=name)
     left.legend(fontsize=8, frameon=False)
     left.set_ylim(bottom=0)
-    _plain(left, "Load of each layer (thin) and their mean", "step", "max violation (0 = even)")
+    plain(left, "Load of each layer (thin) and their mean", "step", "max violation (0 = even)")
     right.plot(steps, found.kl, color=COLOURS[2], linewidth=1.5)
     right.set_ylim(bottom=0)
-    _plain(right, "What the balance costs", "step", "KL, nats a token")
+    plain(right, "What the balance costs", "step", "KL, nats a token")
     result: Figure = figure
     return result
 
@@ -484,7 +316,7 @@ def saturation_figure(earlier: Mapping[str, Record], final: Record) -> Figure:
     shares = [saturation(record, final) for record in earlier.values()]
     used = (final.experts >= 0).sum(axis=2).mean(axis=0)
     chance = float((used / final.num_experts).mean()) if len(final) else 0.0
-    figure = _figure(6.5, 4)
+    figure = new_figure(6.5, 4)
     axis = figure.subplots()
     layers, names = final.layers.tolist(), list(earlier)
     ramp = _ramp(len(layers))
@@ -508,7 +340,7 @@ def saturation_figure(earlier: Mapping[str, Record], final: Record) -> Figure:
     axis.axhline(chance, color="black", linestyle=":", linewidth=1)
     axis.text(1.0, chance, " K / E", va="center", fontsize=8, transform=axis.get_yaxis_transform())
     axis.set_ylim(0, 1.02)
-    _plain(
+    plain(
         axis,
         "Experts of the final checkpoint chosen already",
         "layer" if len(names) == 1 else "checkpoint",

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .plots import COLOURS, _figure
+from .labels import label_points, spread
+from .plots import COLOURS, new_figure
 
 if TYPE_CHECKING:
     from .quant_error import QuantReport
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def report_figure(report: QuantReport) -> Any:
     """Agreement by layer, flips by margin, and errors of single experts by their share."""
-    figure = _figure(12, 3.6)
+    figure = new_figure(12, 3.6)
     layers, margins, experts = figure.subplots(1, 3)
     numbers = [row.layer for row in report.layers]
     layers.plot(
@@ -59,7 +60,7 @@ def report_figure(report: QuantReport) -> Any:
 
 def errors_by_role(table: Mapping[str, Mapping[str, float]], bits: Mapping[str, float]) -> Any:
     """Error against bits: `table` is format -> role -> mean error, `bits` format -> bits."""
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     formats = sorted(table, key=lambda name: bits[name])
     roles = sorted({role for row in table.values() for role in row})
@@ -67,15 +68,24 @@ def errors_by_role(table: Mapping[str, Mapping[str, float]], bits: Mapping[str, 
         points = [(bits[f], table[f][role]) for f in formats if table[f].get(role, 0) > 0]
         if points:
             axes.plot(*zip(*points, strict=True), "o-", color=COLOURS[i % 7], label=role)
-    for name in formats:
-        axes.axvline(bits[name], color="0.9", zorder=0)
+    lowest, highest = axes.get_xlim()
+    places = [bits[name] for name in formats]
+    gap = (highest - lowest) / 45  # as high as a letter
+    for name, place, at in zip(formats, places, spread(places, gap), strict=True):
+        axes.axvline(place, color="0.9", zorder=0)
         axes.annotate(
             name,
-            (bits[name], 1.01),
+            (place, 1.0),
             xycoords=("data", "axes fraction"),
-            rotation=60,
-            fontsize=8,
+            xytext=(at, 1.06),
+            textcoords=("data", "axes fraction"),
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.5, "shrinkA": 0},
         )
+    axes.set_xlim(lowest, highest)
     axes.set(xlabel="bits per weight, scales included", ylabel="relative error of the outputs")
     axes.set_yscale("log")
     axes.legend(frameon=False)
@@ -85,7 +95,7 @@ def errors_by_role(table: Mapping[str, Mapping[str, float]], bits: Mapping[str, 
 
 def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
     """Share of experts that both models chose, layer by layer, a line for each model."""
-    figure = _figure(6, 4)
+    figure = new_figure(6, 4)
     axes = figure.subplots()
     numbers: list[int] = []
     for i, (name, report) in enumerate(reports.items()):
@@ -106,7 +116,7 @@ def agreement_by_layer(reports: Mapping[str, QuantReport]) -> Any:
 
 def against_dense(pairs: Mapping[str, tuple[float, QuantReport]]) -> Any:
     """Divergences of a dense model and of a mixture: format -> (the dense one's, report)."""
-    figure = _figure(8, 4)
+    figure = new_figure(8, 4)
     axes = figure.subplots()
     places = list(range(len(pairs)))
     series = {
@@ -125,33 +135,25 @@ def against_dense(pairs: Mapping[str, tuple[float, QuantReport]]) -> Any:
     return figure
 
 
-# Labels right above, right below and left of their points, series by series.
-_LABEL_OFFSETS = ((5, 4), (5, -10), (-6, -3))
-
-
 def pareto(series: Mapping[str, Sequence[tuple[str, float, float]]]) -> Any:
     """Bytes against divergence: name of a method -> (label, bytes, KL in nats a token)."""
-    figure = _figure(7, 4.5)
+    figure = new_figure(7, 4.5)
     axes = figure.subplots()
-    for i, (name, points) in enumerate(series.items()):
-        ordered = sorted(points, key=lambda point: point[1])
-        x, y = [p[1] / 1e6 for p in ordered], [p[2] for p in ordered]
-        axes.plot(x, y, "os^Dv"[i % 5], color=COLOURS[i % 7], alpha=0.9, label=name)
-        for label, size, kl in ordered:
-            axes.annotate(
-                label,
-                (size / 1e6, kl),
-                textcoords="offset points",
-                xytext=_LABEL_OFFSETS[i % 3],
-                ha=("left", "left", "right")[i % 3],
-                fontsize=7,
-                color=COLOURS[i % 7],
-            )
+    points, labels, colours = [], [], []
+    for i, (name, found) in enumerate(series.items()):
+        own = [(size / 1e6, kl) for _, size, kl in found]
+        axes.plot(
+            *zip(*own, strict=True), "os^Dv"[i % 5], color=COLOURS[i % 7], alpha=0.9, label=name
+        )
+        points += own
+        labels += [label for label, _, _ in found]
+        colours += [COLOURS[i % 7]] * len(found)
     axes.set(xlabel="megabytes of packed weights", ylabel="KL (nats a token)")
     axes.set_yscale("log")
     axes.margins(x=0.12)
     axes.legend(frameon=False)
     _plain(axes)
+    label_points(axes, points, labels, colours)
     return figure
 
 

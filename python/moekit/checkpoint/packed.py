@@ -335,6 +335,10 @@ class Outline(Weights):
         """Nothing is stored in blocks."""
         return
 
+    def has_rows(self, name: str) -> bool:
+        """There is no tensor in a file to read rows of."""
+        return False
+
     def take(self, piece: Piece) -> Array:
         """Zeros in the shape of the piece."""
         matrix = self[piece.name]

@@ -256,9 +256,9 @@ def _print(
 
 
 def _plot(args: argparse.Namespace, plans: list[Any], machines: list[Any]) -> None:
-    from moekit.analysis import plots
+    from moekit.analysis import plan_plots, plots
 
-    figure = plots.plan_figure(plans, machines, price=args.price)
+    figure = plan_plots.plan_figure(plans, machines, price=args.price)
     plots.save(figure, args.plot)
 
 
