@@ -84,7 +84,7 @@ struct Workspace {
     tail = memory.take<const float*>(rows);
     bias = memory.take<const float*>(rows);
     visible = memory.take<KeyRange>(rows);
-    queries = memory.take<float>(round_up(rows, 16) * key_width);
+    queries = memory.take<float>(round_up(rows, 16) * (key_width + 16));
     key_block = memory.take<float>(kKeyBlock * key_width);
     value_block = memory.take<float>(kKeyBlock * width);
     lane_sums = memory.take<float>(rows * 16);

@@ -14,13 +14,13 @@ constinit const AttentionKernels kAttentionTable = {
 #ifdef __AMX_TILE__
     // Two parts of a float16 number cost more than they bring to a few rows (measured).
     {{&pack_queries, &attend<float>},
-     {&pack_query_tiles, &attend_tiles<bf16>},
+     {&pack_query_tiles, &attend_tiles<PairTiles<bf16>>},
      {&pack_queries, &attend<f16>},
-     {&pack_query_tiles, &attend_tiles<int8_t>}},
+     {&pack_query_bytes, &attend_tiles<ByteTiles>}},
     {{&pack_queries, &attend<float>},
-     {&pack_query_tiles, &attend_tiles<bf16>},
-     {&pack_query_tiles, &attend_tiles<f16>},
-     {&pack_query_tiles, &attend_tiles<int8_t>}},
+     {&pack_query_tiles, &attend_tiles<PairTiles<bf16>>},
+     {&pack_query_tiles, &attend_tiles<PairTiles<f16>>},
+     {&pack_query_bytes, &attend_tiles<ByteTiles>}},
 #else
     {{&pack_queries, &attend<float>},
      {&pack_queries, &attend<bf16>},

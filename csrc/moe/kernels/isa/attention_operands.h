@@ -247,6 +247,37 @@ class ValueLayout {
   int next_ = 0;
 };
 
+/// [key][sixteen queries] → scores[query][key], groups [first, last) of sixteen keys.
+MOE_INLINE void turn_scores(const float* from, int height, int first, int last, TileWeights& w) {
+  for (int g = first; g < last; ++g) {
+    const float* keys = from + g * kTileWeights;
+    if (height <= 4) {
+      __m512 a[4];  // keys i, 4 + i, 8 + i, 12 + i
+      MOE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        a[i] = _mm512_castps128_ps512(_mm_loadu_ps(keys + i * 16));
+        a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(keys + (4 + i) * 16), 1);
+        a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(keys + (8 + i) * 16), 2);
+        a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(keys + (12 + i) * 16), 3);
+      }
+      const __m512 ab = _mm512_unpacklo_ps(a[0], a[1]), cd = _mm512_unpacklo_ps(a[2], a[3]);
+      const __m512 ab_high = _mm512_unpackhi_ps(a[0], a[1]);
+      const __m512 cd_high = _mm512_unpackhi_ps(a[2], a[3]);
+      store(w.scores[0] + g * kLanes, {_mm512_shuffle_ps(ab, cd, 0x44)});
+      store(w.scores[1] + g * kLanes, {_mm512_shuffle_ps(ab, cd, 0xee)});
+      store(w.scores[2] + g * kLanes, {_mm512_shuffle_ps(ab_high, cd_high, 0x44)});
+      store(w.scores[3] + g * kLanes, {_mm512_shuffle_ps(ab_high, cd_high, 0xee)});
+      continue;
+    }
+    __m512i a[16];
+    MOE_UNROLL
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(keys + i * 16);
+    transpose_lanes(a);
+    MOE_UNROLL
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(w.scores[i] + g * kLanes, a[i]);
+  }
+}
+
 /// A tile's weights as the first operand: [hi, lo][sixteen rows][keys].
 struct alignas(64) WeightTiles {
   uint16_t part[2][kTileHeight][kKeyBlock];
