@@ -73,7 +73,10 @@ def test_pictures_of_the_measures(tmp_path: Any) -> None:
     drawn(plots.ablation_map(ablation), tmp_path)
     profiles = analysis.profile({"a": text, "b": text[::-1]}, model)
     intents = [analysis.intent(model, p, text, (0, 1)) for p in profiles.values()]
-    drawn(plots.intent_figure(*intents), tmp_path)
+    figure = plots.intent_figure(*intents)
+    numbers = [text.get_text() for text in figure.axes[1].texts if text.get_text()]
+    assert numbers == ["0", "1"] * 2
+    drawn(figure, tmp_path)
     stream = analysis.balance_stream(model, text, 0.01, window=6)
     figure = plots.stream_figure(stream)
     np.testing.assert_array_equal(figure.axes[1].lines[0].get_ydata(), stream.kl)

@@ -1,8 +1,8 @@
 """The choices of forward passes: kept as they come, laid out as tables many passes at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,15 +11,14 @@ from .ops.router_rules import margins_of, selection_scores
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
-# What one layer chose: its number, experts and weights [T, K], do the weights scale the inputs?
-# Arrays and not assignments, which hold on to the logits that they were made from.
-Choice: TypeAlias = tuple[int, Ints, Floats, bool]
 
 
 @dataclass(slots=True)
 class Pass:
     """One forward pass: `lengths[i]` rows of the sequence that a record calls `numbers[i]`.
 
+    `layers` have chosen `experts[j]` with `weights[j]` [T, K] (arrays and not assignments, which
+    hold on to the logits that they were made from), which scale the inputs in `on_input` of them.
     `logits` are kept where they, or margins not yet made of them, are asked for. `rules` are the
     keywords of `ops.route` by layer, which say what the margins are differences of; all passes of
     one recording share them.
@@ -30,7 +29,10 @@ class Pass:
     positions: npt.NDArray[Any]
     ids: Ints
     policy: str
-    choices: Sequence[Choice]
+    layers: tuple[int, ...]
+    experts: Sequence[Ints]
+    weights: Sequence[Floats]
+    on_input: Sequence[int]
     logits: Mapping[int, Floats] = field(default_factory=dict)
     margins: Mapping[int, Floats] = field(default_factory=dict)
     rules: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -63,34 +65,30 @@ def part_of(passes: Sequence[Pass], layers: Sequence[int], most: int, kept: Sequ
     """
     tokens = [len(one.ids) for one in passes]
     ends = np.cumsum(tokens)
-    found: dict[int, dict[tuple[int, bool, bool], list[tuple[int, Choice]]]] = {}
-    k = 0
-    for i, one in enumerate(passes):
-        for choice in one.choices:
-            layer, width = choice[0], choice[1].shape[1]
-            k = max(k, width)
-            kind = width, layer in one.logits, layer in one.margins
-            found.setdefault(layer, {}).setdefault(kind, []).append((i, choice))
+    k = max((chosen.shape[1] for one in passes for chosen in one.experts), default=0)
     experts = np.full((int(sum(tokens)), len(layers), k), -1, np.int32)
     weights = np.zeros(experts.shape, np.float32)
     logits = np.full((*experts.shape[:2], most), np.nan, np.float32) if "logits" in kept else None
     margins = np.full(experts.shape[:2], np.nan, np.float32) if "margins" in kept else None
-    for place, layer in enumerate(layers):
-        for (width, has_logits, has_margins), which in found.get(layer, {}).items():
-            at: Any = slice(None)
-            if len(which) < len(passes):
-                at = np.concatenate([np.arange(ends[i] - tokens[i], ends[i]) for i, _ in which])
-            chosen = np.concatenate([choice[1] for _, choice in which])
-            experts[at, place, :width] = chosen
-            weights[at, place, :width] = np.concatenate([choice[2] for _, choice in which])
-            if has_logits:
-                values = np.concatenate([passes[i].logits[layer] for i, _ in which])
-                if logits is not None:
-                    logits[at, place, : values.shape[1]] = values
-                if margins is not None and layer in passes[0].rules:
-                    margins[at, place] = rank_margins(passes[0].rules[layer], values, chosen)
-            if margins is not None and has_margins:
-                margins[at, place] = np.concatenate([passes[i].margins[layer] for i, _ in which])
+    places = {layer: place for place, layer in enumerate(layers)}
+    for which, j in _alike(passes):
+        some = [passes[i] for i in which]
+        layer, first = some[0].layers[j], some[0].experts[j]
+        place, width = places[layer], first.shape[1]
+        at: Any = slice(None)
+        if len(which) < len(passes):
+            at = np.concatenate([np.arange(ends[i] - tokens[i], ends[i]) for i in which])
+        chosen = np.concatenate([one.experts[j] for one in some])
+        experts[at, place, :width] = chosen
+        weights[at, place, :width] = np.concatenate([one.weights[j] for one in some])
+        if layer in some[0].logits:
+            values = np.concatenate([one.logits[layer] for one in some])
+            if logits is not None:
+                logits[at, place, : values.shape[1]] = values
+            if margins is not None and layer in some[0].rules:
+                margins[at, place] = rank_margins(some[0].rules[layer], values, chosen)
+        if margins is not None and layer in some[0].margins:
+            margins[at, place] = np.concatenate([one.margins[layer] for one in some])
     return Part(
         experts,
         weights,
@@ -102,5 +100,20 @@ def part_of(passes: Sequence[Pass], layers: Sequence[int], most: int, kept: Sequ
         np.concatenate([one.ids for one in passes]),
         logits,
         margins,
-        frozenset(layer for one in passes for layer, _, _, on_input in one.choices if on_input),
+        frozenset(layer for one in passes for layer in one.on_input),
     )
+
+
+def _alike(passes: Sequence[Pass]) -> Iterator[tuple[list[int], int]]:
+    """Passes that ran the same layers, and the place of a layer where they have one width."""
+    kinds: dict[Any, list[int]] = {}
+    for i, one in enumerate(passes):
+        kinds.setdefault((one.layers, tuple(one.logits), tuple(one.margins)), []).append(i)
+    for which in kinds.values():
+        for j in range(len(passes[which[0]].layers)):
+            widths = {passes[i].experts[j].shape[1] for i in which}
+            if len(widths) == 1:
+                yield which, j
+                continue
+            for width in widths:
+                yield [i for i in which if passes[i].experts[j].shape[1] == width], j

@@ -81,7 +81,10 @@ class Recorder:
                 batch.positions,
                 batch.ids.copy(),  # the caller's own array, perhaps
                 self._running,
-                [(n, made.experts, made.weights, made.on_input) for n, made in choices.items()],
+                tuple(choices),
+                [made.experts for made in choices.values()],
+                [made.weights for made in choices.values()],
+                [n for n, made in choices.items() if made.on_input],
                 logits,
                 margins,
                 self.rules or {},

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
+
+import numpy as np
 
 Box: TypeAlias = tuple[float, float, float, float]  # left, low, right, high
 
@@ -20,11 +23,13 @@ def label_points(
     labels: Sequence[str],
     colours: Sequence[str],
     fontsize: float = 7,
+    lines: Sequence[Sequence[tuple[float, float]]] = (),
 ) -> None:
     """Write labels[i] beside points[i], each at the first place that is free, or the freest.
 
-    Call it when everything else is drawn: places are found at the axis's present scale. A label
-    that had to go far gets a thin line to its point.
+    Call it when everything else is drawn: places are found at the axis's present scale. `lines`,
+    each through some points, are covered no more than the points are. A label that had to go far
+    gets a thin line to its point.
     """
     figure = axis.figure
     notes = [
@@ -44,6 +49,13 @@ def label_points(
     places = axis.transData.transform(points) if len(points) else []
     reach = _MARKER * pixels
     taken = [(x - reach, y - reach, x + reach, y + reach) for x, y in places]
+    for line in lines:
+        corners = axis.transData.transform(line)
+        for begin, end in pairwise(corners):
+            count = max(1, int(np.hypot(*(end - begin)) / 3))
+            for part in range(count):
+                x, y = begin + (end - begin) * part / count
+                taken.append((x - 1, y - 1, x + 1, y + 1))
     frame = axis.get_window_extent()
     edge = (frame.x0, frame.y0, frame.x1, frame.y1)
     for note, (x, y) in zip(notes, places, strict=True):

@@ -274,7 +274,12 @@ def intent_figure(*found: Intent) -> Figure:
         for strength, kl, share in zip(one.strengths, one.kl, one.share, strict=True)
     ]
     label_points(
-        right, [mark[:2] for mark in marks], [mark[2] for mark in marks], ["0.35"] * len(marks), 8
+        right,
+        [mark[:2] for mark in marks],
+        [mark[2] for mark in marks],
+        ["0.35"] * len(marks),
+        8,
+        [list(zip(one.kl, 100 * one.share, strict=True)) for one in found],
     )
     result: Figure = figure
     return result
