@@ -50,6 +50,26 @@ struct GroupBlock {
     Scale::template load<V>(block + kScalesAt, g, factor, min);
   }
 
+  /// Scales in two levels (load_units): whether the steps times the codes of a range of the
+  /// activations' scales add up to an integer that a float holds.
+  static constexpr bool steps_are_exact() {
+    if constexpr (requires { Scale::kLargestStep; }) {
+      return ((1 << Codes::kBits) - 1) * Scale::kLargestStep * 127 * kScaleBlock < 1 << 24;
+    }
+    return false;
+  }
+  static constexpr bool kSteps = steps_are_exact();
+  template <class V>
+  [[gnu::always_inline]] static inline void steps(const std::byte* block, int g, typename V::I32& s,
+                                                  typename V::I32& m) {
+    Scale::template steps<V>(block + kScalesAt, g, s, m);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void units(const std::byte* block, typename V::F32& d,
+                                                  typename V::F32& least) {
+    load_units<V>(block + kScalesAt, d, least);
+  }
+
   template <class Fill>
   static void each_row(int64_t blocks, std::byte* panel, Fill fill) {
     uint8_t codes[kDepth] = {};

@@ -14,6 +14,8 @@ namespace moe {
 //   put(at, row, fields)          writes one row; `at` is where the block's scales are
 //   read(at, row, g)              group g's scale and minimum of one row
 //   load<V>(at, g, scale, min)    the same for sixteen rows
+// and those in two levels (load_units)
+//   kLargestStep, steps<V>(at, g, s, m)   the integers of a group
 
 /// Sixteen rows of T, one after the other.
 template <class T>
@@ -173,6 +175,25 @@ struct ByteScales {
   }
 };
 
+/// Scales in two levels, a block's f16 d and dmin and small integers s and m for each group: d · s
+/// and −dmin · m.
+template <class V>
+[[gnu::always_inline]] static inline void load_units(const std::byte* at, typename V::F32& d,
+                                                     typename V::F32& least) {
+  d = V::load_f32(reinterpret_cast<const f16*>(at));
+  least = sub(V::fill(-0.0f), V::load_f32(reinterpret_cast<const f16*>(at + 32)));
+}
+template <class V, class S>
+[[gnu::always_inline]] static inline void load_steps(const std::byte* at, int g,
+                                                     typename V::F32& scale, typename V::F32& min) {
+  typename V::I32 s, m;
+  S::template steps<V>(at, g, s, m);
+  typename V::F32 d, least;
+  load_units<V>(at, d, least);
+  scale = mul(d, to_f32(s));
+  min = mul(least, to_f32(m));
+}
+
 /// The scales of Q4_K and Q5_K: f16 d and dmin, for each of eight groups six bits s and m; scale
 /// d · s, minimum −dmin · m. In memory: d, dmin; for each group a byte of the low halves (s, m);
 /// for each pair of groups a byte of the high bits (s, m, s, m). As many bytes as in the file.
@@ -201,18 +222,20 @@ struct SixBitScales {
     const auto m = static_cast<float>(low >> 4 | (high & 12) << 2);
     return {to_float(get_row<f16>(at, row)) * s, -(to_float(get_row<f16>(at + 32, row)) * m)};
   }
+  static constexpr int kLargestStep = 63;
   template <class V>
-  [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
-                                                 typename V::F32& min) {
+  [[gnu::always_inline]] static inline void steps(const std::byte* at, int g, typename V::I32& s,
+                                                  typename V::I32& m) {
     const auto low = V::widen_u8(reinterpret_cast<const uint8_t*>(at + 64 + 16 * g));
     auto high = V::widen_u8(reinterpret_cast<const uint8_t*>(at + 192 + 16 * (g / 2)));
     if (g % 2 != 0) high = shift_right(high, 4);
-    const auto s =
-        add(and_bits(low, V::fill_i32(15)), shift_left(and_bits(high, V::fill_i32(3)), 4));
-    const auto m = add(shift_right(low, 4), shift_left(and_bits(high, V::fill_i32(12)), 2));
-    scale = mul(V::load_f32(reinterpret_cast<const f16*>(at)), to_f32(s));
-    const auto dmin = V::load_f32(reinterpret_cast<const f16*>(at + 32));
-    min = mul(dmin, sub(V::fill(-0.0f), to_f32(m)));
+    s = add(and_bits(low, V::fill_i32(15)), shift_left(and_bits(high, V::fill_i32(3)), 4));
+    m = add(shift_right(low, 4), shift_left(and_bits(high, V::fill_i32(12)), 2));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
+                                                 typename V::F32& min) {
+    load_steps<V, SixBitScales>(at, g, scale, min);
   }
 };
 
@@ -235,14 +258,18 @@ struct FourBitScales {
     const auto s = static_cast<float>(sm & 15), m = static_cast<float>(sm >> 4);
     return {to_float(get_row<f16>(at, row)) * s, -(to_float(get_row<f16>(at + 32, row)) * m)};
   }
+  static constexpr int kLargestStep = 15;
+  template <class V>
+  [[gnu::always_inline]] static inline void steps(const std::byte* at, int g, typename V::I32& s,
+                                                  typename V::I32& m) {
+    const auto sm = V::widen_u8(reinterpret_cast<const uint8_t*>(at + 64 + 16 * g));
+    s = and_bits(sm, V::fill_i32(15));
+    m = shift_right(sm, 4);
+  }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
                                                  typename V::F32& min) {
-    const auto sm = V::widen_u8(reinterpret_cast<const uint8_t*>(at + 64 + 16 * g));
-    scale =
-        mul(V::load_f32(reinterpret_cast<const f16*>(at)), to_f32(and_bits(sm, V::fill_i32(15))));
-    const auto dmin = V::load_f32(reinterpret_cast<const f16*>(at + 32));
-    min = mul(dmin, sub(V::fill(-0.0f), to_f32(shift_right(sm, 4))));
+    load_steps<V, FourBitScales>(at, g, scale, min);
   }
 };
 

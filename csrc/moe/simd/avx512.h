@@ -219,6 +219,11 @@ MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}
 MOE_INLINE U8x64 sub_bytes(U8x64 a, int b) {
   return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
 }
+/// Bytes a lane's small factor times, where no product exceeds 255.
+MOE_INLINE U8x64 scale_bytes(U8x64 a, I32x16 factor) {
+  const __m512i both = _mm512_or_si512(factor.v, _mm512_slli_epi32(factor.v, 16));
+  return {_mm512_mullo_epi16(a.v, both)};
+}
 #ifdef __AVX512VBMI__
 /// The bytes of the bfloat16 that each E4M3 code without its sign stands for.
 struct E4m3Bytes {

@@ -9,18 +9,20 @@
 
 namespace moe::MOE_ISA {
 
-/// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima. The
+/// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima;
+/// where scales have two levels (steps), the group's integers instead, and the block's units. The
 /// byte that means zero is the format's that they come from (TileCall::offset).
-template <int group, bool min>
+template <int group, bool min, bool two_levels>
 struct ByteGroups {
   static constexpr bool kInCache = true;
   static constexpr int kDepth = group, kGroup = group, kUnitDepth = 4;
   static constexpr int64_t kUnitBytes = 64;
   static constexpr int64_t kScalesAt = group * kPanelRows;
-  static constexpr int64_t kBlockBytes = kScalesAt + (min ? 128 : 64);
+  static constexpr int64_t kBlockBytes = kScalesAt + (two_levels ? 256 : min ? 128 : 64);
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kGroup;
   static constexpr bool kMin = min;
+  static constexpr bool kSteps = two_levels;
 
   template <class V>
   MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
@@ -31,6 +33,11 @@ struct ByteGroups {
                         typename V::F32& least) {
     factor = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt));
     if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 64));
+  }
+  template <class V>
+  MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
+    d = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 128));
+    least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 192));
   }
 };
 
@@ -62,6 +69,25 @@ inline constexpr bool kHasTiles = true;
 inline constexpr bool kHasTiles = false;
 #endif
 
+/// Whether the scales of F have two levels that the products keep apart (GroupBlock::kSteps).
+template <class F>
+constexpr bool has_steps() {
+  if constexpr (requires { F::kSteps; }) return F::kSteps;
+  return false;
+}
+/// A group's scale and minimum; where they have two levels, its integers.
+template <class F>
+MOE_INLINE void load_scale(const std::byte* block, int group, F32x16& scale, F32x16& min) {
+  if constexpr (has_steps<F>() && !requires { F::kInCache; }) {
+    I32x16 s, m;
+    F::template steps<Vec>(block, group, s, m);
+    scale = to_f32(s);
+    min = to_f32(m);
+  } else {
+    F::template scale<Vec>(block, group, scale, min);
+  }
+}
+
 /// What multiplies many rows of format F: F itself where a word needs no decoding, unless tiles
 /// want its bytes with their sign.
 template <class F>
@@ -72,7 +98,7 @@ template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 &&
            (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
-  using Type = ByteGroups<F::kGroup, F::kMin>;
+  using Type = ByteGroups<F::kGroup, F::kMin, has_steps<F>()>;
 };
 template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kBf16)
@@ -149,10 +175,15 @@ template <class F, class E, bool kSigned = false>
     }
     for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
       F32x16 scale, min;
-      F::template scale<Vec>(block, g, scale, min);
+      load_scale<F>(block, g, scale, min);
       auto* to = reinterpret_cast<float*>(out + E::kScalesAt);
       store(to, scale);
       if constexpr (E::kMin) store(to + kPanelRows, min);
+      if constexpr (has_steps<F>()) {
+        F::template units<Vec>(block, scale, min);
+        store(to + 2 * kPanelRows, scale);
+        store(to + 3 * kPanelRows, min);
+      }
     }
   }
 }

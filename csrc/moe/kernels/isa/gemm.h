@@ -10,14 +10,11 @@
 //               all row tiles pass, decoded once for all of them (isa/expand.h).
 // Cost          2 · count · 32 · depth operations, panel bytes once per call.
 
-#include <type_traits>
-
 #include "moe/kernels/isa/expand.h"
-#include "moe/kernels/table.h"
-#include "moe/quant/formats.h"
-#include "moe/simd/vec.h"
+#include "moe/kernels/isa/register_tiles.h"
 #ifdef __AMX_TILE__
 #include "moe/kernels/isa/group_tiles.h"
+#include "moe/kernels/isa/step_tiles.h"
 #endif
 
 namespace moe::MOE_ISA {
@@ -26,348 +23,6 @@ namespace moe::MOE_ISA {
 inline constexpr int kDirectRows = 2;
 /// Rows from which on integers gain by AMX, and where a word needs no decoding.
 inline constexpr int kFewestTileRows = 8, kFewestCopiedRows = 24;
-
-/// One panel's range of a depth block. While byte i of it is read, `ahead` + (i >> shift) is
-/// requested: with several tiles of rows, each requests its share of the next depth block, so that
-/// reading goes on under the multiplications. A single tile requests what lies kPrefetchBytes
-/// before it; from byte `last` on that is `after`, relative to i as well.
-struct PanelRange {
-  const std::byte* blocks;
-  const std::byte* ahead;
-  const std::byte* after;
-  int64_t last;
-  int shift;
-};
-
-/// One call of a tile: R rows × P panels over one depth block.
-struct TileCall {
-  const std::byte* const* rows;
-  const PanelRange* panels;
-  int64_t first_word;   // of the depth block in an activation row
-  int64_t blocks;       // weight blocks in it
-  int64_t depth_block;  // which one
-  int32_t offset;       // the byte that means zero, where the layout does not say
-  const ActivationLayout* layout;
-  float* out;
-};
-
-/// Exact path: the weights' values in float, activations in float.
-template <class F>
-struct ExactDot {
-  static constexpr Dot kKind = Dot::kF32;
-  using Weight = F32x16;
-  using Sum = F32x16;
-  MOE_INLINE void unit(const std::byte* unit, Weight* out) { F::template values<Vec>(unit, out); }
-  MOE_INLINE Sum step(Sum sum, Words x, Weight w) { return dot_f32(sum, x, w); }
-};
-
-/// Operands as the format packs them: words of weights against words of activations.
-template <class F>
-struct PackedDot {
-  static constexpr Dot kKind = F::kDot;
-  using Weight = U8x64;
-  MOE_INLINE void unit(const std::byte* unit, Weight* out) { F::template weights<Vec>(unit, out); }
-};
-
-/// bfloat16 pairs on both sides, float sums.
-template <class F>
-struct Bf16Dot : PackedDot<F> {
-  using Sum = F32x16;
-  MOE_INLINE Sum step(Sum sum, Words x, U8x64 w) { return dot_bf16(sum, x, w); }
-};
-
-/// Unsigned weight bytes × signed activation bytes, exact 32-bit sums.
-template <class F>
-struct IntegerDot : PackedDot<F> {
-  using Sum = I32x16;
-  MOE_INLINE Sum step(Sum sum, Words x, U8x64 w) { return dot_u8s8(sum, x, w); }
-};
-
-/// Whether the layout is one of expand.h's.
-template <class F>
-constexpr bool is_in_cache() {
-  return requires { F::kInCache; };
-}
-/// Whether one scale holds for a whole range of the activations' scales.
-template <class F>
-constexpr bool is_long_group() {
-  if constexpr (F::kScales == Scales::kGroup) return F::kGroup == kScaleBlock;
-  return true;
-}
-
-/// Words [first, last) of the kWords that start at `word`: sum[r][p] += x[r] · w[p].
-template <class D, int kWords, int R, int P>
-MOE_INLINE void multiply(const uint32_t* const (&x)[R], int64_t word,
-                         const typename D::Weight (&w)[P][kWords], int first, int last,
-                         typename D::Sum (&sum)[R][P]) {
-  MOE_UNROLL
-  for (int i = first; i < last; ++i) {
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const Words at = broadcast_word(x[r] + word + i);
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], at, w[p][i]);
-    }
-  }
-}
-
-/// The line that is to come while byte i of the range is read.
-template <int R>
-MOE_INLINE void request(const PanelRange& range, int64_t i) {
-  const std::byte* at = (i < range.last ? range.ahead : range.after) + (i >> range.shift);
-  // Many rows read the block that is in L1 while the next one arrives.
-  if constexpr (R < kTileRows / 2) {
-    prefetch(at);
-  } else {
-    prefetch_l2(at);
-  }
-}
-
-/// The unit at byte `at` of P panels, decoded.
-template <class F, class D, int R, int P, int kWords>
-MOE_INLINE void decode_unit(const TileCall& call, int64_t at,
-                            typename D::Weight (&out)[P][kWords]) {
-  MOE_UNROLL
-  for (int p = 0; p < P; ++p) {
-    MOE_UNROLL
-    for (int64_t i = 0; i < F::kUnitBytes; i += 64) request<R>(call.panels[p], at + i);
-    D::unit(call.panels[p].blocks + at, out[p]);
-  }
-}
-
-/// `units` units from byte `at` of the depth block on, against R rows from `word` on.
-template <class F, class D, int R, int P>
-MOE_INLINE void accumulate(const TileCall& call, const uint32_t* const (&x)[R], int64_t word,
-                           int64_t at, int64_t units, typename D::Sum (&sum)[R][P]) {
-  constexpr int kWords = F::kUnitDepth / depth_per_word(D::kKind);
-  const auto unit = [&](int64_t u) MOE_INLINE_LAMBDA {
-    typename D::Weight value[P][kWords];
-    decode_unit<F, D, R, P, kWords>(call, at + u * F::kUnitBytes, value);
-    multiply<D, kWords, R, P>(x, word + u * kWords, value, 0, kWords, sum);
-  };
-  int64_t u = 0;
-  if constexpr (kWords == 1) {
-    // Short units: the rows' pointers, more than there are registers, are reloaded once for four.
-    for (; u + 4 <= units; u += 4) {
-      MOE_UNROLL
-      for (int i = 0; i < 4; ++i) unit(u + i);
-    }
-  }
-  for (; u < units; ++u) unit(u);
-}
-
-template <int R, int P>
-MOE_INLINE void clear(F32x16 (&sum)[R][P]) {
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    MOE_UNROLL
-    for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
-  }
-}
-
-/// A depth block in floats: added to out, or written if it is the first. Where groups have scales
-/// each group's sum is scaled and added.
-template <class F, class D, int R, int P>
-MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) {
-  F32x16 sum[R][P];
-  const auto output = [&](int r, int p) MOE_INLINE_LAMBDA {
-    return call.out + r * kGemmOutputs + p * kPanelRows;
-  };
-  if constexpr (F::kScales == Scales::kGroup) {
-    static_assert(F::kGroup == F::kDepth);
-    for (int64_t b = 0; b < call.blocks; ++b) {
-      clear(sum);
-      accumulate<F, D, R, P>(call, x, b * (F::kDepth / depth_per_word(D::kKind)),
-                             b * F::kBlockBytes, F::kDepth / F::kUnitDepth, sum);
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        F32x16 scale, min;
-        F::template scale<Vec>(call.panels[p].blocks + b * F::kBlockBytes, 0, scale, min);
-        MOE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          float* out = output(r, p);
-          const bool first = call.depth_block == 0 && b == 0;
-          store(out, first ? mul(sum[r][p], scale) : fma(sum[r][p], scale, load(out)));
-        }
-      }
-    }
-  } else {
-    clear(sum);
-    accumulate<F, D, R, P>(call, x, 0, 0, call.blocks * (F::kDepth / F::kUnitDepth), sum);
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        float* out = output(r, p);
-        store(out, call.depth_block == 0 ? sum[r][p] : add(load(out), sum[r][p]));
-      }
-    }
-  }
-}
-
-/// A row's activations summed over the kSums · kSumGroup columns from part `first` on.
-template <int kSums>
-MOE_INLINE int32_t activation_sum(const TileCall& call, int r, int64_t first) {
-  const auto* sums =
-      reinterpret_cast<const int32_t*>(call.rows[r] + call.layout->group_sums_at) + first;
-  int32_t total = 0;
-  MOE_UNROLL
-  for (int i = 0; i < kSums; ++i) total += sums[i];
-  return total;
-}
-
-/// Integers of a run of columns that share the weights' scale: at most 128 · 255 · 127 < 2^22. The
-/// weights' offset o enters as the start of the sum, Σ (q − o)·x = Σ q·x − o·Σ x.
-template <class F, int R, int P>
-MOE_INLINE void start_sums(const TileCall& call, const int32_t (&total)[R], I32x16 (&sum)[R][P]) {
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    I32x16 start = set1_i32(0);
-    if constexpr (requires { F::kOffset; }) {
-      if constexpr (F::kOffset != 0) start = set1_i32(-F::kOffset * total[r]);
-    } else if constexpr (!F::kMin) {
-      start = set1_i32(-call.offset * total[r]);
-    }
-    MOE_UNROLL
-    for (int p = 0; p < P; ++p) sum[r][p] = start;
-  }
-}
-
-/// Where a column of a depth block lies: its block, and its unit there.
-template <class F>
-MOE_INLINE int64_t block_at(int64_t column) {
-  return column / F::kDepth * F::kBlockBytes;
-}
-template <class F>
-MOE_INLINE int64_t unit_at(int64_t column) {
-  return block_at<F>(column) + column % F::kDepth / F::kUnitDepth * F::kUnitBytes;
-}
-
-/// The sums of the group that starts at `column` times its scales, added to value (or written), and
-/// the minima times Σ x.
-template <class F, bool kWrite, int R, int P>
-MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&total)[R],
-                          const I32x16 (&sum)[R][P], F32x16 (&value)[R][P]) {
-  constexpr int64_t kScaleBytes = (F::kBlockBytes - F::kScalesAt) / (F::kDepth / F::kGroup);
-  const int group = static_cast<int>(column % F::kDepth) / F::kGroup;
-  MOE_UNROLL
-  for (int p = 0; p < P; ++p) {
-    const int64_t at = block_at<F>(column);
-    request<R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
-    F32x16 scale, min;
-    F::template scale<Vec>(call.panels[p].blocks + at, group, scale, min);
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const F32x16 q = to_f32(sum[r][p]);
-      value[r][p] = kWrite ? mul(q, scale) : fma(q, scale, value[r][p]);
-      if constexpr (F::kMin) {
-        value[r][p] = fma(set1(static_cast<float>(total[r])), min, value[r][p]);
-      }
-    }
-  }
-}
-
-/// Groups shorter than a range of the activations' scales: columns [begin, end) of a depth block.
-template <class F, int R, int P>
-MOE_INLINE void add_groups(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
-                           int64_t end, F32x16 (&value)[R][P]) {
-  constexpr int kSums = F::kGroup / kSumGroup;
-  constexpr int kUnitWords = F::kUnitDepth / 4;
-  constexpr int kSpan = F::kUnitDepth > F::kGroup ? F::kUnitDepth : F::kGroup;
-  clear(value);
-  for (int64_t column = begin; column < end; column += kSpan) {
-    const int64_t at = unit_at<F>(column), word = column / 4;
-    const int64_t first_sum = (call.depth_block * kDepthBlock + column) / kSumGroup;
-    I32x16 sum[R][P];
-    int32_t total[R];
-    if constexpr (kSpan == F::kGroup) {
-      for (int r = 0; r < R; ++r) total[r] = activation_sum<kSums>(call, r, first_sum);
-      start_sums<F, R, P>(call, total, sum);
-      accumulate<F, IntegerDot<F>, R, P>(call, x, word, at, F::kGroup / F::kUnitDepth, sum);
-      add_group<F, false, R, P>(call, column, total, sum, value);
-    } else {
-      U8x64 weight[P][kUnitWords];
-      decode_unit<F, IntegerDot<F>, R, P, kUnitWords>(call, at, weight);
-      MOE_UNROLL
-      for (int g = 0; g < F::kUnitDepth / F::kGroup; ++g) {
-        for (int r = 0; r < R; ++r) {
-          total[r] = activation_sum<kSums>(call, r, first_sum + g * kSums);
-        }
-        start_sums<F, R, P>(call, total, sum);
-        multiply<IntegerDot<F>, kUnitWords, R, P>(x, word, weight, g * F::kGroup / 4,
-                                                  (g + 1) * F::kGroup / 4, sum);
-        add_group<F, false, R, P>(call, column + g * F::kGroup, total, sum, value);
-      }
-    }
-  }
-}
-
-/// A depth block in integers, one range of the activations' scales after the other.
-template <class F, int R, int P>
-MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]) {
-  const ActivationLayout& layout = *call.layout;
-  const int64_t columns = call.blocks * F::kDepth;
-  int64_t scale_block = call.depth_block * (kDepthBlock / kScaleBlock);
-  for (int64_t begin = 0; begin < columns; begin += kScaleBlock, ++scale_block) {
-    const int64_t end = columns - begin < kScaleBlock ? columns : begin + kScaleBlock;
-    F32x16 value[R][P];
-    if constexpr (is_long_group<F>()) {
-      int32_t total[R];
-      for (int r = 0; r < R; ++r) {
-        total[r] =
-            reinterpret_cast<const int32_t*>(call.rows[r] + layout.block_sums_at)[scale_block];
-      }
-      I32x16 sum[R][P];
-      start_sums<F, R, P>(call, total, sum);
-      accumulate<F, IntegerDot<F>, R, P>(call, x, begin / 4, unit_at<F>(begin),
-                                         (end - begin) / F::kUnitDepth, sum);
-      if constexpr (F::kScales == Scales::kGroup) {
-        add_group<F, true, R, P>(call, begin, total, sum, value);
-      } else {
-        MOE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          MOE_UNROLL
-          for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
-        }
-      }
-    } else {
-      add_groups<F, R, P>(call, x, begin, end, value);
-    }
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const auto* scales = reinterpret_cast<const float*>(call.rows[r] + layout.scales_at);
-      const F32x16 scale = set1(scales[scale_block]);
-      MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        float* out = call.out + r * kGemmOutputs + p * kPanelRows;
-        store(out, scale_block == 0 ? mul(value[r][p], scale) : fma(value[r][p], scale, load(out)));
-      }
-    }
-  }
-}
-
-template <class F, class D, int R, int P>
-[[gnu::noinline]] static void tile(const TileCall& call) noexcept {
-  const uint32_t* x[R];
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    x[r] = reinterpret_cast<const uint32_t*>(call.rows[r]) + call.first_word;
-  }
-  if constexpr (D::kKind == Dot::kU8S8) {
-    integer_tile<F, R, P>(call, x);
-  } else {
-    float_tile<F, D, R, P>(call, x);
-  }
-}
-
-/// Rows of a register tile: half as many where floats and integers are summed side by side.
-template <class F, class D>
-constexpr int tile_rows() {
-  if constexpr (D::kKind == Dot::kU8S8) {
-    if constexpr (!is_long_group<F>()) return (kTileRows + 1) / 2;
-  }
-  return kTileRows;
-}
 
 using TileFn = void (*)(const TileCall&) noexcept;
 
@@ -427,7 +82,7 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
 /// pairs do not.
 template <class F, class E, class D>
 constexpr int fewest_tile_rows() {
-  if constexpr (kHasTiles && D::kKind != Dot::kF32 && is_in_cache<E>()) {
+  if constexpr (kHasTiles && D::kKind != Dot::kF32 && is_in_cache<E>() && !has_steps<F>()) {
     if (D::kKind == Dot::kBf16) return 1;
     return F::kUnitDepth == 4 ? kFewestCopiedRows : kFewestTileRows;
   }
@@ -464,6 +119,11 @@ static void gemm(const GemmCall& call) noexcept {
   tile_call.layout = call.layout;
   if constexpr (requires { F::kOffset; }) tile_call.offset = F::kOffset;
 
+#ifdef __AMX_TILE__
+  if constexpr (D::kKind == Dot::kU8S8 && has_steps<F>()) {
+    if (call.count >= kFewestTileRows) return run_step_tiles<F>(call, x);
+  }
+#endif
   for (int64_t b = 0; b < call.blocks; b += kBlocks, ++tile_call.depth_block) {
     const int64_t rest = call.blocks - b;
     const int64_t blocks = rest < kBlocks ? rest : kBlocks;

@@ -103,17 +103,8 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
                            {at + call.first_word * 4, call.layout->row_bytes},
                            call.out + first * kGemmOutputs};
     if constexpr (E::kMin) {
-      for (int64_t r = 0; r < height; ++r) {
-        const auto* sums = reinterpret_cast<const int32_t*>(at + r * call.layout->row_bytes +
-                                                            call.layout->group_sums_at) +
-                           call.depth_block * (kDepthBlock / kSumGroup);
-        for (int i = 0; i < call.blocks * W::kSumsOfGroup; i += kLanes) {
-          I32x16 total = load_i32(sums + i);
-          MOE_UNROLL
-          for (int j = 1; j < W::kSumsOfGroup; ++j) total = add(total, load_i32(sums + i + j));
-          store(totals[r] + i, to_f32(total));
-        }
-      }
+      sum_groups<E::kGroup>(rows, *call.layout, call.depth_block * kDepthBlock,
+                            call.blocks * E::kGroup, totals);
     }
     if constexpr (kShort) {
       multiply_short_groups(w, rows, ahead);

@@ -40,6 +40,24 @@ alignas(64) static constexpr float kNothing[kPanelRows] = {-0.0f, -0.0f, -0.0f, 
                                                            -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
                                                            -0.0f, -0.0f, -0.0f, -0.0f};
 
+/// Rows' activations summed over `group` columns from each multiple of kSumGroup on, of the
+/// `columns` from `first` on.
+template <int group>
+MOE_INLINE void sum_groups(const TileRows& rows, const ActivationLayout& layout, int64_t first,
+                           int64_t columns, float (*totals)[kDepthBlock / kSumGroup]) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const auto* sums =
+        reinterpret_cast<const int32_t*>(rows.first + r * layout.row_bytes + layout.group_sums_at) +
+        first / kSumGroup;
+    for (int64_t i = 0; i < columns / kSumGroup; i += kLanes) {
+      I32x16 total = load_i32(sums + i);
+      MOE_UNROLL
+      for (int j = 1; j < group / kSumGroup; ++j) total = add(total, load_i32(sums + i + j));
+      store(totals[r] + i, to_f32(total));
+    }
+  }
+}
+
 /// Where row r's sums against panel p are.
 MOE_INLINE int64_t sums_at(int64_t r, int p) {
   return (r / kTileHeight * 2 + p) * kTileSums + r % kTileHeight * kPanelRows;
