@@ -62,7 +62,10 @@ YARN_4 = {
     "beta_slow": 1.0,
     "original_max_position_embeddings": 64,
 }
-PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 30 / 44}
+PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.682}
+ODD = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+LLAMA_3 = grouped_families.LLAMA3
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 CHANGES = {
     **test_models_gguf.CHANGES,
     "afmoe": {"mup_enabled": True, "global_attn_every_n_layers": 4},
@@ -394,10 +397,15 @@ _SAID: list[tuple[str, dict[str, Any]]] = [
     ("granitemoe_swa", {"layer_rope_theta": [0, 2e4, 2e4], "attention_bias": True}),
     ("gemma4_text", {"global_head_dim": 44, "rope_parameters": PROPORTIONAL}),
     ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 3}),
-    ("deepseek_v4", {**CHANGES["deepseek_v4"], "rope_parameters": YARN_4, "hc_mult": 2}),
+    ("deepseek_v4", {**CHANGES["deepseek_v4"], "rope_parameters": YARN_4}),
     ("glm4_moe", {"rope_parameters": PARTIAL, "head_dim": 44}),
-    ("qwen2_moe", {"head_dim": 10}),
     ("ernie4_5_moe", {"head_dim": 10}),
+    ("qwen2_moe", {"tie_word_embeddings": True}),
+    ("olmoe", {"tie_word_embeddings": True, "num_key_value_heads": 3}),
+    ("gpt_oss", {**CHANGES["gpt_oss"], "tie_word_embeddings": True}),
+    ("exaone_moe", {"num_shared_experts": 3}),
+    ("hy_v3", {"num_shared_experts": 0}),
+    ("glm4_moe", {"n_routed_experts": 12, "n_group": 3, "topk_group": 3}),
 ]
 
 
@@ -416,7 +424,20 @@ def test_what_a_file_can_say(
 
 # Settings that no key exists for, which only the comparison with what the file means finds.
 _UNSAID: list[tuple[str, dict[str, Any], str]] = [
-    ("deepseek_v3", {"attention_bias": True, "q_lora_rank": None}, "o_proj.bias"),
+    ("deepseek_v3", {"attention_bias": True}, "attn_q_a.bias|attn_kv_a_mqa.bias"),
+    ("deepseek_v3", {"n_shared_experts": 0}, "there is no shared expert"),
+    ("deepseek_v3", {"rope_parameters": LINEAR}, "rope_type is linear"),
+    ("qwen3_moe", {"attention_bias": True}, "attn_output.bias"),
+    ("qwen2_moe", {"head_dim": 10}, "qwen2moe cannot say"),
+    ("olmoe", {"num_key_value_heads": 1}, "num_key_value_heads is 1"),
+    ("cohere2_moe", {"layer_types": ["full_attention"] * 3}, "no layer has a window"),
+    ("glm4_moe", {"head_dim": 26, "rope_parameters": ODD}, "13 dimensions rotate"),
+    ("jamba", {"mamba_expand": 1}, "mamba_expand is 1"),
+    ("deepseek_v4", {**CHANGES["deepseek_v4"], "hc_mult": 2}, "hc_mult is 2"),
+    ("solar_open", {"n_shared_experts": 0}, "there is no shared expert"),
+    ("olmoe", {"num_key_value_heads": 3, "rope_parameters": LLAMA_3}, "rope_freqs.weight"),
+    ("granitemoehybrid", {"layer_types": ["full_attention"] * 3}, "all layers are of one kind"),
+    ("kimi_linear", {"linear_num_heads": 3, "q_lora_rank": 6}, "q_lora_rank is 6"),
     ("glm4_moe_lite", {"rope_interleave": False}, "rope_interleave"),
     ("mixtral", {"hidden_act": "gelu"}, "activation is 'gelu'"),
     ("phimoe", {"attention_bias": False}, "attention_bias"),

@@ -41,7 +41,6 @@ CLASSICS = (
             "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
         },
         fields=(
-            *HEAD_DIM,
             *MOE_SIZE,
             ("shared_expert_intermediate_size", "expert_shared_feed_forward_length"),
         ),

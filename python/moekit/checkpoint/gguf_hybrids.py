@@ -206,7 +206,7 @@ HYBRIDS = (
         ),
         experts="block_sparse_moe.experts",
         banks=Banks(("w1", "w3", "w2")),
-        fixed={"norm_topk_prob": True, "n_group": 1, "topk_group": 1},
+        fixed={"norm_topk_prob": True, "n_group": 1, "topk_group": 1, "q_lora_rank": None},
         gating=SIGMOID,
         latent=True,
         kinds="layer_types",

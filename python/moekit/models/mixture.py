@@ -99,4 +99,6 @@ def group_rule(
         "num_experts_per_tok",
         f"at most the {reachable} experts of topk_group groups",
     )
+    if kept == count:  # no group is left out
+        return {"groups": 1, "top_groups": 1}
     return {"groups": count, "top_groups": kept}

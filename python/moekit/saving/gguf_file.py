@@ -19,6 +19,7 @@ from ..ops import PackedWeight
 from .bar import Bar
 from .block_bytes import file_blocks
 from .gguf_families import gemma4_factors, row_of
+from .gguf_limits import require_opened, with_head
 from .gguf_metadata import architecture_of, hyperparameters
 from .gguf_states import in_file_form
 from .gguf_vocabulary import vocabulary
@@ -59,7 +60,7 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
     row = row_of(architecture_of(model.config), model)
     tensors = in_banks(row, model.placed, model.outline)
     require_complete(tensors)
-    tensors = in_file_form(row, tensors, model.config)
+    tensors = with_head(row, in_file_form(row, tensors, model.config))
     names = gguf_names(row, tensors)
     keys = hyperparameters(row, model, tensors)
     metadata = {
@@ -72,6 +73,7 @@ def save_gguf(model: "Model", path: str, progress: bool | None = None) -> None:
     plans = {names[name]: _Plan(row, model, name, tensor) for name, tensor in tensors.items()}
     specs = {name: (plan.type, plan.shape) for name, plan in plans.items()}
     extra = _rotary(row, model)
+    require_opened(row, model, [*plans, *extra], keys)
     specs |= {name: ("F32", array.shape) for name, array in extra.items()}
     values: dict[str, Callable[[], Array]] = {
         name: plan.array for name, plan in plans.items() if not plan.is_matrix
@@ -105,7 +107,7 @@ class _Plan:
             self.order = np.argsort(halves_from_pairs(tensor.shape[0], count))
         first = tensor.parts[0][1].weight
         # Embeddings, too, are too large to be looked at.
-        self.is_matrix = isinstance(first, PackedWeight) or first is model.embedding
+        self.is_matrix = isinstance(first, PackedWeight) or first.shape == model.embedding.shape
         self.blocks = self._blocks_fit()
         self.type = self._type()
 

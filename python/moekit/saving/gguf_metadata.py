@@ -79,6 +79,8 @@ def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -
         values.setdefault("feed_forward_length", values["expert_feed_forward_length"])
     values.update(row.written)
     values.update(_heads(row, config, values))
+    if row.name in _SHARED_BY_WIDTH:
+        values["expert_shared_feed_forward_length"] = _shared_width(model)
     types = config.get("layer_types")
     if row.mixer and isinstance(types, list):
         heads = values["attention.head_count_kv"]
@@ -104,6 +106,16 @@ def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -
     if row.family in WRITE:
         WRITE[row.family](model, values)
     return values
+
+
+# Architectures that do not take the shared expert's width for a multiple of an expert's.
+_SHARED_BY_WIDTH = ("ernie4_5-moe", "hunyuan-moe", "hy_v3", "cohere2moe", "exaone-moe")
+
+
+def _shared_width(model: "Model") -> int:
+    """The inner size of the shared expert, 0 where there is none."""
+    parts = [layer.moe.shared for layer in model.layers if layer.moe is not None]
+    return next((shared.inter for shared in parts if shared is not None), 0)
 
 
 _HEADS_BY_LAYER = "num_attention_heads_per_layer"
@@ -141,9 +153,8 @@ _PARTIAL = {"laguna": 1.0, "mimo_v2_flash": 0.334, "mellum": 1.0}
 def _routing(row: Architecture, model: "Model") -> dict[str, Any]:
     """The rule of the routers: what a config.json leaves out, its family has decided."""
     gate = next((layer.moe.gate for layer in model.layers if layer.moe is not None), None)
-    if gate is None:
-        return {}
-    rule = gate.rule
+    # Where all layers are dense, one group is all that llama.cpp opens.
+    rule: Mapping[str, Any] = {} if gate is None else gate.rule
     found = {
         "expert_weights_norm": bool(rule.get("normalize", False)),
         "expert_weights_scale": float(rule.get("scale", 1.0)),
@@ -261,15 +272,8 @@ def _heads(
     if row.partial and not partial:
         given: Any = config.get("rotary_dim")
         rotary = int(given or width)
-    found = {
+    return {
         "attention.key_length": int(width),
         "attention.value_length": int(values.get("attention.value_length") or width),
         "rope.dimension_count": int(rotary),
     }
-    # How wide the shared expert is where the architecture does not take its count for it.
-    inner = values.get("expert_feed_forward_length", 0)
-    if row.name in ("ernie4_5-moe", "hy_v3", "cohere2moe"):
-        inner *= values.get("expert_shared_count", 0)
-    if row.name in ("ernie4_5-moe", "hunyuan-moe", "hy_v3", "cohere2moe"):
-        found["expert_shared_feed_forward_length"] = inner
-    return found

@@ -29,6 +29,11 @@ def rope_keys(row: Architecture, config: Mapping[str, object]) -> dict[str, Any]
             config, "num_attention_heads"
         )
         return {"rope.freq_base": float(theta * section["alpha"] ** (width / (width - 2)))}
+    if kind == "linear" and row.latent:
+        raise ValueError(
+            f"[save] rope_type is linear; GGUF's {row.name} means default or yarn, which are "
+            "required"
+        )
     if kind == "linear":
         return found | {"rope.scaling.type": "linear", "rope.scaling.factor": section["factor"]}
     if kind in ("llama3", "longrope"):

@@ -153,7 +153,7 @@ def state_keys(
         )
         if row.family == "qwen3_5_moe_text":
             # Text alone has one position, so it does not matter which pairs are whose.
-            third = keys["rope.dimension_count"] // 6
+            third = max(1, keys["rope.dimension_count"] // 6)
             found["rope.dimension_sections"] = np.array([third, third, third, 0], np.int32)
         return found
     if row.family == "kimi_linear":
