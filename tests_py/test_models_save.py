@@ -427,6 +427,7 @@ _UNSAID: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v3", {"attention_bias": True}, "attn_q_a.bias|attn_kv_a_mqa.bias"),
     ("deepseek_v3", {"n_shared_experts": 0}, "there is no shared expert"),
     ("deepseek_v3", {"rope_parameters": LINEAR}, "rope_type is linear"),
+    ("deepseek_v3", {"rope_parameters": YARN_4}, "yarn without mscale_all_dim"),
     ("qwen3_moe", {"attention_bias": True}, "attn_output.bias"),
     ("qwen2_moe", {"head_dim": 10}, "qwen2moe cannot say"),
     ("olmoe", {"num_key_value_heads": 1}, "num_key_value_heads is 1"),

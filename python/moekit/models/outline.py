@@ -1,5 +1,6 @@
 """A model whose weights are still to come: built as from a checkpoint, with nothing in it."""
 
+import ml_dtypes
 import numpy as np
 
 from ..checkpoint import Piece
@@ -22,3 +23,14 @@ class OutlineReader(Reader):
         value = np.array(self._weights[piece.name], np.float32)
         self.placed.append(Placed(piece, value))
         return value
+
+    def embedding(self, name: str, vocab: int, hidden: int) -> Array:
+        """A table whose memory nobody touches."""
+        piece = self.piece(f"{name}.weight", (vocab, hidden))
+        table: Array = np.empty((vocab, hidden), ml_dtypes.bfloat16)
+        self.placed.append(Placed(piece, table))
+        return table
+
+    def pack_table(self, table: Array) -> PackedWeight:
+        """As `embedding`."""
+        return PackedWeight.empty("int8", table.shape)

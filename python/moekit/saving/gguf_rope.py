@@ -62,6 +62,11 @@ def rope_keys(row: Architecture, config: Mapping[str, object]) -> dict[str, Any]
             found[f"rope.scaling.yarn_{name}"] = float(section[name])
     scale, all_dim = section.get("mscale"), section.get("mscale_all_dim")
     if row.latent:
+        if not all_dim and section.get("attention_factor") is None and (factor or 1.0) > 1:
+            raise ValueError(
+                f"[save] yarn without mscale_all_dim; GGUF's {row.name} means one, which is "
+                "required"
+            )
         if (scale or 0) != (all_dim or 0):
             raise ValueError(
                 f"[save] mscale {scale} and mscale_all_dim {all_dim}; GGUF keeps one number, equal "

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from .. import models
@@ -17,7 +16,7 @@ from ..checkpoint.tensors import TensorInfo
 from ..config import Config
 from ..errors import FileError
 from ..models.outline import OutlineReader
-from ..models.reader import Formats, Placed
+from ..models.reader import Formats
 from ..nn import RMSNorm
 from ..nn.parts import attributes, is_part
 from ..ops import PackedWeight
@@ -69,19 +68,6 @@ def _as_read(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-class _FrameReader(OutlineReader):
-    """Tables of embeddings have memory that nobody touches, too."""
-
-    def embedding(self, name: str, vocab: int, hidden: int) -> Array:
-        piece = self.piece(f"{name}.weight", (vocab, hidden))
-        table: Array = np.empty((vocab, hidden), ml_dtypes.bfloat16)
-        self.placed.append(Placed(piece, table))
-        return table
-
-    def pack_table(self, table: Array) -> PackedWeight:
-        return PackedWeight.empty("int8", table.shape)
-
-
 def require_sayable(
     model: "Model",
     path: str,
@@ -94,7 +80,7 @@ def require_sayable(
     name = metadata["general.architecture"]
     try:
         config = Config(read_gguf_config(planned), "the file")
-        reader = _FrameReader(open_weights(planned, config), Formats.of("int8"))
+        reader = OutlineReader(open_weights(planned, config), Formats.of("int8"))
         found = models.build(config, reader)
     except FileError as problem:
         raise ValueError(f"[save] GGUF's {name} cannot say this model: {problem}") from problem
