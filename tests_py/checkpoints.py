@@ -78,7 +78,8 @@ TABLES = (FAMILIES, grouped_families.FIELDS, latent_families.FIELDS, recurrent_f
 def tiny_config(family: str, **changes: Any) -> Any:
     """A small configuration of a family."""
     own = next(table[family] for table in TABLES if family in table)
-    fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **changes}
+    # Configurations write into what they are given.
+    fields = {**copy.deepcopy(COMMON), **copy.deepcopy(own), **copy.deepcopy(changes)}
     return transformers.AutoConfig.for_model(family, **fields)
 
 
