@@ -327,10 +327,6 @@ class Outline(Weights):
         }
         super().__init__(Checkpoint(reader.path, "packed", [], tensors, {}), infos)
 
-    def has_rows(self, name: str) -> bool:
-        """No file has them."""
-        return False
-
     def formats(self, piece: Piece) -> tuple[str, ...]:
         """One that is always there; it is never filled."""
         return ("int8",)
