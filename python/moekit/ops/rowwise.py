@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from moekit import _core
 from moekit.ops.arrays import Float32, as_float32, as_integers, check_ndim, to_numpy
 from moekit.ops.rope_scaling import Scaling, rope_frequencies
@@ -61,12 +59,16 @@ def rms_norm(
     """
     op = "rms_norm"
     rows = _rows(x, op, "x")
-    flat = rows.reshape(-1, rows.shape[-1])
     w = _vector(weight, op, "weight")
-    if residual is None:
+    other = None if residual is None else _rows(residual, op, "residual")
+    if rows.ndim == 2 and (other is None or other.ndim == 2):  # dozens of times for each token
+        result: Float32 | tuple[Float32, Float32] = _core.rms_norm(rows, w, eps, offset, other)
+        return result
+    flat = rows.reshape(-1, rows.shape[-1])
+    if other is None:
         alone: Float32 = _core.rms_norm(flat, w, eps, offset, None)
         return alone.reshape(rows.shape)
-    other = _rows(residual, op, "residual").reshape(-1, rows.shape[-1])
+    other = other.reshape(-1, rows.shape[-1])
     normed, total = _core.rms_norm(flat, w, eps, offset, other)
     return normed.reshape(rows.shape), total.reshape(rows.shape)
 
@@ -163,5 +165,5 @@ def rope(
     if placement not in ("first", "last"):
         raise ValueError(f"[rope] placement is {placement!r}; first or last is required")
     first = 0 if placement == "first" else heads.shape[-1] - size
-    rotated = _core.rope(np.ascontiguousarray(heads), cos, sin, first, interleaved)
-    return rotated.reshape(array.shape)
+    rotated = _core.rope(heads, cos, sin, first, interleaved)
+    return rotated if array.ndim == 3 else rotated.reshape(array.shape)

@@ -301,9 +301,10 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:
         raise ValueError("[matmul] x is a scalar; [..., K] is required")
-    rows = array.reshape(-1, array.shape[-1])
     added = None if bias is None else as_float32(bias, "matmul", "bias")
-    out = _core.matmul(rows, packed.core, added, compute)
+    if array.ndim == 2:  # dozens of times for each token
+        return _core.matmul(array, packed.core, added, compute)
+    out = _core.matmul(array.reshape(-1, array.shape[-1]), packed.core, added, compute)
     return out.reshape(*array.shape[:-1], packed.core.rows)
 
 
