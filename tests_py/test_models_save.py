@@ -435,6 +435,7 @@ _UNSAID: list[tuple[str, dict[str, Any], str]] = [
     ("glm4_moe", {"head_dim": 26, "rope_parameters": ODD}, "13 dimensions rotate"),
     ("jamba", {"mamba_expand": 1}, "mamba_expand is 1"),
     ("deepseek_v4", {**CHANGES["deepseek_v4"], "hc_mult": 2}, "hc_mult is 2"),
+    ("deepseek_v4", {"layer_types": ["sliding_attention"] * 3}, "a window alone"),
     ("solar_open", {"n_shared_experts": 0}, "there is no shared expert"),
     ("olmoe", {"num_key_value_heads": 3, "rope_parameters": LLAMA_3}, "rope_freqs.weight"),
     ("granitemoehybrid", {"layer_types": ["full_attention"] * 3}, "all layers are of one kind"),

@@ -68,6 +68,7 @@ CLASSICS = (
         requires={"expert_gating_func": SIGMOID},
         gating=SIGMOID,
         latent=True,
+        differs="llama.cpp normalises latents with rms_norm_eps, transformers with 1e-6",
         fixed={
             "scoring_func": "sigmoid",
             "topk_method": "noaux_tc",

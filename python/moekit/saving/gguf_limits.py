@@ -107,6 +107,8 @@ def require_opened(
         raise refuse("all layers are of one kind", "layers of attention and others")
     if row.name == "deepseek4" and keys["hyper_connection.count"] != 4:
         raise refuse(f"hc_mult is {keys['hyper_connection.count']}", "4")
+    if row.name == "deepseek4" and not any(keys["attention.compress_ratios"]):
+        raise refuse("every layer has a window alone", "compressed entries in one at least")
     for table, readers in _ROTARY.items():
         if table in names and row.name not in readers:
             raise refuse(f"rope_type asks for {table}", "none")
