@@ -218,6 +218,12 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
     "factor": 4.0,
 }
+ODD_DYNAMIC = {
+    "rope_type": "dynamic",
+    "factor": 3.0,
+    "rope_theta": 9000.0,
+    "partial_rotary_factor": 0.5,
+}
 NTK_ALPHA = {"rope_type": "dynamic", "alpha": 7.0, "factor": 1.0, "rope_theta": 9000.0}
 GROUPS = {"num_experts_per_tok": 3, "n_group": 4, "topk_group": 2, "n_routed_experts": 12}
 
@@ -238,6 +244,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("glm4_moe", {"rope_parameters": {**LLAMA3, "partial_rotary_factor": 0.2}}),
     ("glm4_moe", {"head_dim": 10, "n_shared_experts": 1}),
     ("glm4_moe", {"head_dim": 13, "use_qk_norm": True}),
+    ("glm4_moe", {"head_dim": 26, "rope_parameters": ODD_DYNAMIC}),
     ("solar_open", {}),
     ("solar_open", {"attention_bias": True, "rope_parameters": YARN, "n_shared_experts": 2}),
     ("dots1", {}),

@@ -45,8 +45,8 @@ STANDARD_NAMES = Names()
 # Ten times what is published. Tables of these sizes are made before a tensor could say no.
 MAX_LAYERS = 4096
 MAX_HEAD_DIM = 8192
-# Scalings that look at each frequency by itself.
-_ODD_KINDS = ("default", "linear", "llama3")
+# Scalings that look at each frequency by itself; dynamic ones leave them at trained lengths.
+_ODD_KINDS = ("default", "linear", "llama3", "dynamic")
 
 
 _OLDER_TYPES = {"attention": "full_attention", "mamba": "linear_attention"}
