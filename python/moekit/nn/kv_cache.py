@@ -86,12 +86,12 @@ class KVCache:
                 f"it keeps {len(streams)}"
             )
         for given, stream in zip(rows, streams, strict=True):
-            if given.shape[1:] != stream.shape or given.shape[:1] != rows[0].shape[:1]:
+            if given.shape[1:] != stream.shape or len(given) != len(rows[0]):
                 raise ValueError(
                     f"[KVCache.append] shape {list(given.shape)} was given for layer {layer}; "
                     f"[{len(rows[0])}, {', '.join(map(str, stream.shape))}] is required"
                 )
-        return tuple(stream.append(given) for given, stream in zip(rows, streams, strict=True))
+        return tuple([stream.append(given) for given, stream in zip(rows, streams, strict=True)])
 
     def recall(self, key: Any, count: int) -> tuple[Array | None, ...]:
         """The ``count`` arrays of a recurrent state, or as many None before the first token."""
@@ -200,15 +200,26 @@ class _Rows:
         *heads, width = range(len(shape) + 1)
         self._tokens_first = (heads.pop(), *heads, width)
         self._allocate(0, dtype)
-        self._capacity = 0
         self._shared = 0  # rows that a fork reads too
 
     def _allocate(self, capacity: int, dtype: np.dtype[Any]) -> None:
         *heads, width = self.shape
-        self.buffer = _aligned_empty((*heads, capacity, width), dtype)
-        self.scales: Array | None = None
+        buffer, scales = _aligned_empty((*heads, capacity, width), dtype), None
         if dtype == np.int8:
-            self.scales = _aligned_empty((*heads, capacity), np.dtype(np.float32))
+            scales = _aligned_empty((*heads, capacity), np.dtype(np.float32))
+        self._hold(buffer, scales)
+
+    def _hold(self, buffer: Array, scales: Array | None) -> None:
+        """Keeps rows in this memory. Its views are made once: every token needs them."""
+        self.buffer, self.scales = buffer, scales
+        self._capacity, width = buffer.shape[-2:]
+        flat = (prod(self.shape[:-1]), self._capacity, width)
+        self._places = buffer.transpose(self._tokens_first)
+        self._flat = buffer.reshape(flat).transpose(1, 0, 2)
+        self._scale_places = self._flat_scales = None
+        if scales is not None:
+            self._scale_places = scales.transpose(self._tokens_first[:-1])
+            self._flat_scales = scales.reshape(flat[:2]).transpose()
 
     @property
     def nbytes(self) -> int:
@@ -227,26 +238,20 @@ class _Rows:
         return view
 
     def _keep(self, rows: Array, start: int) -> None:
+        seen = slice(start, self.length)
         if rows.dtype != np.float32 and self.scales is None:
-            self._places()[start : self.length] = rows
+            self._places[seen] = rows
             return
         if rows.dtype != np.float32 or rows.strides[-1] != 4 or rows.ndim != 3:
-            rows = np.ascontiguousarray(rows, np.float32)
-        heads, width, seen = prod(self.shape[:-1]), self.shape[-1], slice(start, self.length)
-        rows = rows.reshape(len(rows), heads, width)
-        kept, scales = self.buffer.reshape(heads, self._capacity, width), None
-        if self.scales is not None:
-            scales = self.scales.reshape(heads, self._capacity).transpose()[seen]
-        _core.keep_rows(rows, kept.transpose(1, 0, 2)[seen], scales)
-
-    def _places(self) -> Array:
-        return self.buffer.transpose(self._tokens_first)
+            rows = np.ascontiguousarray(rows, np.float32).reshape(len(rows), *self._flat.shape[1:])
+        scales = None if self._flat_scales is None else self._flat_scales[seen]
+        _core.keep_rows(rows, self._flat[seen], scales)
 
     def view(self) -> Kept:
-        values = self._places()[: self.length]
-        if self.scales is None:
+        values = self._places[: self.length]
+        if self._scale_places is None:
             return values
-        return QuantisedRows(values, self.scales.transpose(self._tokens_first[:-1])[: self.length])
+        return QuantisedRows(values, self._scale_places[: self.length])
 
     def reserve(self, capacity: int) -> None:
         if capacity > self._capacity:
@@ -254,8 +259,8 @@ class _Rows:
 
     def fork(self) -> _Rows:
         twin = _Rows(self.shape, self.buffer.dtype)
-        twin.buffer, twin.scales = self.buffer, self.scales
-        twin.length, twin._capacity = self.length, self._capacity
+        twin._hold(self.buffer, self.scales)
+        twin.length = self.length
         # The original goes on in place behind the shared rows; the twin always moves out first,
         # so its own rows are all shared, to the last place of the capacity.
         twin._shared = self._capacity + 1
@@ -265,7 +270,7 @@ class _Rows:
     def _move(self, capacity: int) -> None:
         old, scales, seen = self.buffer, self.scales, slice(self.length)
         self._allocate(capacity, old.dtype)
-        self._capacity, self._shared = capacity, 0
+        self._shared = 0
         self.buffer[..., seen, :] = old[..., seen, :]
         if self.scales is not None and scales is not None:
             self.scales[..., seen] = scales[..., seen]
