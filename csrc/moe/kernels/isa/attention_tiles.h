@@ -14,12 +14,15 @@
 
 namespace moe::MOE_ISA {
 
-/// Requests for the block that is read next, in `parts` parts.
+/// Requests for the block that is read next, in `parts` parts, where rows follow each other:
+/// others' rows between them would be read for nothing.
 template <class T>
 MOE_INLINE Ahead next_block(const AttentionCall& call, const T* keys, const T* values,
                             int64_t parts) {
   const bool together = values >= keys && values < keys + call.key_dim;  // latent attention
-  const int64_t bytes = kKeyBlock * call.key_stride * static_cast<int64_t>(sizeof(T));
+  const bool dense =
+      call.key_stride == call.key_dim && (together || call.value_stride == call.value_dim);
+  const int64_t bytes = dense ? kKeyBlock * call.key_stride * static_cast<int64_t>(sizeof(T)) : 0;
   const auto* first = reinterpret_cast<const std::byte*>(keys);
   const auto* second = reinterpret_cast<const std::byte*>(values);
   if (together) second = first + bytes / 2;
