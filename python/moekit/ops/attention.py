@@ -57,7 +57,8 @@ def attention(
 
     Returns float32 [T, Hq, Dv]; 0 where a query sees no key. What a query does not see contributes
     nothing, NaN included. The bytes of a query's row do not depend on the queries beside it, so a
-    prompt may come in pieces of any size.
+    prompt may come in pieces of any size. With AMX, queries and weights over keys in 16 or 8 bits
+    are rounded to 16 bits; those over float32 keys never are.
 
     Raises ValueError where shapes do not fit, TypeError for other dtypes.
     """
