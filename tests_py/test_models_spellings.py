@@ -171,7 +171,6 @@ def test_a_limit_beyond_all_tokens_is_none(
         ("deepseek_v4", "o_groups", 3),
         ("deepseek_v4", "hc_mult", 65),
         ("deepseek_v4", "mlp_layer_types", ["moe"]),
-        ("deepseek_v4", "n_shared_experts", 2),
     ],
 )
 def test_faults_of_a_configuration_are_named(
