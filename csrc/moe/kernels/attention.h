@@ -35,8 +35,8 @@ struct AttentionCall {
   int64_t key_dim, value_dim;
   int64_t begin, end;  // the segment; begin is a multiple of kKeyBlock
   int64_t rows;
-  const float* queries;      // as `pack` wrote them; [rows to 16s][key_dim to 32s + 16] floats at most
-  int64_t query_stride;      // key_dim rounded up to 16
+  const float* queries;  // as `pack` wrote them, floats [rows to 16s][key_dim to 32s + 16] at most
+  int64_t query_stride;  // key_dim rounded up to 16
   const KeyRange* visible;   // [rows]
   const float* const* bias;  // [rows], added to the scores; null: none. -inf masks
   const float* key_bias;     // the same for every row, or null
