@@ -174,8 +174,8 @@ def report(lines: list[Line], nbytes: float, bandwidth: float) -> None:
     for line in lines:
         text = f"  {line.contender:24}{line.prompt_rate:9.1f} prompt{line.decode_rate:9.2f} decode"
         if line is not own:
-            text += f"   moekit is {own.prompt_rate / line.prompt_rate:.2f} x"
-            text += f" and {own.decode_rate / line.decode_rate:.2f} x as fast"
+            prompt = f"{own.prompt_rate / line.prompt_rate:.2f} x" if line.prompt_rate else "-"
+            text += f"   moekit is {prompt} and {own.decode_rate / line.decode_rate:.2f} x as fast"
         say(text)
     theirs = [line for line in lines if line.contender.startswith("transformers")]
     if theirs:
