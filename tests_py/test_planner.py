@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from planner_models import MIXTRAL
 
 from moekit.planner import (
     FORMATS,
@@ -21,19 +22,6 @@ from moekit.planner import (
     machines,
     plan_model,
 )
-
-MIXTRAL = {
-    "model_type": "mixtral",
-    "vocab_size": 320,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "tie_word_embeddings": False,
-}
 
 
 def test_small_mixtral_by_hand() -> None:

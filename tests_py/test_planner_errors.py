@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planner_models import MIXTRAL
 
 from moekit.planner import (
     FORMATS,
@@ -24,20 +25,6 @@ from moekit.planner import (
     load_machines,
     plan_model,
 )
-
-MIXTRAL = {
-    "model_type": "mixtral",
-    "vocab_size": 320,
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "tie_word_embeddings": False,
-}
-
 
 ABSURD = [0, -1, 10**12, 10**30, 2.5, math.nan, math.inf, True, False, "8", [], {}]
 SIZES = [

@@ -18,16 +18,17 @@ from .tokenizer import Tokenizer, backend_of
 _KEY = "tokenizer.ggml."
 #: The key of a whole tokenizer.json, for readers that know what is in it.
 WHOLE = "tokenizer.huggingface.json"
-# enum llama_token_type: only these are found in a text before it is cut.
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-_SPECIAL = {
+#: enum llama_token_type; texts are searched for UNKNOWN, CONTROL and USER_DEFINED before being cut.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+#: Special tokens and the keys of their ids.
+SPECIAL_IDS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
     "unk_token": "unknown_token_id",
     "sep_token": "seperator_token_id",  # the format's own spelling
     "pad_token": "padding_token_id",
 }
-_SPACE = "\u2581"
+SPACE = "\u2581"
 
 
 def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -60,7 +61,7 @@ def _whole(checkpoint: Checkpoint) -> Tokenizer:
     backend = backend_of(checkpoint.field(WHOLE, str), checkpoint.path)
     count = backend.get_vocab_size(with_added_tokens=True)
     special = {}
-    for name, key in _SPECIAL.items():
+    for name, key in SPECIAL_IDS.items():
         value = checkpoint.metadata.get(_KEY + key)
         token = backend.id_to_token(value) if type(value) is int and 0 <= value < count else None
         if token is not None:
@@ -144,11 +145,11 @@ def _scored(checkpoint: Checkpoint, tokens: list[str], ids: dict[str, int]) -> t
         )
     )
     prefix = checkpoint.metadata.get(f"{_KEY}add_space_prefix", True) is True
-    steps: list[Any] = [normalizers.Prepend(_SPACE)] if prefix else []
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    steps: list[Any] = [normalizers.Prepend(SPACE)] if prefix else []
+    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     ends: list[Any] = [decoders.Strip(" ", 1, 0)] if prefix else []
     backend.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ends]
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *ends]
     )
     return backend
 
@@ -175,8 +176,8 @@ def _unigram(
     backend.normalizer = normalizers.Sequence(steps)
     prefix = checkpoint.metadata.get(f"{_KEY}add_space_prefix", True) is True
     scheme = "always" if prefix else "never"
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, prepend_scheme=scheme)
-    backend.decoder = decoders.Metaspace(_SPACE, prepend_scheme=scheme)
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme)
+    backend.decoder = decoders.Metaspace(SPACE, prepend_scheme=scheme)
     return backend
 
 
@@ -187,15 +188,15 @@ def _add_special(backend: tokenizers.Tokenizer, checkpoint: Checkpoint, tokens: 
     kinds = _numbers(checkpoint, "token_type", len(tokens))
     if kinds is None:
         return
-    control = [tokens[n] for n in np.flatnonzero((kinds == _CONTROL) | (kinds == _UNKNOWN))]
-    defined = [tokens[n] for n in np.flatnonzero(kinds == _USER_DEFINED)]
+    control = [tokens[n] for n in np.flatnonzero((kinds == CONTROL) | (kinds == UNKNOWN))]
+    defined = [tokens[n] for n in np.flatnonzero(kinds == USER_DEFINED)]
     backend.add_special_tokens([AddedToken(text, special=True) for text in control if text])
     backend.add_tokens([AddedToken(text, normalized=False) for text in defined if text])
 
 
 def _special(checkpoint: Checkpoint, tokens: list[str]) -> dict[str, str]:
     found = {}
-    for name, key in _SPECIAL.items():
+    for name, key in SPECIAL_IDS.items():
         value = checkpoint.metadata.get(_KEY + key)
         if value is None:
             continue

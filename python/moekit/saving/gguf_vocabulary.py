@@ -8,18 +8,17 @@ from typing import Any
 import numpy as np
 
 from ..gguf_splitting import name_of
-from ..gguf_tokenizer import WHOLE
+from ..gguf_tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPECIAL_IDS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    WHOLE,
+)
 from ..tokenizer import Tokenizer
-
-_SPACE = "\u2581"
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-_SPECIAL_IDS = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "sep_token": "seperator_token_id",  # the format's own spelling
-    "pad_token": "padding_token_id",
-}
 
 
 def vocabulary(tokenizer: Tokenizer | None, size: int, end_ids: Sequence[int]) -> dict[str, Any]:
@@ -39,7 +38,7 @@ def vocabulary(tokenizer: Tokenizer | None, size: int, end_ids: Sequence[int]) -
             stacklevel=2,
         )
         found = {"tokenizer.ggml.model": "none", WHOLE: tokenizer.backend.to_str()}
-    for name, key in _SPECIAL_IDS.items():
+    for name, key in SPECIAL_IDS.items():
         token = tokenizer.id_of(tokenizer.special[name]) if name in tokenizer.special else None
         if token is not None and token < size:
             found[f"tokenizer.ggml.{key}"] = token
@@ -75,14 +74,14 @@ def _tables(document: Mapping[str, Any], size: int) -> dict[str, Any] | None:
 
 def _tokens(document: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
     tokens = [f"[PAD{n}]" for n in range(size)]
-    kinds = [_UNUSED] * size
+    kinds = [UNUSED] * size
     for text, n in document["model"]["vocab"].items():
         if n < size:
-            tokens[n], kinds[n] = text, _NORMAL
+            tokens[n], kinds[n] = text, NORMAL
     for added in document.get("added_tokens", ()):
         if added["id"] < size:
             tokens[added["id"]] = added["content"]
-            kinds[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+            kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     return tokens, kinds
 
 
@@ -134,12 +133,12 @@ def _sentencepiece(
     last = len(ranks)
     for n, token in enumerate(tokens):
         if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            kinds[n] = _BYTE
-        elif kinds[n] == _NORMAL:
+            kinds[n] = BYTE
+        elif kinds[n] == NORMAL:
             scores[n] = -float(ranks.get(token, last + n))
     unknown = document["model"].get("unk_token")
     if unknown in tokens:
-        kinds[list(tokens).index(unknown)] = _UNKNOWN
+        kinds[list(tokens).index(unknown)] = UNKNOWN
     prefix = "Prepend" in json.dumps(document.get("normalizer"))
     return {
         "tokenizer.ggml.model": "llama",
