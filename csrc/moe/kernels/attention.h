@@ -76,8 +76,7 @@ struct SoftmaxRow {
 using KeepRowFn = void (*)(const float* row, int64_t n, void* out, float* scale) noexcept;
 
 /// Queries as `run` reads them; those of float32 are packed [rows][stride], stride at least
-/// head_dim
-/// + tail_dim, zeros behind.
+/// head_dim + tail_dim, zeros behind.
 struct AttendKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*run)(const AttentionCall&) noexcept;

@@ -1,10 +1,9 @@
 #pragma once
 // Attention in AMX tiles over keys and values of 16 bits (isa/attention_tiles.h): bfloat16 pairs.
 //
-// Definition    Products of bfloat16 numbers (isa/attention_operands.h) and float sums, hi · hi +
-// lo ·
-//               hi + hi · lo. Queries and weights keep 16 bits, so a score and a weight are off by
-//               2^-17 of their terms at most.
+// Definition    Products of bfloat16 numbers (isa/attention_operands.h) and float sums,
+//               hi · hi + lo · hi + hi · lo. Queries and weights keep 16 bits, so a score and a
+//               weight are off by 2^-17 of their terms at most.
 // Cost          2 · rows · keys · (D + Dv) products of two parts, three for float16 keys.
 
 #include "moe/kernels/isa/attention_operands.h"
