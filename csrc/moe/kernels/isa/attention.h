@@ -27,13 +27,35 @@ static void pack_queries(const QueryRows& q, int64_t stride, float* packed) noex
   }
 }
 
+/// What is read after a block's keys and after its values, where both are read in place: its
+/// values and the next block's keys; a half each of the next block's rows where values are their
+/// first columns (latent attention).
+template <class T>
+MOE_INLINE void following_rows(const AttentionCall& call, const T* keys, const T* values,
+                               NextRows (&next)[2]) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+  const int64_t key_stride = call.key_stride * kBytes, key_bytes = call.key_dim * kBytes;
+  const auto* first = reinterpret_cast<const std::byte*>(keys);
+  const auto* second = reinterpret_cast<const std::byte*>(values);
+  const std::byte* block = first + kKeyBlock * key_stride;
+  if (second >= first && second < first + key_bytes) {
+    const int64_t half = key_bytes / 2 / 64 * 64;
+    next[0] = {block, key_stride, half};
+    next[1] = {block + half, key_stride, key_bytes - half};
+  } else {
+    next[0] = {second, call.value_stride * kBytes, call.value_dim * kBytes};
+    next[1] = {block, key_stride, key_bytes};
+  }
+}
+
 template <class T>
 static void attend(const AttentionCall& call) noexcept {
   clear_rows(call);
   const int64_t tiles = tile_count(call.rows);
   // Few rows read keys and values where they lie; more share a block widened once.
-  const bool widen_keys = tiles > 1 || call.key_dim != call.query_stride;
-  const bool widen_values = tiles > 1 || call.value_dim != call.out_stride;
+  const bool many = tiles > (std::is_same_v<T, float> ? 2 : 1);
+  const bool widen_keys = many || call.key_dim != call.query_stride;
+  const bool widen_values = many || call.value_dim != call.out_stride;
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
   for (int64_t block = all.begin / kKeyBlock * kKeyBlock; block < all.end; block += kKeyBlock) {
     const int64_t block_end = block + kKeyBlock < call.end ? block + kKeyBlock : call.end;
@@ -42,6 +64,8 @@ static void attend(const AttentionCall& call) noexcept {
     const auto* keys = static_cast<const T*>(call.keys) + block * call.key_stride;
     const auto* values = static_cast<const T*>(call.values) + block * call.value_stride;
     const int count = static_cast<int>(block_end - block);
+    NextRows next[2];
+    if (!many) following_rows(call, keys, values, next);
     if (widen_keys) {
       widen_rows(keys, call.key_stride, count, call.key_dim, call.key_block, call.query_stride);
     }
@@ -69,15 +93,18 @@ static void attend(const AttentionCall& call) noexcept {
       if (widen_keys) {
         score<false>(q, call.key_block, call.query_stride, count, first * kLanes, last * kLanes,
                      call.query_stride, tile.height, w.scores[0]);
-      } else {
+      } else if (t == 0) {
         score<true>(q, keys, call.key_stride, count, first * kLanes, last * kLanes,
-                    call.query_stride, tile.height, w.scores[0]);
+                    call.query_stride, tile.height, w.scores[0], next[0]);
+      } else {
+        score<false>(q, keys, call.key_stride, count, first * kLanes, last * kLanes,
+                     call.query_stride, tile.height, w.scores[0]);
       }
       soften(call, tile, block, first, last, w);
       if (widen_values) {
-        weigh<true>(call, tile, w, call.value_block, call.out_stride, finite);
+        weigh(call, tile, w, call.value_block, call.out_stride, finite);
       } else {
-        weigh<false>(call, tile, w, values, call.value_stride, finite);
+        weigh(call, tile, w, values, call.value_stride, finite, t == 0 ? next[1] : NextRows{});
       }
     }
   }

@@ -20,23 +20,25 @@ static void widen_rows(const T* rows, int64_t stride, int count, int64_t width, 
   }
 }
 
-/// Brings rows into L1 by one load that walks over their lines. Memory has to be read like this:
-/// the processor reads ahead for an instruction whose addresses follow one another (measured on Zen
-/// 4: 30 GB/s), and hardly for several that take turns, nor for prefetch instructions (9 to 15
-/// GB/s).
-template <class T>
-MOE_INLINE void touch_rows(const T* rows, int64_t stride, int64_t width, int count) {
-  if (stride == width) {
-    width *= count;
-    count = 1;
-  }
-  for (int i = 0; i < count; ++i) {
-#pragma GCC unroll 1
-    for (int64_t c = 0; c < width; c += 64 / static_cast<int64_t>(sizeof(T))) {
-      touch(rows + i * stride + c);
+/// Rows that are read after those which are being multiplied, requested line by line meanwhile:
+/// requests that come all at once wait for one another, and multiplying for them.
+struct NextRows {
+  const std::byte* at = nullptr;
+  int64_t stride = 0, row_bytes = 0;  // 0: none
+
+  /// `vectors` vectors of T's of a row, from column c on.
+  template <class T>
+  [[gnu::always_inline]] inline void request(int64_t row, int64_t c, int vectors = 1) const {
+    constexpr int64_t kVectorBytes = kLanes * static_cast<int64_t>(sizeof(T));
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t byte = c * static_cast<int64_t>(sizeof(T)) + v * kVectorBytes;
+      if (byte % kCacheLine == 0 && byte < row_bytes) prefetch_l2(at + row * stride + byte);
     }
   }
-}
+
+ private:
+  static constexpr int64_t kCacheLine = 64;
+};
 
 // Scores: kSumVectors dot products at a time, those of R rows with kSumVectors / R keys.
 inline constexpr int kDotRows = kSumVectors == 16 ? 4 : kSumVectors == 4 ? 2 : 1;
@@ -44,9 +46,10 @@ inline constexpr int kDotKeys = kSumVectors / kDotRows;
 
 /// s[r][j] = q[r] · keys[j] for `keys` from `first` to `last`, in steps that may pass `last` but
 /// stay in the block; the rows from `count` on do not exist. dim is a multiple of the lanes.
-template <int R, class T>
+template <int R, bool kAhead, class T>
 [[gnu::noinline]] static void score_rows(const float* q, const T* keys, int64_t stride, int count,
-                                         int first, int last, int64_t dim, float* s) noexcept {
+                                         int first, int last, int64_t dim, float* s,
+                                         const NextRows& next) noexcept {
   constexpr int kKeys = kSumVectors / R;
   constexpr int kStep = kKeys < kDotKeys ? kKeys : kDotKeys;
   for (int j = first; j < last; j += kKeys) {
@@ -68,7 +71,10 @@ template <int R, class T>
       for (int64_t d = 0; d < dim; d += kLanes) {
         F32x16 value[kStep];
         MOE_UNROLL
-        for (int i = 0; i < kStep; ++i) value[i] = load(key[i] + d);
+        for (int i = 0; i < kStep; ++i) {
+          value[i] = load(key[i] + d);
+          if constexpr (kAhead) next.request<T>(j + step + i, d);
+        }
         MOE_UNROLL
         for (int r = 0; r < R; ++r) {
           const F32x16 query = load(q + r * dim + d);
@@ -90,19 +96,23 @@ template <int R, class T>
 }
 
 /// score_rows for a tile of any height. A few keys at a time for all rows: those are then in L1.
-template <bool kStreamed, class T>
+template <bool kAhead, class T>
 MOE_INLINE void score(const float* q, const T* keys, int64_t stride, int count, int first, int last,
-                      int64_t dim, int height, float* s) {
+                      int64_t dim, int height, float* s, const NextRows& next = {}) {
   const int step = height % kDotRows == 0 ? kLanes / 2 : kLanes;
   for (int j = first; j < last; j += step) {
-    if constexpr (kStreamed) {
-      touch_rows(keys + j * stride, stride, dim, count - j < step ? count - j : step);
-    }
     int r = 0;
     const auto rows = [&](auto number) MOE_INLINE_LAMBDA {
       constexpr int R = decltype(number)::kValue;
+      if constexpr (kAhead) {
+        if (r == 0 && height >= R) {
+          score_rows<R, true>(q, keys, stride, count, j, j + step, dim, s, next);
+          r = R;
+        }
+      }
       for (; r + R <= height; r += R) {
-        score_rows<R>(q + r * dim, keys, stride, count, j, j + step, dim, s + r * kKeyBlock);
+        score_rows<R, false>(q + r * dim, keys, stride, count, j, j + step, dim, s + r * kKeyBlock,
+                             next);
       }
     };
     if constexpr (kDotRows >= 4) rows(Constant<4>{});

@@ -4,7 +4,7 @@
 // Definition    out[r] = out[r] · shrink[r] + Σ_j w[r][j] · v[j], over j in order
 // Regularities  Value columns lie along the lanes.
 
-#include "moe/kernels/isa/softmax_rows.h"
+#include "moe/kernels/isa/key_scores.h"
 
 namespace moe::MOE_ISA {
 
@@ -23,8 +23,10 @@ MOE_INLINE void with_height(int height, F f) {
 /// out[r][0 .. 16 P) = out[r] · shrink[r] + Σ_{j in [begin, end)} w[r][j] · values[j][0 .. 16 P)
 template <int R, int P, class T>
 [[gnu::noinline]] static void weigh_tile(const float* w, const T* values, int64_t stride, int begin,
-                                         int end, const float* shrink, float* out,
-                                         int64_t out_stride) noexcept {
+                                         int end, const float* shrink, float* out, int64_t c,
+                                         int64_t out_stride, const NextRows& next) noexcept {
+  values += c;
+  out += c;
   F32x16 sum[R][P];
   MOE_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -39,6 +41,7 @@ template <int R, int P, class T>
     for (int p = 0; p < P; ++p) {
       value[p] = load(values + j * stride + p * kLanes);
     }
+    next.request<T>(j, c, P);
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
       const F32x16 weight = set1(w[r * kKeyBlock + j]);
@@ -87,51 +90,20 @@ constexpr int wide_columns() {
 /// weigh_tile over columns [c, width), P vectors at a time, then fewer.
 template <int R, int P, class T>
 MOE_INLINE void weigh_columns(const float* w, const T* values, int64_t stride, int begin, int end,
-                              const float* shrink, float* out, int64_t c, int64_t width) {
+                              const float* shrink, float* out, int64_t c, int64_t width,
+                              const NextRows& next) {
   for (; c + P * kLanes <= width; c += P * kLanes) {
-    weigh_tile<R, P>(w, values + c, stride, begin, end, shrink, out + c, width);
+    weigh_tile<R, P>(w, values, stride, begin, end, shrink, out, c, width, next);
   }
   if constexpr (P > 1) {
-    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width);
-  }
-}
-
-/// All rows of a tile at once: for values that lie in a cache.
-MOE_INLINE void weigh_cached(int height, const TileWeights& w, const float* values, int64_t stride,
-                             int begin, int end, float* out, int64_t width) {
-  with_height<kTileRows>(height, [&](auto number) MOE_INLINE_LAMBDA {
-    constexpr int R = decltype(number)::kValue;
-    weigh_columns<R, wide_columns<R>()>(w.scores[0], values, stride, begin, end, w.shrink, out, 0,
-                                        width);
-  });
-}
-
-/// For values that come from memory: whole rows of a few keys, one or two query rows at a time, so
-/// that memory is read in the order of its addresses.
-template <class T>
-MOE_INLINE void weigh_streamed(int height, const TileWeights& w, const T* values, int64_t stride,
-                               int begin, int end, float* out, int64_t width) {
-  static constexpr float kKeep[2] = {1.0f, 1.0f};
-  for (int j = begin; j < end; j = (j / kLanes + 1) * kLanes) {
-    const int stop = end < (j / kLanes + 1) * kLanes ? end : (j / kLanes + 1) * kLanes;
-    int r = 0;
-    const auto rows = [&](auto number) MOE_INLINE_LAMBDA {
-      constexpr int R = decltype(number)::kValue;
-      for (; r + R <= height; r += R) {
-        weigh_columns<R, wide_columns<R>()>(w.scores[r], values, stride, j, stop,
-                                            j == begin ? w.shrink + r : kKeep, out + r * width, 0,
-                                            width);
-      }
-    };
-    rows(Constant<2>{});
-    rows(Constant<1>{});
+    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width, next);
   }
 }
 
 /// Adds a block's weighted values to a tile's output rows. `finite` says so of all the values.
-template <bool kCached, class T>
+template <class T>
 MOE_INLINE void weigh(const AttentionCall& call, RowTile tile, const TileWeights& w,
-                      const T* values, int64_t stride, bool finite) {
+                      const T* values, int64_t stride, bool finite, const NextRows& next = {}) {
   uint64_t any = 0, every = ~uint64_t{0};
   for (int r = 0; r < tile.height; ++r) {
     any |= w.counted[r];
@@ -147,10 +119,12 @@ MOE_INLINE void weigh(const AttentionCall& call, RowTile tile, const TileWeights
       weigh_keys(w.counted[r], w.scores[r], values, stride, call.out_stride, w.shrink[r],
                  out + r * call.out_stride);
     }
-  } else if constexpr (kCached) {
-    weigh_cached(tile.height, w, values, stride, begin, end, out, call.out_stride);
   } else {
-    weigh_streamed(tile.height, w, values, stride, begin, end, out, call.out_stride);
+    with_height<kTileRows>(tile.height, [&](auto number) MOE_INLINE_LAMBDA {
+      constexpr int R = decltype(number)::kValue;
+      weigh_columns<R, wide_columns<R>()>(w.scores[0], values, stride, begin, end, w.shrink, out, 0,
+                                          call.out_stride, next);
+    });
   }
 }
 
