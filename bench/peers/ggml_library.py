@@ -1,4 +1,7 @@
-"""ggml's C functions, through ctypes, from the shared libraries that llama-cpp-python ships."""
+"""ggml's C functions, through ctypes, from the shared libraries that Python packages ship.
+
+ik_llama.cpp's ggml is an older one with functions of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import ctypes
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from .layer import Missing
 
@@ -41,7 +45,7 @@ F32, I32 = 0, 26
 USAGE_WEIGHTS = 1
 
 _P, _I, _L, _S = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_size_t
-_BASE = {
+_BOTH = {
     "ggml_tensor_overhead": (_S, []),
     "ggml_graph_overhead": (_S, []),
     "ggml_free": (None, [_P]),
@@ -50,14 +54,13 @@ _BASE = {
     "ggml_nbytes": (_S, [_P]),
     "ggml_row_size": (_S, [_I, _L]),
     "ggml_mul_mat_id": (_P, [_P, _P, _P, _P]),
-    "ggml_swiglu_split": (_P, [_P, _P, _P]),
     "ggml_mul": (_P, [_P, _P, _P]),
     "ggml_add": (_P, [_P, _P, _P]),
     "ggml_view_2d": (_P, [_P, _P, _L, _L, _S, _S]),
     "ggml_set_output": (None, [_P]),
     "ggml_new_graph": (_P, [_P]),
     "ggml_build_forward_expand": (None, [_P, _P]),
-    "ggml_quantize_chunk": (_S, [_I, _P, _P, _L, _L, _L, _P]),
+    "ggml_quantize_chunk": (_S, [_I, _P, _P, _L, _L, _L, _P, _P]),
     "ggml_gallocr_new": (_P, [_P]),
     "ggml_gallocr_alloc_graph": (ctypes.c_bool, [_P, _P]),
     "ggml_gallocr_free": (None, [_P]),
@@ -68,13 +71,19 @@ _BASE = {
     "ggml_backend_tensor_set": (None, [_P, _P, _S, _S]),
     "ggml_backend_tensor_get": (None, [_P, _P, _S, _S]),
     "ggml_backend_graph_compute": (_I, [_P, _P]),
+    "ggml_backend_cpu_init": (_P, []),
+    "ggml_backend_cpu_set_n_threads": (None, [_P, _I]),
+}
+_LLAMA = {
+    "ggml_swiglu_split": (_P, [_P, _P, _P]),
+    "ggml_backend_cpu_reg": (_P, []),
     "ggml_backend_reg_dev_get": (_P, [_P, _S]),
     "ggml_backend_reg_get_proc_address": (_P, [_P, ctypes.c_char_p]),
 }
-_CPU = {
-    "ggml_backend_cpu_init": (_P, []),
-    "ggml_backend_cpu_reg": (_P, []),
-    "ggml_backend_cpu_set_n_threads": (None, [_P, _I]),
+_IK = {
+    "ggml_moe_up_gate": (_P, [_P, _P, _P, _P, _P, _I]),
+    "ggml_mul_multi_add": (_P, [_P, _P, _P]),
+    "iqk_repack_tensor": (None, [_P]),
 }
 
 
@@ -83,26 +92,28 @@ class _InitParams(ctypes.Structure):
 
 
 class Ggml:
-    """The functions under their own names; `context` and `repack_buffer_types` beside them."""
+    """The functions under their own names; `context` and `extra_buffer_types` beside them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, name: str, libraries: list[Path], functions: dict[str, Any]) -> None:
         try:
-            base = ctypes.CDLL(str(folder / "libggml-base.so"), ctypes.RTLD_GLOBAL)
-            cpu = ctypes.CDLL(str(folder / "libggml-cpu.so"), ctypes.RTLD_GLOBAL)
-            for library, functions in ((base, _BASE), (cpu, _CPU)):
-                for name, (result, arguments) in functions.items():
-                    function = getattr(library, name)
+            loaded = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries]
+        except OSError as error:
+            raise Missing(f"{name}: {error}") from None
+        everything = {**_BOTH, **functions, "ggml_init": (_P, [_InitParams])}
+        for function_name, (result, arguments) in everything.items():
+            for library in loaded:
+                function = getattr(library, function_name, None)
+                if function is not None:
                     function.restype, function.argtypes = result, arguments
-                    setattr(self, name, function)
-            self._init = base.ggml_init
-        except (OSError, AttributeError) as error:
-            raise Missing(f"ggml: {error}") from None
-        self._init.restype, self._init.argtypes = _P, [_InitParams]
+                    setattr(self, function_name, function)
+                    break
+            else:
+                raise Missing(f"{name}: {libraries[0]} has no {function_name}")
 
     def context(self, tensors: int) -> int:
         """For the descriptions of so many tensors and a graph; their data lies elsewhere."""
         size = self.ggml_tensor_overhead() * tensors + self.ggml_graph_overhead()
-        return self._init(_InitParams(size, None, True))
+        return self.ggml_init(_InitParams(size, None, True))
 
     def extra_buffer_types(self) -> list[int]:
         """What llama.cpp tries before plain memory: layouts that its fast kernels want."""
@@ -120,14 +131,23 @@ class Ggml:
         return types
 
 
-def find() -> Ggml:
+def find_llama() -> Ggml:
     """GGML_LIBRARY_DIR's, else llama-cpp-python's. Raises Missing."""
-    folder = os.environ.get("GGML_LIBRARY_DIR")
-    if folder is None:
-        spec = importlib.util.find_spec("llama_cpp")
-        if spec is None or not spec.submodule_search_locations:
-            raise Missing(
-                "ggml: not installed (pip install llama-cpp-python, or GGML_LIBRARY_DIR=…)"
-            )
-        folder = str(Path(spec.submodule_search_locations[0]) / "lib")
-    return Ggml(Path(folder))
+    folder = _folder("ggml", "GGML_LIBRARY_DIR", "llama_cpp", "llama-cpp-python")
+    return Ggml("ggml", [folder / "libggml-base.so", folder / "libggml-cpu.so"], _LLAMA)
+
+
+def find_ik() -> Ggml:
+    """IK_LIBRARY_DIR's, else ik-llama-cpp-python's. Raises Missing."""
+    folder = _folder("ik", "IK_LIBRARY_DIR", "ik_llama_cpp", "ik-llama-cpp-python")
+    return Ggml("ik", [folder / "libggml.so"], _IK)
+
+
+def _folder(name: str, variable: str, package: str, distribution: str) -> Path:
+    folder = os.environ.get(variable)
+    if folder is not None:
+        return Path(folder)
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise Missing(f"{name}: not installed (pip install {distribution}, or {variable}=…)")
+    return Path(spec.submodule_search_locations[0]) / "lib"

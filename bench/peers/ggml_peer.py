@@ -6,36 +6,34 @@ types out anew while it loads. Types that are not laid out anew are skipped ther
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from .ggml_library import F32, I32, TYPES, USAGE_WEIGHTS, WITH_IMPORTANCE, Ggml, find
+from .ggml_library import F32, I32, TYPES, USAGE_WEIGHTS, WITH_IMPORTANCE, Ggml, find_llama
 from .layer import Float32, Int32, Layer, Missing, Peer, Run
 
 # ggml-cpu/repack.cpp, ggml_repack_get_optimal_repack_type, on x86.
 _REPACKED = ("q4_0", "q4_k", "q2_k", "iq4_nl", "mxfp4")
 
 
-class GgmlPeer:
-    def __init__(self, ggml: Ggml, threads: int, repack: bool) -> None:
-        self.name = "ggml repack" if repack else "ggml"
-        self.formats = _REPACKED if repack else tuple(TYPES)
+class GgmlPeer(Peer):
+    """Weights in the memory of `buffer_type`; the graph and its threads are ggml's."""
+
+    def __init__(
+        self, name: str, ggml: Ggml, threads: int, formats: Iterable[str], buffer_type: int
+    ) -> None:
+        self.name = name
+        self.formats = tuple(formats)
         self._ggml = ggml
         self._threads = threads
-        self._buffer_type = ggml.ggml_backend_cpu_buffer_type()
-        if repack:
-            types = ggml.extra_buffer_types()
-            if not types:
-                raise Missing("ggml repack: this build has no other layouts")
-            self._buffer_type = types[-1]
+        self._buffer_type = buffer_type
         self._backend = ggml.ggml_backend_cpu_init()
         ggml.ggml_backend_cpu_set_n_threads(self._backend, threads)
-        self._owned: list[Callable[[], None]] = []
         self._weights: tuple[int, int, int] | None = None
+        # What frees the weights, and what frees the graphs, which point at them.
+        self._of_weights: list[Callable[[], None]] = []
+        self._of_runs: list[Callable[[], None]] = []
 
     def pack(self, layer: Layer, format: str) -> None:
         self.drop()
@@ -51,30 +49,59 @@ class GgmlPeer:
         if not buffer:
             ggml.ggml_free(context)
             raise Missing(f"{self.name}: no memory for {format}")
+        self._of_weights += [
+            lambda: ggml.ggml_free(context),
+            lambda: ggml.ggml_backend_buffer_free(buffer),
+        ]
         ggml.ggml_backend_buffer_set_usage(buffer, USAGE_WEIGHTS)
-        for which, (tensor, (cols, rows)) in enumerate(zip(tensors, sizes, strict=True)):
-            expert_bytes = ggml.ggml_row_size(kind, cols) * rows
-            data = np.empty(expert_bytes * shape.experts, np.uint8)
-            quantize = _quantizer(ggml, layer, which, kind, data, expert_bytes)
-            with ThreadPoolExecutor(self._threads) as pool:
-                list(pool.map(quantize, range(shape.experts)))
+        whole: list[np.ndarray] = [
+            np.empty((shape.experts, rows * ggml.ggml_row_size(kind, cols)), np.uint8)
+            for cols, rows in sizes
+        ]
+        for expert, forms in layer.packed(self._quantizer(kind), self._threads):
+            for which in range(3):
+                whole[which][expert] = forms[which]
+        for tensor, data in zip(tensors, whole, strict=True):
             # Other layouts are made from whole tensors only.
             ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
+            self.lay_out(tensor)
         self._weights = (tensors[0], tensors[1], tensors[2])
-        self._owned += [
-            lambda: ggml.ggml_backend_buffer_free(buffer),
-            lambda: ggml.ggml_free(context),
-        ]
+
+    def lay_out(self, tensor: int) -> None:
+        """What a program does with a tensor after loading it."""
+
+    def _quantizer(self, kind: int) -> Callable[..., list[np.ndarray]]:
+        ggml = self._ggml
+
+        def quantize(*matrices: Float32) -> list[np.ndarray]:
+            forms = []
+            for matrix in matrices:
+                values = np.ascontiguousarray(matrix)
+                rows, cols = values.shape
+                form = np.empty(rows * ggml.ggml_row_size(kind, cols), np.uint8)
+                alike = np.ones(cols, np.float32)  # every column's importance
+                needed = alike.ctypes.data if kind in WITH_IMPORTANCE else None
+                source, to = values.ctypes.data, form.ctypes.data
+                ggml.ggml_quantize_chunk(kind, source, to, 0, rows, cols, needed, None)
+                forms.append(form)
+            return forms
+
+        return quantize
+
+    def release(self) -> None:
+        for free in reversed(self._of_runs):
+            free()
+        self._of_runs = []
 
     def drop(self) -> None:
-        # Graphs point at the weights, so they go first.
-        for free in reversed(self._owned):
+        self.release()
+        for free in reversed(self._of_weights):
             free()
-        self._owned, self._weights = [], None
+        self._of_weights, self._weights = [], None
 
     def prepare(self, x: Float32, experts: Int32, weights: Float32) -> Run:
         assert self._weights is not None
-        ggml, (gate, up, down) = self._ggml, self._weights
+        ggml = self._ggml
         (tokens, hidden), top_k = x.shape, experts.shape[1]
 
         inputs = ggml.context(3)
@@ -88,6 +115,36 @@ class GgmlPeer:
             ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
 
         context = ggml.context(16 + 2 * top_k)
+        out = self.graph(context, rows, ids, scales, (tokens, hidden, top_k))
+        ggml.ggml_set_output(out)
+        graph = ggml.ggml_new_graph(context)
+        ggml.ggml_build_forward_expand(graph, out)
+        allocator = ggml.ggml_gallocr_new(plain)
+        self._of_runs += [
+            lambda: ggml.ggml_backend_buffer_free(buffer),
+            lambda: ggml.ggml_free(inputs),
+            lambda: ggml.ggml_free(context),
+            lambda: ggml.ggml_gallocr_free(allocator),
+        ]
+        if not ggml.ggml_gallocr_alloc_graph(allocator, graph):
+            raise Missing(f"{self.name}: no memory for {tokens} tokens")
+
+        def run() -> Float32:
+            status = ggml.ggml_backend_graph_compute(self._backend, graph)
+            if status != 0:
+                raise RuntimeError(f"{self.name}: ggml_backend_graph_compute returned {status}")
+            result = np.empty((tokens, hidden), np.float32)
+            ggml.ggml_backend_tensor_get(out, result.ctypes.data, 0, result.nbytes)
+            return result
+
+        return run
+
+    def graph(
+        self, context: int, rows: int, ids: int, scales: int, sizes: tuple[int, int, int]
+    ) -> int:
+        assert self._weights is not None
+        ggml, (gate, up, down) = self._ggml, self._weights
+        tokens, hidden, top_k = sizes
         y_up = ggml.ggml_mul_mat_id(context, up, rows, ids)
         y_gate = ggml.ggml_mul_mat_id(context, gate, rows, ids)
         activated = ggml.ggml_swiglu_split(context, y_gate, y_up)
@@ -100,49 +157,14 @@ class GgmlPeer:
         out = slots[0]
         for slot in slots[1:]:
             out = ggml.ggml_add(context, out, slot)
-        ggml.ggml_set_output(out)
-        graph = ggml.ggml_new_graph(context)
-        ggml.ggml_build_forward_expand(graph, out)
-        allocator = ggml.ggml_gallocr_new(plain)
-        if not ggml.ggml_gallocr_alloc_graph(allocator, graph):
-            raise Missing(f"{self.name}: no memory for {tokens} tokens")
-        self._owned += [
-            lambda: ggml.ggml_free(inputs),
-            lambda: ggml.ggml_backend_buffer_free(buffer),
-            lambda: ggml.ggml_free(context),
-            lambda: ggml.ggml_gallocr_free(allocator),
-        ]
-
-        def run() -> Float32:
-            status = ggml.ggml_backend_graph_compute(self._backend, graph)
-            if status != 0:
-                raise RuntimeError(f"{self.name}: ggml_backend_graph_compute returned {status}")
-            result = np.empty((tokens, hidden), np.float32)
-            ggml.ggml_backend_tensor_get(out, result.ctypes.data, 0, result.nbytes)
-            return result
-
-        return run
-
-
-def _quantizer(
-    ggml: Ggml, layer: Layer, which: int, kind: int, data: np.ndarray, expert_bytes: int
-) -> Callable[[int], None]:
-    def quantize(expert: int) -> None:
-        values = np.ascontiguousarray(layer.expert(expert)[which])
-        to = data.ctypes.data + expert * expert_bytes
-        rows, cols = values.shape
-        alike = np.ones(cols, np.float32)  # every column's importance
-        needed = ctypes.c_void_p(alike.ctypes.data) if kind in WITH_IMPORTANCE else None
-        ggml.ggml_quantize_chunk(
-            kind, ctypes.c_void_p(values.ctypes.data), ctypes.c_void_p(to), 0, rows, cols, needed
-        )
-
-    return quantize
+        return out
 
 
 def load(threads: int) -> list[Peer]:
-    ggml = find()
-    peers: list[Peer] = [GgmlPeer(ggml, threads, repack=False)]
-    with suppress(Missing):  # built without; nothing to compare with
-        peers.append(GgmlPeer(ggml, threads, repack=True))
+    ggml = find_llama()
+    plain = ggml.ggml_backend_cpu_buffer_type()
+    peers: list[Peer] = [GgmlPeer("ggml", ggml, threads, TYPES, plain)]
+    layouts = ggml.extra_buffer_types()
+    if layouts:  # else built without; nothing to compare with
+        peers.append(GgmlPeer("ggml repack", ggml, threads, _REPACKED, layouts[-1]))
     return peers

@@ -2,51 +2,100 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from moekit.bench import Shape
-
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
-Run = Callable[[], Float32]
+Run = Callable[[], Any]
+T = TypeVar("T")
 
 
 class Missing(Exception):
     """A library that is not installed, or cannot do this here; the message is one line."""
 
 
+class Sizes(Protocol):
+    """What `moekit.bench.Shape` says, for interpreters that have no moekit."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def inter(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def top_k(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class PlainSizes:
+    hidden: int
+    inter: int
+    experts: int
+    top_k: int
+
+
 class Layer:
     """E experts of random normal weights, of variance 1 / depth.
 
-    An expert is a window of one run of numbers, each at another place: all differ, and none takes
-    memory of its own before somebody packs it.
+    There are PATTERNS different experts, over and over: rounding gigabytes of weights would take
+    far longer than running them. PATTERNS is a prime, so that an index that is wrong by a power of
+    two gives another result. A pattern is a window of one run of numbers, each at another place:
+    all differ, and none takes memory of its own before somebody packs it.
     """
 
+    PATTERNS = 7
     _STEP = 7919  # a prime: windows do not align with rows
+    _FILES = ("gate.npy", "up.npy", "down.npy")
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes, values: list[Float32] | None = None) -> None:
         self.shape = shape
         self._count = shape.hidden * shape.inter
+        if values is not None:
+            self._values = values
+            return
         rng = np.random.default_rng(0)
         self._values = [
-            rng.standard_normal(self._count + self._STEP * shape.experts, np.float32)
+            rng.standard_normal(self._count + self._STEP * self.PATTERNS, np.float32)
             for _ in range(3)
         ]
-        for values, depth in zip(
+        for numbers, depth in zip(
             self._values, (shape.hidden, shape.hidden, shape.inter), strict=True
         ):
-            values /= np.float32(depth**0.5)
+            numbers /= np.float32(depth**0.5)
+
+    def save(self, folder: Path) -> None:
+        """For other processes; they share what they read."""
+        for name, numbers in zip(self._FILES, self._values, strict=True):
+            np.save(folder / name, numbers)
+
+    @classmethod
+    def open(cls, shape: Sizes, folder: Path) -> Layer:
+        return cls(shape, [np.load(folder / name, mmap_mode="c") for name in cls._FILES])
 
     def expert(self, index: int) -> tuple[Float32, Float32, Float32]:
         """gate [F, H], up [F, H] and down [H, F]; views."""
-        start = self._STEP * index
+        start = self._STEP * (index % self.PATTERNS)
         gate, up, down = (values[start : start + self._count] for values in self._values)
         hidden, inter = self.shape.hidden, self.shape.inter
         return gate.reshape(inter, hidden), up.reshape(inter, hidden), down.reshape(hidden, inter)
+
+    def packed(
+        self, pack: Callable[[Float32, Float32, Float32], T], threads: int = 1
+    ) -> Iterator[tuple[int, T]]:
+        """Every expert's index and its packed form, made once for each pattern."""
+        different = range(min(self.PATTERNS, self.shape.experts))
+        with ThreadPoolExecutor(threads) as pool:
+            forms = list(pool.map(lambda index: pack(*self.expert(index)), different))
+        for index in range(self.shape.experts):
+            yield index, forms[index % self.PATTERNS]
 
     def reference(self, x: Float32, experts: Int32, weights: Float32) -> Float32:
         """The definition, for a few tokens."""
@@ -60,7 +109,7 @@ class Layer:
         return out
 
 
-class Peer(Protocol):
+class Peer:
     """One way of computing the layer."""
 
     name: str
@@ -68,9 +117,18 @@ class Peer(Protocol):
 
     def pack(self, layer: Layer, format: str) -> None:
         """Takes the weights; what it held before is dropped."""
+        raise NotImplementedError
 
     def prepare(self, x: Float32, experts: Int32, weights: Float32) -> Run:
-        """What is timed. Inputs are in the library's own form before that; the output is read."""
+        """What is timed. Inputs are in the library's own form before that, and so is the output."""
+        raise NotImplementedError
+
+    def values(self, out: Any) -> Float32:
+        """A run's output as numbers [T, H]; not timed."""
+        return np.asarray(out, np.float32)
+
+    def release(self) -> None:
+        """Frees what `prepare` made; its runs are over."""
 
     def drop(self) -> None:
         """Frees the weights."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
+
 from moekit import _core, ops
 from moekit.ops import Assignment, Experts, PackedWeight
 
 from .layer import Float32, Int32, Layer, Peer, Run
 
 
-class Moekit:
+class Moekit(Peer):
     name = "moekit"
 
     def __init__(self) -> None:
@@ -19,12 +23,12 @@ class Moekit:
         self.drop()
         shape = layer.shape
         wide = (shape.experts, shape.inter, shape.hidden)
-        gate, up = PackedWeight.empty(format, wide), PackedWeight.empty(format, wide)
-        down = PackedWeight.empty(format, (shape.experts, shape.hidden, shape.inter))
-        for e in range(shape.experts):
-            for packed, values in zip((gate, up, down), layer.expert(e), strict=True):
-                packed.fill(e, values)
-        self._experts = Experts(gate, up, down)
+        banks = [PackedWeight.empty(format, wide), PackedWeight.empty(format, wide)]
+        banks.append(PackedWeight.empty(format, (shape.experts, shape.hidden, shape.inter)))
+        for expert, forms in layer.packed(_packer(format)):
+            for bank, form in zip(banks, forms, strict=True):
+                bank.fill_bytes(expert, form)
+        self._experts = Experts(*banks)
 
     def prepare(self, x: Float32, experts: Int32, weights: Float32) -> Run:
         assert self._experts is not None
@@ -33,6 +37,13 @@ class Moekit:
 
     def drop(self) -> None:
         self._experts = None
+
+
+def _packer(format: str) -> Callable[[Float32, Float32, Float32], list[np.ndarray]]:
+    def pack(*matrices: Float32) -> list[np.ndarray]:
+        return [ops.pack(values, format).expert_bytes(0) for values in matrices]
+
+    return pack
 
 
 def load(threads: int) -> list[Peer]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ _GROUP = 128
 _BITS = {"int8": 8, "int4": 4}
 
 
-class OnnxRuntime:
+class OnnxRuntime(Peer):
     """Gate and up are one matrix with alternating rows, as the CPU kernels want it.
 
     QMoE takes accuracy level 4, int8 activations, which is its fast path.
@@ -29,18 +30,13 @@ class OnnxRuntime:
     def pack(self, layer: Layer, format: str) -> None:
         self.drop()
         shape = layer.shape
-        parts: dict[str, list[np.ndarray]] = {}
-        for e in range(shape.experts):
-            gate, up, down = layer.expert(e)
-            fc1 = np.stack([gate, up], axis=1).reshape(2 * shape.inter, shape.hidden)
-            for name, values in (("fc1", fc1), ("fc2", down)):
-                if format == "f32":
-                    parts.setdefault(name, []).append(values)
-                else:
-                    packed, scales = _quantized(values, format)
-                    parts.setdefault(name, []).append(packed)
-                    parts.setdefault(f"{name}_scales", []).append(scales)
-        self._weights = {name: np.stack(arrays) for name, arrays in parts.items()}
+        names = ("fc1", "fc2") if format == "f32" else ("fc1", "fc1_scales", "fc2", "fc2_scales")
+        self._weights = {}
+        for expert, forms in layer.packed(_packer(format)):
+            for name, form in zip(names, forms, strict=True):
+                if expert == 0:
+                    self._weights[name] = np.empty((shape.experts, *form.shape), form.dtype)
+                self._weights[name][expert] = form
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = self._threads
         options.log_severity_level = 3
@@ -112,6 +108,16 @@ class OnnxRuntime:
 
     def drop(self) -> None:
         self._session, self._weights = None, {}
+
+
+def _packer(format: str) -> Callable[[Float32, Float32, Float32], list[np.ndarray]]:
+    def pack(gate: Float32, up: Float32, down: Float32) -> list[np.ndarray]:
+        fc1 = np.stack([gate, up], axis=1).reshape(2 * len(gate), -1)
+        if format == "f32":
+            return [fc1, down]
+        return [*_quantized(fc1, format), *_quantized(down, format)]
+
+    return pack
 
 
 def _quantized(values: Float32, format: str) -> tuple[np.ndarray, Float32]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from .layer import Float32, Int32, Layer, Missing, Peer, Run
 
-_DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
 class Weights:
@@ -25,15 +25,17 @@ class Weights:
             return
         self.drop()
         shape, torch = layer.shape, self.torch
-        dtype = getattr(torch, _DTYPES[format])
+        dtype = getattr(torch, DTYPES[format])
         self.gate_up = torch.empty(shape.experts, 2 * shape.inter, shape.hidden, dtype=dtype)
         self.down = torch.empty(shape.experts, shape.hidden, shape.inter, dtype=dtype)
-        for e in range(shape.experts):
-            gate, up, down = layer.expert(e)
-            self.gate_up[e, : shape.inter] = torch.from_numpy(gate)
-            self.gate_up[e, shape.inter :] = torch.from_numpy(up)
-            self.down[e] = torch.from_numpy(down)
+        for expert, (gate_up, down) in layer.packed(self._rounded):
+            self.gate_up[expert], self.down[expert] = gate_up, down
         self.key = (id(layer), format)
+
+    def _rounded(self, gate: Float32, up: Float32, down: Float32) -> tuple[Any, Any]:
+        torch, dtype = self.torch, self.down.dtype
+        gate_up = torch.from_numpy(np.concatenate([gate, up]))
+        return gate_up.to(dtype), torch.from_numpy(down).to(dtype)
 
     def drop(self) -> None:
         self.key = self.gate_up = self.down = None
@@ -47,7 +49,7 @@ class Weights:
         )
 
 
-class TorchLoop:
+class TorchLoop(Peer):
     """Rows of an expert, two dense products, and back: what is written by hand most often."""
 
     name = "torch loop"
@@ -62,12 +64,15 @@ class TorchLoop:
     def drop(self) -> None:
         self._weights.drop()
 
+    def values(self, out: Any) -> Float32:
+        return np.asarray(out.float().numpy())
+
     def prepare(self, x: Float32, experts: Int32, weights: Float32) -> Run:
         torch, store = self._weights.torch, self._weights
         functional = torch.nn.functional
         rows, ids, scales = store.inputs(x, experts, weights)
 
-        def run() -> Float32:
+        def run() -> Any:
             with torch.inference_mode():
                 out = torch.zeros_like(rows)
                 for e in torch.unique(ids).tolist():
@@ -75,7 +80,7 @@ class TorchLoop:
                     gate, up = functional.linear(rows[token], store.gate_up[e]).chunk(2, -1)
                     y = functional.linear(functional.silu(gate) * up, store.down[e])
                     out.index_add_(0, token, y * scales[token, slot, None])
-                return np.asarray(out.float().numpy())
+                return out
 
         return run
 
@@ -92,7 +97,7 @@ class TorchGrouped(TorchLoop):
         rows, ids, scales = store.inputs(x, experts, weights)
         count, top_k = store.down.shape[0], ids.shape[1]
 
-        def run() -> Float32:
+        def run() -> Any:
             with torch.inference_mode():
                 flat = ids.flatten()
                 order = torch.argsort(flat, stable=True)
@@ -105,8 +110,7 @@ class TorchGrouped(TorchLoop):
                     functional.silu(gate) * up, store.down.transpose(1, 2), offs=ends
                 )
                 y = y * scales.flatten()[order, None]
-                out = torch.zeros_like(rows).index_add_(0, order // top_k, y)
-                return np.asarray(out.float().numpy())
+                return torch.zeros_like(rows).index_add_(0, order // top_k, y)
 
         return run
 

@@ -12,7 +12,7 @@ from .torch_peer import Weights
 _LARGEST_COPY = 2 << 30
 
 
-class Transformers:
+class Transformers(Peer):
     formats = ("f32", "bf16")
 
     def __init__(self, weights: Weights, module: Any, implementation: str) -> None:
@@ -42,6 +42,9 @@ class Transformers:
         self._experts = None
         self._weights.drop()
 
+    def values(self, out: Any) -> Float32:
+        return np.asarray(out.float().numpy())
+
     def prepare(self, x: Float32, experts: Int32, weights: Float32) -> Run:
         torch, module = self._weights.torch, self._experts
         rows, ids, scales = self._weights.inputs(x, experts, weights)
@@ -53,9 +56,9 @@ class Transformers:
                 gib = gathered / 2**30
                 raise Missing(f"{self.name}: would copy {gib:.0f} GiB of weights, a set per slot")
 
-        def run() -> Float32:
+        def run() -> Any:
             with torch.inference_mode():
-                return np.asarray(module(rows, ids, scales).float().numpy())
+                return module(rows, ids, scales)
 
         return run
 
