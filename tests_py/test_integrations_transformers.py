@@ -13,9 +13,12 @@ pytest.importorskip("transformers")
 
 import hf_experts  # noqa: E402
 from hf_experts import draw, error, experts_module, run_as  # noqa: E402
+from torch._subclasses import fake_tensor  # noqa: E402
+from torch.utils.dlpack import to_dlpack  # noqa: E402
 
 import moekit.integrations.transformers as moekit_transformers  # noqa: E402
-from moekit.integrations import torch_run  # noqa: E402
+from moekit import _core  # noqa: E402
+from moekit.integrations import torch_experts, torch_run  # noqa: E402
 
 CLASSES = hf_experts.interface_classes()
 # Relative errors: two float32 programs; one rounding per value and two of its sums in bfloat16.
@@ -108,6 +111,13 @@ def test_no_token_and_other_shapes(mixtral: Any) -> None:
         assert torch.equal(run_as(mixtral, "moekit", wide, ids, weights), flat)
         int32 = run_as(mixtral, "moekit", hidden, ids.int(), weights.double())
         assert torch.equal(int32, flat)
+        # the sign stands beside the numbers
+        negative = torch.complex(torch.zeros_like(hidden), -hidden).conj().imag
+        assert negative.is_neg() and torch.equal(negative, hidden)
+        assert torch.equal(run_as(mixtral, "moekit", negative, ids, weights), flat)
+        # rows of tokens, as attention leaves them
+        out = run_as(mixtral, "moekit", hidden.view(2, 3, 72), ids, weights)
+        assert out.shape == (2, 3, 72) and torch.equal(out.view(6, 72), flat)
 
 
 def test_a_token_gives_the_same_bytes_in_any_batch(mixtral: Any) -> None:
@@ -133,6 +143,14 @@ def _changes() -> dict[str, Any]:
     def through_data(module: Any) -> None:
         module.down_proj.data.mul_(2)  # counts no version
 
+    def one_by_one(module: Any) -> None:
+        for expert in module.down_proj.data:
+            expert.mul_(2)
+
+    def through_numpy(module: Any) -> None:
+        array = module.down_proj.detach().numpy()
+        array *= 2
+
     def in_place(module: Any) -> None:
         with torch.no_grad():
             module.down_proj.mul_(2)
@@ -148,7 +166,7 @@ def _changes() -> dict[str, Any]:
         state["down_proj"] *= 2
         module.load_state_dict(state)
 
-    changes = (through_data, in_place, assigned, new_parameter, loaded)
+    changes = (through_data, one_by_one, through_numpy, in_place, assigned, new_parameter, loaded)
     return {change.__name__: change for change in changes}
 
 
@@ -160,6 +178,20 @@ def test_changed_weights_are_packed_again(mixtral: Any, change: str) -> None:
         _changes()[change](mixtral)
         after = run_as(mixtral, "moekit", hidden, ids, weights)
     torch.testing.assert_close(after, 2 * before)
+
+
+@pytest.mark.parametrize("count", [3, 40])
+def test_a_write_into_one_expert_is_noticed(count: int) -> None:
+    for layout in ("[E, N, K]", "[E, K, N]"):
+        weight = torch.randn(count, 7, 9)
+        weight = weight.transpose(1, 2) if layout == "[E, K, N]" else weight
+        watched = torch_experts.Watched(weight)
+        for expert in range(count):
+            assert watched.same(weight)
+            kept = weight.data[expert].clone()
+            weight.data[expert] += 1
+            assert not watched.same(weight)
+            weight.data[expert] = kept
 
 
 def test_weights_are_packed_once(mixtral: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +315,50 @@ def test_what_cannot_be_run_says_why(mixtral: Any) -> None:
             run_as(mixtral.double(), "moekit", hidden, ids, weights)
         with pytest.raises(run, match="is on device meta"):
             run_as(mixtral.to("meta"), "moekit", hidden, ids, weights)
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_what_a_tracer_gives_has_no_memory(mixtral: Any) -> None:
+    inputs = draw(mixtral, 4, 2)
+    with torch.no_grad():
+        run_as(mixtral, "moekit", *inputs)  # packed
+        with fake_tensor.FakeTensorMode() as mode:
+            fakes = [mode.from_tensor(tensor) for tensor in inputs]
+            with pytest.raises(TypeError, match="x has no memory"):
+                run_as(mixtral, "moekit", *fakes)
+
+
+def test_the_core_refuses_memory_that_does_not_fit(mixtral: Any) -> None:
+    inputs = draw(mixtral, 4, 2)
+    with torch.no_grad():
+        expected = run_as(mixtral, "moekit", *inputs)
+    bank = torch_run._modules[mixtral].runners[None].experts.bank("silu")
+    hidden, ids, weights = inputs
+    out = torch.empty_like(hidden)
+
+    def call(**other: Any) -> None:
+        given = {"x": hidden, "experts": ids, "weights": weights, "out": out, **other}
+        capsules = {
+            name: to_dlpack(value) if isinstance(value, torch.Tensor) else value
+            for name, value in given.items()
+        }
+        _core.moe_ffn_plain(weighs_input=False, bank=bank, **capsules)
+
+    call()
+    assert torch.equal(out, expected)
+    for wrong, kind, says in (
+        ({"x": hidden.T.contiguous().T}, TypeError, "x is not C-contiguous"),
+        ({"x": hidden.double()}, TypeError, "x is not float32, bfloat16 or float16"),
+        ({"x": 5}, TypeError, "x is no DLPack capsule"),
+        ({"x": hidden[:, :71].contiguous()}, ValueError, r"out is \[4, 72\]; x is \[4, 71\]"),
+        ({"experts": ids.int()}, TypeError, "experts is not int64"),
+        ({"experts": ids[:3]}, ValueError, r"experts are \[3, 2\], weights \[4, 2\]"),
+        ({"weights": weights.bool()}, TypeError, "weights is not float32"),
+        ({"out": out.bfloat16()}, TypeError, "out has another dtype than x"),
+        ({"out": out[:3]}, ValueError, r"out is \[3, 72\]"),
+    ):
+        with pytest.raises(kind, match=says):
+            call(**wrong)
 
 
 def test_falling_back_has_to_be_asked_for(mixtral: Any) -> None:

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "bindings/array.h"
+#include "bindings/dlpack.h"
 #include "moe/ops/moe_block.h"
 #include "moe/ops/tally.h"
 
@@ -90,41 +91,49 @@ py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::a
   return out;
 }
 
-/// Memory of another library's 16-bit floats comes as int16; `name` says what it means.
-DType named_dtype(const std::string& name, const py::array& array, const char* argument) {
-  const bool is_half = name == "bfloat16" || name == "float16";
-  const bool fits = is_half ? py::isinstance<py::array_t<int16_t>>(array)
-                            : name == "float32" && py::isinstance<py::array_t<float>>(array);
-  if (!fits || array.ndim() != 2 || (array.flags() & py::array::c_style) == 0) {
-    throw TypeError(message("[moe_ffn] ", argument, " is not a C-contiguous matrix of ", name));
-  }
-  return name == "bfloat16" ? DType::kBf16 : is_half ? DType::kF16 : DType::kF32;
+DType plain_dtype(const SharedTensor& tensor) {
+  if (tensor.is(kDlFloat, 32)) return DType::kF32;
+  if (tensor.is(kDlBfloat, 16)) return DType::kBf16;
+  if (tensor.is(kDlFloat, 16)) return DType::kF16;
+  tensor.fail("is not float32, bfloat16 or float16");
 }
 
-void ffn_plain(const py::array& x, const std::string& dtype, const py::array& experts,
-               const py::array& weights, const std::string& weights_dtype, bool weighs_input,
-               const Bank& bank, py::array out) {
+SharedTensor contiguous(const py::object& capsule, const char* argument) {
+  const SharedTensor tensor(capsule, "moe_ffn", argument);
+  if (!tensor.contiguous()) tensor.fail("is not C-contiguous");
+  return tensor;
+}
+
+void ffn_plain(const py::object& x_capsule, const py::object& experts_capsule,
+               const py::object& weights_capsule, bool weighs_input, const Bank& bank,
+               const py::object& out_capsule) {
+  const SharedTensor x = contiguous(x_capsule, "x");
+  const SharedTensor experts = contiguous(experts_capsule, "experts");
+  const SharedTensor weights = contiguous(weights_capsule, "weights");
+  const SharedTensor out = contiguous(out_capsule, "out");
+  MOE_CHECK(x.ndim() >= 1 && x.shape(x.ndim() - 1) > 0, "[moe_ffn] x is ", x.shape_text(),
+            "; [..., hidden] is required");
   PlainTokens in;
-  in.dtype = named_dtype(dtype, x, "x");
+  in.dtype = plain_dtype(x);
   in.x = x.data();
-  in.tokens = x.shape(0);
-  in.hidden = x.shape(1);
-  in.experts = data_of<int64_t>(experts, 2, "moe_ffn", "experts");
-  in.weights_dtype = named_dtype(weights_dtype, weights, "weights");
+  in.hidden = x.shape(x.ndim() - 1);
+  in.tokens = x.count() / in.hidden;
+  if (!experts.is(kDlInt, 64)) experts.fail("is not int64");
+  in.experts = reinterpret_cast<const int64_t*>(experts.data());
+  in.weights_dtype = plain_dtype(weights);
   in.weights = weights.data();
-  in.k = static_cast<int>(experts.shape(1));
   in.weighs_input = weighs_input;
-  MOE_CHECK(experts.shape(0) == in.tokens && weights.shape(0) == in.tokens &&
-                weights.shape(1) == experts.shape(1),
-            "[moe_ffn] experts are ", shape_text(experts), ", weights ", shape_text(weights),
-            "; x is ", shape_text(x));
-  named_dtype(dtype, out, "out");
-  MOE_CHECK(out.shape(0) == in.tokens && out.shape(1) == in.hidden, "[moe_ffn] out is ",
-            shape_text(out), "; x is ", shape_text(x));
+  MOE_CHECK(experts.ndim() == 2 && weights.ndim() == 2 && experts.shape(0) == in.tokens &&
+                weights.shape(0) == in.tokens && weights.shape(1) == experts.shape(1),
+            "[moe_ffn] experts are ", experts.shape_text(), ", weights ", weights.shape_text(),
+            "; x is ", x.shape_text());
+  in.k = static_cast<int>(experts.shape(1));
+  if (plain_dtype(out) != in.dtype) out.fail("has another dtype than x");
+  MOE_CHECK(out.count() == x.count(), "[moe_ffn] out is ", out.shape_text(), "; x is ",
+            x.shape_text());
   const ExpertBank routed = bank.view();
-  void* to = out.mutable_data();
   const py::gil_scoped_release release;
-  moe_ffn_plain(in, routed, Compute::kAuto, to);
+  moe_ffn_plain(in, routed, Compute::kAuto, out.data());
 }
 
 }  // namespace
@@ -151,9 +160,9 @@ void bind_experts(py::module_& m) {
   m.def("moe_ffn", &ffn, py::arg("x"), py::arg("experts"), py::arg("weights"),
         py::arg("weighs_input"), py::arg("bank"), py::arg("shared"), py::arg("shared_scale"),
         py::arg("compute"), py::arg("tally"), py::arg("layer"));
-  m.def("moe_ffn_plain", &ffn_plain, py::arg("x"), py::arg("dtype"), py::arg("experts"),
-        py::arg("weights"), py::arg("weights_dtype"), py::arg("weighs_input"), py::arg("bank"),
-        py::arg("out"), "moe_ffn from and to the memory of another library.");
+  m.def("moe_ffn_plain", &ffn_plain, py::arg("x"), py::arg("experts"), py::arg("weights"),
+        py::arg("weighs_input"), py::arg("bank"), py::arg("out"),
+        "moe_ffn from and to the memory of another library, as DLPack capsules.");
 }
 
 }  // namespace moe::bindings

@@ -16,6 +16,7 @@ void bind_sparse(py::module_&);
 void bind_router(py::module_&);
 void bind_plan(py::module_&);
 void bind_weights(py::module_&);
+void bind_tensors(py::module_&);
 void bind_experts(py::module_&);
 void bind_sample(py::module_&);
 void bind_limits(py::module_&);
@@ -44,6 +45,7 @@ PYBIND11_MODULE(_core, m) {
   bind_router(m);
   bind_plan(m);
   bind_weights(m);
+  bind_tensors(m);
   bind_experts(m);
   bind_sample(m);
   bind_limits(m);

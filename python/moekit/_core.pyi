@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'ExpertTally', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'ExpertTally', 'Fingerprint', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class RouterRule:
     def __init__(self, score: str, top_k: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex, group_score: str, group_fill: str, normalize: bool, normalize_eps: typing.SupportsFloat | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, jitter_eps: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
@@ -90,6 +90,14 @@ class PackedWeight:
         ...
     @property
     def rows(self) -> int:
+        ...
+class Fingerprint:
+    """
+    A number of each slice of a tensor (a DLPack capsule), to notice writes. It keeps the address alone: whoever asks knows that the memory lives.
+    """
+    def __init__(self, capsule: typing.Any) -> None:
+        ...
+    def same(self) -> bool:
         ...
 class ExpertBank:
     def __init__(self, gate: PackedWeight | None, up: PackedWeight, down: PackedWeight, gate_bias: numpy.ndarray | None, up_bias: numpy.ndarray | None, down_bias: numpy.ndarray | None, activation: str, limit: typing.SupportsFloat | typing.SupportsIndex) -> None:
@@ -196,9 +204,9 @@ def mix_streams(streams: numpy.ndarray, weights: numpy.ndarray, added: numpy.nda
     """
 def moe_ffn(x: numpy.ndarray, experts: numpy.ndarray, weights: numpy.ndarray, weighs_input: bool, bank: ExpertBank, shared: ExpertBank | None, shared_scale: numpy.ndarray | None, compute: str, tally: ExpertTally | None, layer: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
     ...
-def moe_ffn_plain(x: numpy.ndarray, dtype: str, experts: numpy.ndarray, weights: numpy.ndarray, weights_dtype: str, weighs_input: bool, bank: ExpertBank, out: numpy.ndarray) -> None:
+def moe_ffn_plain(x: typing.Any, experts: typing.Any, weights: typing.Any, weighs_input: bool, bank: ExpertBank, out: typing.Any) -> None:
     """
-    moe_ffn from and to the memory of another library.
+    moe_ffn from and to the memory of another library, as DLPack capsules.
     """
 def num_threads() -> int:
     ...

@@ -33,19 +33,28 @@ def _eager(
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def weight_names(module: torch.nn.Module) -> tuple[str, str]:
+def weight_names(module: Any) -> tuple[str, str]:
     """What the module calls its first weight, gate and up, and its second."""
     return ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj"), "down_proj"
 
 
-def _tensors(module: torch.nn.Module) -> Sequence[torch.Tensor]:
+def _tensors(module: Any) -> Sequence[torch.Tensor]:
+    # At every token: to ask a module for what it lacks takes as long as all the rest, it raises.
+    parameters = module._parameters
+    has_bias = getattr(module, "has_bias", False)
     found = []
     for name in weight_names(module):
-        found.append(getattr(module, name))
-        for suffix in ("_bias", "_scale_inv"):
-            extra = getattr(module, name + suffix, None)
-            if extra is not None:
-                found.append(extra)
+        weight = parameters.get(name)
+        if weight is None:  # computed by a parametrization, or a buffer
+            weight = getattr(module, name)
+        found.append(weight)
+        bias = getattr(module, name + "_bias") if has_bias else None
+        if bias is not None:
+            found.append(bias)
+        scaled = weight.dtype not in OWN_FORMATS
+        scale = getattr(module, name + "_scale_inv", None) if scaled else None
+        if scale is not None:
+            found.append(scale)
     return found
 
 

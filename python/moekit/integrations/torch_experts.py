@@ -9,15 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]
 
 from moekit import _core, ops
-from moekit.ops.arrays import Array, Float32, Int32
+from moekit.ops.arrays import Float32, Int32
 
 from .gates import Function, Gate, recognise_activation, recognise_gate
 
 # The format that keeps the weights' own numbers.
 OWN_FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-_SAMPLES = 16
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -90,37 +90,31 @@ class Watched:
     """Recognises a tensor whose memory or numbers have changed since it was packed.
 
     Beside address and version: the storage itself, since an address is used again after a tensor
-    was freed, and a few of the numbers, since neither ``p.data.add_()`` nor a tensor that was made
-    in inference mode counts versions.
+    was freed, and some of the numbers, one in each expert, since neither ``p.data.add_()`` nor a
+    tensor that was made in inference mode counts versions.
     """
 
-    __slots__ = ("_pointer", "_sample", "_storage", "_version")
+    __slots__ = ("_pointer", "_print", "_storage", "_version")
 
     def __init__(self, tensor: torch.Tensor, sampled: bool = True) -> None:
         self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._pointer = tensor.data_ptr()
-        self._version = _version(tensor)
-        self._sample = _sample(tensor) if sampled else None
+        self._version = -1 if tensor.is_inference() else tensor._version
+        self._print = _fingerprint(tensor) if sampled else None
 
     def same(self, tensor: torch.Tensor) -> bool:
         """Whether this is the tensor it was, with the numbers it had."""
         return (
             tensor.data_ptr() == self._pointer
-            and _version(tensor) == self._version
+            and (-1 if tensor.is_inference() else tensor._version) == self._version
             and tensor.untyped_storage()._cdata == self._storage.cdata
-            and (self._sample is None or _sample(tensor) == self._sample)
+            # Last: the memory is this tensor's, and so it can be read.
+            and (self._print is None or self._print.same())
         )
 
 
-def _version(tensor: torch.Tensor) -> int:
-    return -1 if tensor.is_inference() else int(tensor._version)
-
-
-def _sample(tensor: torch.Tensor) -> bytes:
-    count = tensor.numel()
-    step = max(1, count // _SAMPLES)
-    some = tensor.detach().as_strided((min(count, _SAMPLES),), (step,), tensor.storage_offset())
-    return some.view(_BITS[some.element_size()]).numpy().tobytes()
+def _fingerprint(tensor: torch.Tensor) -> _core.Fingerprint:
+    return _core.Fingerprint(to_dlpack(tensor.detach().view(_BITS[tensor.element_size()])))
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
@@ -131,17 +125,6 @@ def check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if tensor.device.type != "cpu":
         raise NotRunnable(f"[moekit] {name} is on device {tensor.device}; cpu is required")
     return tensor
-
-
-#: What the core reads in place, and its name there.
-_PLAIN = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def _memory(tensor: torch.Tensor) -> Array:
-    """A tensor's numbers, 16-bit ones as integers."""
-    bits = tensor if tensor.dtype == torch.float32 else tensor.view(torch.int16)
-    array: Array = bits.numpy()
-    return array
 
 
 class Fused:
@@ -169,6 +152,7 @@ class Fused:
             up_bias=None if bias is None else bias[:, up_rows],
             down_bias=source.down_bias,
         )
+        self._bank = self.experts.bank(gate.activation)
 
     @property
     def count(self) -> int:
@@ -188,23 +172,27 @@ class Fused:
     def on_tensors(
         self, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor, on_input: bool
     ) -> torch.Tensor:
-        """The same from and to torch's memory, in one call: [T, H] in x's dtype.
+        """The same from and to torch's memory, in one call: [..., H] like ``x``.
 
         Slots [T, K] as ``assignment_of`` takes them.
         """
-        x, weights = x.contiguous(), weights.contiguous()
-        out = torch.empty_like(x)
+        # Each call of torch costs several times what it does in a loop of its own: the experts'
+        # weights have driven its code out of the caches since the last layer.
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
         _core.moe_ffn_plain(
-            _memory(x),
-            _PLAIN[x.dtype],
-            ids.long().contiguous().numpy(),
-            _memory(weights),
-            _PLAIN[weights.dtype],
+            to_dlpack(_plain(x)),
+            to_dlpack((ids if ids.dtype is torch.int64 else ids.long()).contiguous()),
+            to_dlpack(_plain(weights)),
             on_input,
-            self.experts.bank(self.experts.activation),
-            _memory(out),
+            self._bank,
+            to_dlpack(out),
         )
         return out
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers as memory holds them: contiguous, no sign kept aside."""
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
 class Staged:

@@ -55,9 +55,12 @@ class _Packed:
 
     def current(self, tensors: Sequence[torch.Tensor]) -> bool:
         """Whether these are the tensors that stand packed."""
-        return len(tensors) == len(self.watched) and all(
-            watched.same(tensor) for watched, tensor in zip(self.watched, tensors, strict=True)
-        )
+        if len(tensors) != len(self.watched):
+            return False
+        for watched, tensor in zip(self.watched, tensors, strict=True):
+            if not watched.same(tensor):
+                return False
+        return True
 
 
 _modules: WeakKeyDictionary[torch.nn.Module, _Packed] = WeakKeyDictionary()
@@ -68,10 +71,10 @@ def runner_of(
     module: torch.nn.Module, kind: Experts, tensors: Sequence[torch.Tensor], format: str | None
 ) -> Runner:
     """The packed experts of ``module``; packs them where they are new or have changed."""
-    with _modules_lock:
-        packed = _modules.get(module)
-        if packed is None:
-            packed = _modules[module] = _Packed()
+    packed = _modules.get(module)
+    if packed is None:
+        with _modules_lock:
+            packed = _modules.setdefault(module, _Packed())
     with packed.lock:
         if packed.released:
             if format not in packed.runners:
@@ -144,9 +147,9 @@ def _run(
     The result has the shape and dtype of ``hidden``. Raises NotRunnable for what lies on another
     device or in a dtype that the core does not read, ValueError for an id that is no expert's.
     """
-    if hidden.device.type == "meta":
-        return torch.empty_like(hidden)
-    if hidden.device.type != "cpu":
+    if not hidden.is_cpu:
+        if hidden.is_meta:
+            return torch.empty_like(hidden)
         raise NotRunnable(f"[moekit] hidden_states are on device {hidden.device}; cpu is required")
     if hidden.dtype not in _ACTIVATIONS:
         raise NotRunnable(
@@ -173,9 +176,7 @@ def _forward(
 ) -> torch.Tensor:
     runner = runner_of(module, kind, tensors, format)
     if isinstance(runner, Fused) and weights.dtype in _ACTIVATIONS:
-        rows = hidden.detach().reshape(-1, hidden.shape[-1])
-        done = runner.on_tensors(rows, ids.detach(), weights.detach(), kind.on_input)
-        return done.view(hidden.shape)
+        return runner.on_tensors(hidden, ids, weights, kind.on_input)
     # A view where activations are float32 and contiguous already.
     x = hidden.detach().reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
     assignment = assignment_of(ids, weights, runner.count, kind.on_input)
