@@ -53,7 +53,7 @@ def main() -> int:
                 layer.save(Path(folder))
                 for format in args.format:
                     comparison = Comparison(
-                        layer, Path(folder), format, libraries, tuple(args.only)
+                        shape, layer, Path(folder), format, libraries, tuple(args.only)
                     )
                     lines += comparison.run(args.tokens, probe, args.rounds, args.memory)
     except KeyboardInterrupt:

@@ -1,16 +1,19 @@
 """The libraries that bench/peers.py compares with compute the same layer as moekit."""
 
 import importlib
+import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moekit import _core
 from moekit.bench import Shape, choose_experts
 
 BENCH = Path(__file__).parent.parent / "bench"
@@ -198,3 +201,35 @@ def test_the_summary_takes_the_best_of_each_cell(peers: ModuleType):
     assert "geometric mean   4.00 of 2 cells" in rows["llama.cpp's default, 1 tokens"]
     assert "cells below 0.95 of the best: 1 of 2" in rows["cells below 0.95 of the best: 1 of 2"]
     assert part("summary").summary([]).strip() == "no peer was compared"
+
+
+def test_the_script_compares_checks_and_sums_up(
+    peers: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    spec = importlib.util.spec_from_file_location("peers_script", BENCH / "peers.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    probe = SimpleNamespace(read_bandwidth=lambda: 1e10, multiply_peak=lambda dot: 1e12)
+    monkeypatch.setattr(script, "LimitProbe", lambda clock: probe)
+    monkeypatch.setenv("MOEKIT_VLLM_PYTHON", "/no/such/python")
+    cells = ["--format", "f32,q4_0", "--tokens", "1,5", "--rounds", "3", "--threads", "1"]
+    only = ["--only", "torch,vllm"]
+    monkeypatch.setattr(
+        sys, "argv", ["peers.py", "--shape", "256,512,5,2", *cells, *only, "--json"]
+    )
+    before = _core.num_threads()
+    try:
+        assert script.main() == 0
+    finally:
+        _core.set_num_threads(before)
+    told = capsys.readouterr()
+    lines = json.loads(told.out)
+    assert {(line["format"], line["tokens"]) for line in lines if line["peer"] == "moekit"} == {
+        (format, tokens) for format in ("f32", "q4_0") for tokens in (1, 5)
+    }
+    assert all(line["same"] and line["ratio"] > 0 and len(line["times"]) > 0 for line in lines)
+    assert "/no/such/python" in told.err
+    torch_lines = [line for line in lines if line["peer"].startswith("torch")]
+    assert len(torch_lines) in (0, 4)  # none where torch is not installed; both ways, f32 only
+    assert ("the best of each cell" in told.err) == bool(torch_lines)
