@@ -35,7 +35,8 @@ moe_isa(avx512 ${x86} "kAvx2 | kAvx512" ${avx512_flags})
 moe_isa(avx512vnni ${x86} "kAvx2 | kAvx512 | kAvx512Vnni" ${avx512_flags} -mavx512vnni)
 moe_isa(avx512bf16 ${x86} "kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Bf16" ${avx512_flags} -mavx512vnni
         -mavx512bf16)
-moe_isa(avx512amx ${x86} "kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Bf16 | kAvx512Vbmi | kAmx"
-        ${avx512_flags} -mavx512vnni -mavx512bf16 -mavx512vbmi -mamx-tile -mamx-int8 -mamx-bf16)
+moe_isa(avx512amx ${x86}
+        "kAvx2 | kAvx512 | kAvx512Vnni | kAvx512Bf16 | kAvx512Vbmi | kGfni | kAmx" ${avx512_flags}
+        -mavx512vnni -mavx512bf16 -mavx512vbmi -mgfni -mamx-tile -mamx-int8 -mamx-bf16)
 
 file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/moe_isas.inc CONTENT "@MOE_ISA_ROWS@" @ONLY)

@@ -81,8 +81,10 @@ constinit const VecCheck kVecCheck = {
           const U8x64 bytes = load_u8(x);
           store_u8(left, or_bytes(bit_field(bytes, -2, 0x3c), bytes));
           store_u8(right, or_bytes(bit_field(bytes, 1, 0x55), bytes));
-          store_u8(low, e4m3_pairs(bytes, false));
-          store_u8(high, e4m3_pairs(bytes, true));
+          U8x64 first, second;
+          e4m3_pairs(bytes, first, second);
+          store_u8(low, first);
+          store_u8(high, second);
         },
     .widen_bytes =
         [](const uint8_t* x, int32_t* y, int32_t* z) noexcept {

@@ -429,7 +429,7 @@ TEST_P(Vec, FieldsOfBytesAndTinyFloats) {
     for (int i = 0; i < 64; ++i) {
       EXPECT_EQ(left[i], ((x[i] << 2) & 0x3c) | x[i]);
       EXPECT_EQ(right[i], ((x[i] >> 1) & 0x55) | x[i]);
-      const float got = to_float(bf16{i % 2 == 0 ? low[i / 2] : high[i / 2]});
+      const float got = to_float(bf16{(i / 8 % 2 == 0 ? low : high)[i / 16 * 8 + i % 8]});
       EXPECT_TRUE(same(got, e4m3_to_float(x[i]))) << static_cast<int>(x[i]);
     }
     for (int i = 0; i < 16; ++i) {

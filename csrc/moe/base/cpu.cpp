@@ -63,6 +63,7 @@ uint32_t cpu_features() {
       has(seven.ebx, 30) && has(seven.ebx, 31)) {
     features |= kAvx512;
     if (has(seven.ecx, 1)) features |= kAvx512Vbmi;
+    if (has(seven.ecx, 8)) features |= kGfni;
     if (has(seven.ecx, 11)) features |= kAvx512Vnni;
     if (has(seven_one.eax, 5)) features |= kAvx512Bf16;
     const bool tiles_saved = (state & 0x60000) == 0x60000;

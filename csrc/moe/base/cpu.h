@@ -14,6 +14,7 @@ enum CpuFeature : uint32_t {
   kAvxVnni = 1u << 4,     // int8 dot products of AVX2's width
   kAmx = 1u << 5,         // tiles: int8 and bfloat16 products
   kAvx512Vbmi = 1u << 6,  // lookups of bytes across a register
+  kGfni = 1u << 7,        // maps of the bits of bytes
 };
 
 /// A set of CpuFeature bits: CPUID and the state that the operating system saves (XCR0), both. Asks

@@ -26,9 +26,9 @@ static inline float e4m3_to_float(uint8_t code) {
   return code < 128 ? size : -size;
 }
 
-/// [k / 4][row][k % 2][k % 4 / 2] bytes, so that the low bytes of 16-bit lanes are one word's pairs
-/// and the high ones the next word's; then sixteen float scales. In the bytes that are packed
-/// without a loss: a float scale, 128 codes.
+/// [k / 4][row / 4][k % 4 / 2][row % 4][k % 2] bytes: widened in each quarter of a vector, the
+/// first halves are one word's pairs and the last the next word's. Then sixteen float scales. In
+/// the bytes that are packed without a loss: a float scale, 128 codes.
 struct Fp8Format {
   static constexpr int kDepth = 128, kGroup = 128, kUnitDepth = 4;
   static constexpr int64_t kUnitBytes = 64;
@@ -45,9 +45,7 @@ struct Fp8Format {
 
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* unit, typename V::U8* out) {
-    const typename V::U8 bytes = V::load_bytes(unit);
-    out[0] = e4m3_pairs(bytes, false);
-    out[1] = e4m3_pairs(bytes, true);
+    e4m3_pairs(V::load_bytes(unit), out[0], out[1]);
   }
   template <class V>
   [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {
@@ -66,7 +64,8 @@ struct Fp8Format {
 
   static std::byte* place(std::byte* panel, int row, int64_t k) {
     const int64_t in = k % kDepth;
-    return panel + k / kDepth * kBlockBytes + in / 4 * 64 + (row * 2 + in % 2) * 2 + in % 4 / 2;
+    return panel + k / kDepth * kBlockBytes + in / 4 * 64 + row / 4 * 16 + in % 4 / 2 * 8 +
+           row % 4 * 2 + in % 2;
   }
   static float* scale_of(std::byte* panel, int row, int64_t k) {
     return reinterpret_cast<float*>(panel + k / kDepth * kBlockBytes + kScalesAt) + row;

@@ -314,15 +314,14 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
-MOE_INLINE __m256i e4m3_half(__m256i a, bool high) {
+/// The codes are in the high bytes.
+MOE_INLINE __m256i e4m3_half(__m256i a) {
   // The bytes of eight subnormal numbers: low ones, then high ones.
   const __m256i table = _mm256_broadcastsi128_si256(
       _mm_setr_epi8(0, 0, static_cast<char>(0x80), static_cast<char>(0xc0), 0, 0x20, 0x40, 0x60, 0,
                     0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c));
-  const __m256i moved = high ? _mm256_srli_epi16(a, 4) : _mm256_slli_epi16(a, 4);
-  const __m256i sign = _mm256_and_si256(high ? a : _mm256_slli_epi16(a, 8),
-                                        _mm256_set1_epi16(static_cast<short>(0x8000)));
-  const __m256i size = _mm256_and_si256(moved, _mm256_set1_epi16(0x07f0));
+  const __m256i sign = _mm256_and_si256(a, _mm256_set1_epi16(static_cast<short>(0x8000)));
+  const __m256i size = _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi16(0x07f0));
   const __m256i normal = _mm256_add_epi16(size, _mm256_set1_epi16(0x3c00));
   const __m256i code = _mm256_srli_epi16(size, 4);
   const __m256i index = _mm256_or_si256(
@@ -333,8 +332,12 @@ MOE_INLINE __m256i e4m3_half(__m256i a, bool high) {
   value = _mm256_blendv_epi8(value, _mm256_set1_epi16(0x7fc0), nan);
   return _mm256_or_si256(value, sign);
 }
-MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
-  return {e4m3_half(a.lo, high), e4m3_half(a.hi, high)};
+MOE_INLINE void e4m3_pairs(U8x64 a, U8x64& first, U8x64& second) {
+  const __m256i zero = _mm256_setzero_si256();
+  first = {e4m3_half(_mm256_unpacklo_epi8(zero, a.lo)),
+           e4m3_half(_mm256_unpacklo_epi8(zero, a.hi))};
+  second = {e4m3_half(_mm256_unpackhi_epi8(zero, a.lo)),
+            e4m3_half(_mm256_unpackhi_epi8(zero, a.hi))};
 }
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m256i t =

@@ -224,52 +224,62 @@ MOE_INLINE U8x64 scale_bytes(U8x64 a, I32x16 factor) {
   const __m512i both = _mm512_or_si512(factor.v, _mm512_slli_epi32(factor.v, 16));
   return {_mm512_mullo_epi16(a.v, both)};
 }
-#ifdef __AVX512VBMI__
-/// The bytes of the bfloat16 that each E4M3 code without its sign stands for.
-struct E4m3Bytes {
-  alignas(64) uint8_t low[128], high[128];
+#ifdef __GFNI__
+// A number that is neither subnormal nor NaN is a map of its code's bits: seeeemmm becomes
+// sEeeeeee emmm0000 with E the first exponent bit and its four complements. A third map numbers the
+// others 0 to 17: twice the mantissa and the sign of subnormal numbers, 16 and 17 for NaN.
+struct E4m3Rest {
+  alignas(64) uint8_t low[64], high[64];
 };
-static constexpr E4m3Bytes e4m3_bytes() {
-  constexpr int kSubnormal[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  E4m3Bytes bytes{};
-  for (int code = 0; code < 128; ++code) {
-    const int value = code < 8 ? kSubnormal[code] : code < 127 ? (code << 4) + 0x3c00 : 0x7fc0;
-    bytes.low[code] = static_cast<uint8_t>(value & 255);
-    bytes.high[code] = static_cast<uint8_t>(value >> 8);
+static constexpr E4m3Rest e4m3_rest() {
+  constexpr int kSizes[9] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60, 0x7fc0};
+  E4m3Rest rest{};
+  for (int i = 0; i < 18; ++i) {
+    rest.low[i] = static_cast<uint8_t>(kSizes[i / 2] & 255);
+    rest.high[i] = static_cast<uint8_t>(kSizes[i / 2] >> 8 | i % 2 << 7);
   }
-  return bytes;
+  return rest;
 }
-static constexpr E4m3Bytes kE4m3Bytes = e4m3_bytes();
-MOE_INLINE __m512i lookup128(__m512i index, const uint8_t* table) {
-  return _mm512_permutex2var_epi8(_mm512_load_si512(table), index, _mm512_load_si512(table + 64));
+static constexpr E4m3Rest kE4m3Rest = e4m3_rest();
+/// Which bits of a byte make each bit of its image, the lowest first.
+static constexpr long long bit_map(const uint8_t (&bits)[8]) {
+  uint64_t map = 0;
+  for (int i = 0; i < 8; ++i) map |= uint64_t{bits[i]} << (56 - 8 * i);
+  return static_cast<long long>(map);
 }
-MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
-  const __m512i lows = lookup128(a.v, kE4m3Bytes.low);
-  const __m512i tops = _mm512_ternarylogic_epi32(lookup128(a.v, kE4m3Bytes.high), a.v,
-                                                 _mm512_set1_epi8(static_cast<char>(0x80)),
-                                                 0xf8);  // top | (code & sign)
-  const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00));
-  const __m512i top = high ? tops : _mm512_slli_epi16(tops, 8);
-  const __m512i low = high ? _mm512_srli_epi16(lows, 8) : lows;
-  return {_mm512_ternarylogic_epi32(top, low, upper, 0xe4)};  // upper ? top : low
+MOE_INLINE void e4m3_pairs(U8x64 a, U8x64& first, U8x64& second) {
+  constexpr long long kLow = bit_map({0, 0, 0, 0, 0x01, 0x02, 0x04, 0x08});
+  constexpr long long kHigh = bit_map({0x10, 0x20, 0x40, 0x40, 0x40, 0x40, 0x40, 0x80});
+  constexpr long long kRest = bit_map({0x80, 0x09, 0x0a, 0x0c, 0x08, 0x18, 0x28, 0x48});
+  __m512i low = _mm512_gf2p8affine_epi64_epi8(a.v, _mm512_set1_epi64(kLow), 0);
+  __m512i high = _mm512_gf2p8affine_epi64_epi8(a.v, _mm512_set1_epi64(kHigh), 0x3c);
+  const __m512i rest = _mm512_gf2p8affine_epi64_epi8(a.v, _mm512_set1_epi64(kRest), 0);
+  const __mmask64 odd = _mm512_cmplt_epu8_mask(rest, _mm512_set1_epi8(18));
+  low = _mm512_mask_permutexvar_epi8(low, odd, rest, _mm512_load_si512(kE4m3Rest.low));
+  high = _mm512_mask_permutexvar_epi8(high, odd, rest, _mm512_load_si512(kE4m3Rest.high));
+  first = {_mm512_unpacklo_epi8(low, high)};
+  second = {_mm512_unpackhi_epi8(low, high)};
 }
 #else
-MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
+MOE_INLINE __m512i e4m3_tops(__m512i a) {
   // By the size: eight subnormal numbers, and NaN, whose low five bits are 31.
   const __m512i odd_ones = _mm512_castsi128_si512(
       _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
   const __m512i table =
       _mm512_inserti32x4(odd_ones, _mm_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0x7fc0), 3);
-  const __m512i moved = high ? _mm512_srli_epi16(a.v, 4) : _mm512_slli_epi16(a.v, 4);
-  const __m512i sign = high ? a.v : _mm512_slli_epi16(a.v, 8);
-  const __m512i size = _mm512_and_si512(moved, _mm512_set1_epi16(0x07f0));
+  const __m512i size = _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi16(0x07f0));
   const __m512i normal = _mm512_add_epi16(size, _mm512_set1_epi16(0x3c00));
   const __mmask32 odd = _mm512_cmpge_epu16_mask(_mm512_sub_epi16(size, _mm512_set1_epi16(0x80)),
                                                 _mm512_set1_epi16(0x770));
   const __m512i value =
       _mm512_mask_permutexvar_epi16(normal, odd, _mm512_srli_epi16(size, 4), table);
-  return {_mm512_ternarylogic_epi32(sign, _mm512_set1_epi16(static_cast<short>(0x8000)), value,
-                                    0xea)};  // (sign & top bit) | value
+  return _mm512_ternarylogic_epi32(a, _mm512_set1_epi16(static_cast<short>(0x8000)), value,
+                                   0xea);  // (a & top bit) | value
+}
+MOE_INLINE void e4m3_pairs(U8x64 a, U8x64& first, U8x64& second) {
+  const __m512i zero = _mm512_setzero_si512();
+  first = {e4m3_tops(_mm512_unpacklo_epi8(zero, a.v))};
+  second = {e4m3_tops(_mm512_unpackhi_epi8(zero, a.v))};
 }
 #endif
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {

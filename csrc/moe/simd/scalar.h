@@ -269,19 +269,20 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   return {(shift >= 0 ? a.v >> shift : a.v << -shift) & (0x01010101u * mask)};
 }
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {a.v | b.v}; }
-/// bfloat16 of the E4M3 numbers in the low (or high) bytes of the 16-bit lanes; exact.
-MOE_INLINE U8x64 e4m3_pairs(U8x64 a, bool high) {
+/// bfloat16 of the E4M3 numbers in the first and in the last eight of each sixteen bytes; exact.
+MOE_INLINE void e4m3_pairs(U8x64 a, U8x64& first, U8x64& second) {
   constexpr uint16_t kSubnormal[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  uint16_t lanes[32];
-  std::memcpy(lanes, &a.v, 64);
-  for (uint16_t& lane : lanes) {
-    const auto code = static_cast<unsigned>(high ? lane >> 8 : lane & 255);
-    const unsigned size = code & 127;
+  uint8_t codes[64];
+  std::memcpy(codes, &a.v, 64);
+  uint16_t lanes[2][32];
+  for (int i = 0; i < 64; ++i) {
+    const unsigned size = codes[i] & 127u;
     const unsigned normal = size == 127 ? 0x7fc0u : (size << 4) + 0x3c00u;
-    lane = static_cast<uint16_t>((code & 128) << 8 | (size < 8 ? kSubnormal[size] : normal));
+    lanes[i / 8 % 2][i / 16 * 8 + i % 8] =
+        static_cast<uint16_t>((codes[i] & 128u) << 8 | (size < 8 ? kSubnormal[size] : normal));
   }
-  std::memcpy(&a.v, lanes, 64);
-  return a;
+  std::memcpy(&first.v, lanes[0], 64);
+  std::memcpy(&second.v, lanes[1], 64);
 }
 /// table[a] for bytes a < 16; the table has sixteen bytes.
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {

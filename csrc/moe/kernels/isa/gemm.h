@@ -14,6 +14,7 @@
 #include "moe/kernels/isa/register_tiles.h"
 #ifdef __AMX_TILE__
 #include "moe/kernels/isa/group_tiles.h"
+#include "moe/kernels/isa/pair_tiles.h"
 #include "moe/kernels/isa/step_tiles.h"
 #endif
 
@@ -78,31 +79,20 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
   }
 }
 
-/// Rows from which on AMX multiplies F in the layout E. Integers give the same bytes either way,
-/// pairs do not.
+/// Rows from which on AMX multiplies F in the layout E, which gives the same bytes.
 template <class F, class E, class D>
 constexpr int fewest_tile_rows() {
-  if constexpr (kHasTiles && D::kKind != Dot::kF32 && is_in_cache<E>() && !has_steps<F>()) {
-    if (D::kKind == Dot::kBf16) return 1;
+  if constexpr (kHasTiles && D::kKind == Dot::kU8S8 && is_in_cache<E>() && !has_steps<F>()) {
     return F::kUnitDepth == 4 ? kFewestCopiedRows : kFewestTileRows;
   }
   return kGemmRows + 1;
 }
 
-/// Columns that are decoded at once. Tiles of pairs add each group to the output, so that any
-/// number gives the same sums: as few as possible stay in L1, which takes what decoding stores.
-template <class F, class E, class D>
-constexpr int64_t decoded_columns() {
-  if constexpr (fewest_tile_rows<F, E, D>() == 1) return F::kDepth;
-  return kDepthBlock;
-}
-
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
 template <class F, class D, class E, class DE>
 static void gemm(const GemmCall& call) noexcept {
-  constexpr int64_t kColumns = decoded_columns<F, E, DE>();
-  constexpr int64_t kBlocks = kColumns / F::kDepth;
-  constexpr int64_t kDepthBlockBytes = kColumns / E::kDepth * E::kBlockBytes;
+  constexpr int64_t kBlocks = kDepthBlock / F::kDepth;
+  constexpr int64_t kDepthBlockBytes = kDepthBlock / E::kDepth * E::kBlockBytes;
   constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
   constexpr bool kExpanded = !std::is_same_v<E, F>;
   // Bytes of E for one of F, as a power of two.
@@ -139,7 +129,7 @@ static void gemm(const GemmCall& call) noexcept {
     if constexpr (!kExpanded) {
       run_tiles<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next, 0);
     } else {
-      if constexpr (D::kKind != Dot::kF32 && fewest_tile_rows<F, E, DE>() > 1) {
+      if constexpr (D::kKind != Dot::kF32) {
         constexpr bool kCopied = F::kUnitDepth == 4;
         if (call.count <= (kCopied ? kFewestCopiedRows - 1 : kDirectRows)) {
           constexpr int kRows = kCopied ? tile_rows<F, D>() : kDirectRows;
@@ -198,6 +188,11 @@ constexpr GemmFn exact_gemm() {
 template <class F>
 constexpr GemmFn fast_gemm(Dot dot) {
   using E = typename FastLayout<F>::Type;
+#ifdef __AMX_TILE__
+  if constexpr (F::kDot == Dot::kBf16 && F::kScales == Scales::kGroup) {
+    return dot == Dot::kBf16 ? &gemm_pairs<F> : nullptr;
+  }
+#endif
   if constexpr (F::kDot == Dot::kBf16) {
     if (dot == Dot::kBf16) return &gemm<F, Bf16Dot<F>, E, Bf16Dot<E>>;
   }

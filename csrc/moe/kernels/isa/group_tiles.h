@@ -1,10 +1,8 @@
 #pragma once
 // A depth block of groups that share a scale, decoded (isa/expand.h), in AMX tiles.
 //
-// Definition    Bytes: gemm.h's integer tiles, the same integers, scaled and added in the same
-//               order, so the same bytes as the vectors give. Pairs: gemm.h's float tiles, but
-//               within a group even and odd columns apart (TDPBF16PS); so tiles multiply every
-//               number of rows.
+// Definition    gemm.h's integer tiles: the same integers, scaled and added in the same order, so
+//               the same bytes as the vectors give.
 // Regularities  Shorter groups fill tiles in part: the cost of a step does not depend on its words.
 
 #include "moe/kernels/isa/range_tiles.h"
@@ -14,15 +12,13 @@ namespace moe::MOE_ISA {
 /// E: units of a word, one group a block; bytes without a minimum have their sign (expand.h).
 template <class E>
 struct GroupWeights {
-  static constexpr bool kIntegers = E::kDot == Dot::kU8S8;
-  static constexpr int kGroupWords = E::kGroup / depth_per_word(E::kDot);
+  static_assert(E::kDot == Dot::kU8S8);
+  static constexpr int kGroupWords = E::kGroup / 4;
   static constexpr int kWords = kGroupWords < kTileWords ? kGroupWords : kTileWords;
   static constexpr int kGroupSteps = kGroupWords / kWords;
-  static constexpr int kGroups = kIntegers ? kScaleBlock / E::kGroup : 1;  // of a range
-  static constexpr int kBatch = kGroups > 4 ? kGroups : kIntegers ? 4 : 1;
-  static constexpr Step kStep = !kIntegers ? Step::kPairs
-                                : E::kMin  ? Step::kUnsigned
-                                           : Step::kSigned;
+  static constexpr int kGroups = kScaleBlock / E::kGroup;  // of a range
+  static constexpr int kBatch = kGroups > 4 ? kGroups : 4;
+  static constexpr Step kStep = E::kMin ? Step::kUnsigned : Step::kSigned;
   static constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
 
   const std::byte* panels[2];
@@ -57,18 +53,14 @@ struct GroupWeights {
         F32x16 value = load(start ? kNothing : to), part = zero_f32();
         MOE_UNROLL
         for (int g = 0; g < n; ++g) {
-          if constexpr (kIntegers) {
-            const F32x16 q = to_f32(load_i32(sums[g] + at));
-            part = kGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
-            if constexpr (E::kMin) {
-              part = fma(set1(totals[r][(first + g) * kSumsOfGroup]), min[g], part);
-            }
-            if (g % kGroups == kGroups - 1 || g == n - 1) {
-              value = fma(part, set1(by[g / kGroups]), value);
-              part = zero_f32();
-            }
-          } else {
-            value = fma(load(reinterpret_cast<const float*>(sums[g] + at)), scale[g], value);
+          const F32x16 q = to_f32(load_i32(sums[g] + at));
+          part = kGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
+          if constexpr (E::kMin) {
+            part = fma(set1(totals[r][(first + g) * kSumsOfGroup]), min[g], part);
+          }
+          if (g % kGroups == kGroups - 1 || g == n - 1) {
+            value = fma(part, set1(by[g / kGroups]), value);
+            part = zero_f32();
           }
         }
         store(to, value);

@@ -1,0 +1,135 @@
+#pragma once
+// The matrix product of a segment in AMX tiles where groups of bfloat16 pairs share a scale (fp8).
+//
+// Definition    out[t][n] = Σ_g scale[n][g] · Σ_{k in g} x[t][k] · w[n][k]; within a step of 32
+//               columns even and odd ones apart (TDPBF16PS). Tiles multiply every number of rows.
+// Regularities  A group's words are decoded into L1 while the tiles multiply the one before: what
+//               is loaded into tiles was stored long ago, and what leaves them was multiplied long
+//               ago.
+// Cost          Few rows: decoding, eight vector instructions for 64 weights of fp8.
+
+#include "moe/kernels/isa/expand.h"
+#include "moe/kernels/isa/range_tiles.h"
+
+namespace moe::MOE_ISA {
+
+/// One panel's block as pairs; `ahead` is requested meanwhile, a line for each one read.
+template <class F>
+[[gnu::noinline]] static void expand_pairs(const std::byte* block, const std::byte* ahead,
+                                           std::byte* to) noexcept {
+  constexpr int kWords = F::kUnitDepth / 2;
+  static_assert(F::kUnitBytes == kLineBytes);
+  for (int64_t at = 0; at < F::kScalesAt; at += kLineBytes, to += kWords * kLineBytes) {
+    U8x64 word[kWords];
+    prefetch(ahead + at);
+    F::template weights<Vec>(block + at, word);
+    MOE_UNROLL
+    for (int i = 0; i < kWords; ++i) store_u8(to + i * kLineBytes, word[i]);
+  }
+  prefetch(ahead + F::kScalesAt);
+}
+
+/// A group of two panels, decoded.
+template <class F>
+struct PairGroup {
+  static constexpr int kSteps = F::kGroup / 2 / kTileWords;
+  alignas(64) std::byte words[2][kSteps * kStepBytes];
+};
+
+template <class F, int kTiles>
+MOE_INLINE void multiply_pairs(const PairGroup<F>& group, const RowTiles& x, Ahead& ahead) {
+  clear_sums<kTiles>();
+  MOE_UNROLL
+  for (int s = 0; s < PairGroup<F>::kSteps; ++s) {
+    ahead.request();
+    multiply_step<Step::kPairs, kTiles>(x, s * kTileWords, group.words[0] + s * kStepBytes,
+                                        group.words[1] + s * kStepBytes);
+  }
+}
+
+/// Sums that have left the tiles, and what is to be done with them. Loads wait for the stores of
+/// tiles just before them: sums are added when the next ones have been stored.
+struct PairSums {
+  TileSums<2> sums;
+  alignas(64) float scale[2][kPanelRows];
+  float* out;
+  int64_t count;
+  bool first;  // of their outputs
+};
+MOE_INLINE void add_pairs(const PairSums& from) {
+  const int64_t count = from.count;
+  const bool first = from.first;
+  float* out = from.out;
+  F32x16 scale[2];
+  for (int p = 0; p < 2; ++p) scale[p] = load(from.scale[p]);
+  for (int64_t r = 0; r < count; ++r, out += kGemmOutputs) {
+    MOE_UNROLL
+    for (int p = 0; p < 2; ++p) {
+      float* to = out + p * kPanelRows;
+      const auto* sum = reinterpret_cast<const float*>(from.sums + sums_at(r, p));
+      store(to, fma(load(sum), scale[p], load(first ? kNothing : to)));
+    }
+  }
+}
+
+template <class F>
+static void gemm_pairs(const GemmCall& call) noexcept {
+  static_assert(F::kGroup == F::kDepth);
+  const int64_t row_bytes = call.layout->row_bytes;
+  const std::byte* first = call.x + (call.rows != nullptr ? call.rows[0] : 0) * row_bytes;
+  const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
+  // More rows hide waiting; the second buffers would only take room in L1 there.
+  const bool few = tiles == 1;
+  const int64_t buffers = few ? 2 : 1;
+  PairGroup<F> groups[2];
+  // Block b of panel p, or what is read after the panel.
+  const auto block = [&](int64_t b, int p) MOE_INLINE_LAMBDA {
+    return b < call.blocks ? call.panels[p] + b * F::kBlockBytes
+                           : call.next[p] + (b - call.blocks) * F::kBlockBytes;
+  };
+  const auto expand = [&](int64_t b) MOE_INLINE_LAMBDA {
+    for (int p = 0; p < 2; ++p) {
+      const std::byte* ahead = few ? block(b + 1, p) : block(b, p) + kPrefetchBytes;
+      expand_pairs<F>(block(b, p), ahead, groups[b % buffers].words[p]);
+    }
+  };
+  alignas(64) PairSums sums[2];
+  int64_t configured = 0, turn = 0;
+  if (few) expand(0);
+  for (int64_t b = 0; b < call.blocks; ++b) {
+    const std::byte* next[2] = {block(b + 1, 0), block(b + 1, 1)};
+    Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, tiles * PairGroup<F>::kSteps);
+    if (!few) expand(b);
+    for (int64_t row = 0; row < call.count; row += kTilePair, ++turn) {
+      const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
+      const RowTiles x = {first + row * row_bytes + b * F::kDepth * 2, row_bytes};
+      PairSums& to = sums[turn % buffers];
+      to.out = call.out + row * kGemmOutputs;
+      to.count = height;
+      to.first = b == 0;
+      const auto run = [&](auto count) MOE_INLINE_LAMBDA {
+        constexpr int kTiles = decltype(count)::value;
+        multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
+        if (few && b + 1 < call.blocks) expand(b + 1);
+        store_sums<kTiles>(to.sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
+      };
+      configure_rows(height, configured);
+      if (height > kTileHeight) {
+        run(std::integral_constant<int, 2>{});
+      } else {
+        run(std::integral_constant<int, 1>{});
+      }
+      for (int p = 0; p < 2; ++p) {
+        F32x16 scale, min;
+        F::template scale<Vec>(block(b, p), 0, scale, min);
+        store(to.scale[p], scale);
+      }
+      if (!few) add_pairs(to);
+      if (few && turn > 0) add_pairs(sums[(turn - 1) % 2]);
+    }
+  }
+  if (few) add_pairs(sums[(turn - 1) % 2]);
+  release_tiles();
+}
+
+}  // namespace moe::MOE_ISA
