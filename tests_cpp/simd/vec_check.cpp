@@ -102,6 +102,7 @@ constinit const VecCheck kVecCheck = {
           store(z + 16, pair_to_f32<1>(bytes));
         },
     .exp_bounded = MOE_UNARY(exp_bounded),
+    .exp_of_negative = MOE_UNARY(exp_of_negative),
     .integers =
         [](const int32_t* a, const int32_t* b, int32_t* y, uint32_t* below,
            uint32_t* same) noexcept {

@@ -48,7 +48,7 @@ struct VecCheck {
   /// y[j][i]: byte j of word i as a float; z[j][i]: bfloat16 j of word i.
   void (*widen)(const uint8_t* x, float* y, float* z) noexcept;
 
-  Unary exp_bounded;
+  Unary exp_bounded, exp_of_negative;
   /// Integers: y is max, min, xor, a >> 3, a < b ? a : b, one after the other; and lane masks.
   void (*integers)(const int32_t* a, const int32_t* b, int32_t* y, uint32_t* less,
                    uint32_t* equal) noexcept;

@@ -6,6 +6,8 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 #include <vector>
 
 #include "moe/base/rng.h"
@@ -180,6 +182,25 @@ TEST_P(VecLanes, BoundedExpIsExp) {
     vec().exp(x, z);
     for (int i = 0; i < kLanes; ++i) ASSERT_EQ(y[i], z[i]) << x[i];
   }
+}
+
+TEST_P(VecLanes, ExpOfNegativeIsExpToTheBit) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  const float special[] = {0.0f,    -0.0f, -kInf,  -86.5f,  -86.50001f, -87.0f,
+                           -104.0f, -1e9f, -3e38f, -1e-38f, -1e-45f,    -kInf};
+  for (int at = 0; at < 200000; at += kLanes) {
+    float x[kLanes], y[kLanes], z[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+      x[i] = at == 0 && i < 12 ? special[i] : static_cast<float>(-100.0 * (at + i) / 200016.0);
+    }
+    vec().exp_of_negative(x, y);
+    vec().exp(x, z);
+    ASSERT_EQ(std::memcmp(y, z, sizeof(y)), 0) << x[0];
+  }
+  float nan[kLanes];
+  for (float& x : nan) x = std::numeric_limits<float>::quiet_NaN();
+  vec().exp_of_negative(nan, nan);
+  for (const float y : nan) EXPECT_TRUE(std::isnan(y));
 }
 
 }  // namespace

@@ -59,4 +59,29 @@ MOE_INLINE void sum_lanes(const F32x16 (&a)[16], float* out) {
 
 #endif
 
+/// The largest lane of each of sixteen vectors.
+MOE_INLINE void max_lanes(const F32x16 (&a)[16], float* out) {
+#if defined(__AVX512F__)
+  __m512 four[4];
+  MOE_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    const __m512 x = _mm512_max_ps(_mm512_shuffle_f32x4(a[k].v, a[k + 4].v, 0x44),
+                                   _mm512_shuffle_f32x4(a[k].v, a[k + 4].v, 0xee));
+    const __m512 y = _mm512_max_ps(_mm512_shuffle_f32x4(a[k + 8].v, a[k + 12].v, 0x44),
+                                   _mm512_shuffle_f32x4(a[k + 8].v, a[k + 12].v, 0xee));
+    four[k] = _mm512_max_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+  }
+  __m512 two[2];
+  MOE_UNROLL
+  for (int k = 0; k < 2; ++k) {
+    two[k] = _mm512_max_ps(_mm512_shuffle_ps(four[2 * k], four[2 * k + 1], 0x44),
+                           _mm512_shuffle_ps(four[2 * k], four[2 * k + 1], 0xee));
+  }
+  _mm512_storeu_ps(out, _mm512_max_ps(_mm512_shuffle_ps(two[0], two[1], 0x88),
+                                      _mm512_shuffle_ps(two[0], two[1], 0xdd)));
+#else
+  for (int i = 0; i < 16; ++i) out[i] = reduce_max(a[i]);
+#endif
+}
+
 }  // namespace moe::MOE_ISA

@@ -35,6 +35,14 @@ MOE_INLINE F32x16 exp(F32x16 x) {
   return select(is_nan(x), x, y);
 }
 
+/// exp() of what is not above 0: the same bits without the cases that cannot be.
+MOE_INLINE F32x16 exp_of_negative(F32x16 x) {
+  I32x16 n;
+  const F32x16 p = exp_parts(x, &n);
+  const F32x16 y = from_bits(add(bits(p), shift_left(n, 23)));
+  return select(less(x, set1(-86.5f)), zero_f32(), y);
+}
+
 /// e^x for -86.5 <= x <= 88.3 (not checked, NaN not kept): exp() without its special cases.
 MOE_INLINE F32x16 exp_bounded(F32x16 x) {
   I32x16 n;

@@ -128,7 +128,10 @@ MOE_INLINE I32x16 min(I32x16 a, I32x16 b) { return {a.v < b.v ? a.v : b.v}; }
 /// Nearest integer, ties to even; |a| < 2^31.
 MOE_INLINE I32x16 round_to_i32(F32x16 a) {
   I32x16 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<int32_t>(__builtin_rintf(a.v[i]));
+  for (int i = 0; i < 16; ++i) {
+    const bool fits = a.v[i] >= -0x1p31f && a.v[i] < 0x1p31f;
+    r.v[i] = fits ? static_cast<int32_t>(__builtin_rintf(a.v[i])) : INT32_MIN;
+  }
   return r;
 }
 MOE_INLINE F32x16 to_f32(I32x16 a) { return {__builtin_convertvector(a.v, FloatLanes)}; }
