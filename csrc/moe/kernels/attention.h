@@ -48,7 +48,7 @@ struct AttentionCall {
   float* out;          // [rows][out_stride]: written
   int64_t out_stride;  // value_dim rounded up to 16
   float* key_block;    // scratch [kKeyBlock][key_dim rounded up to 32]
-  float* value_block;  // scratch [kKeyBlock][out_stride]
+  float* value_block;  // scratch [kKeyBlock][out_stride rounded up to 32]
   float* lane_sums;    // scratch [rows][16]
 };
 

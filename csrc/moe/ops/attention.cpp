@@ -86,7 +86,7 @@ struct Workspace {
     visible = memory.take<KeyRange>(rows);
     queries = memory.take<float>(round_up(rows, 16) * (key_width + 16));
     key_block = memory.take<float>(kKeyBlock * key_width);
-    value_block = memory.take<float>(kKeyBlock * width);
+    value_block = memory.take<float>(kKeyBlock * round_up(width, 32));
     lane_sums = memory.take<float>(rows * 16);
     part = RowStates::take(memory, rows, width);
     total = RowStates::take(memory, rows, width);

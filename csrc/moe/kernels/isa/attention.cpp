@@ -14,7 +14,7 @@ constinit const AttentionKernels kAttentionTable = {
 #ifdef __AMX_TILE__
     // Two parts of a float16 number cost more than they bring to a few rows (measured).
     {{&pack_queries, &attend<float>},
-     {&pack_query_tiles, &attend_tiles<PairTiles<bf16>>},
+     {&pack_few_queries, &attend_tiles<PairTiles<bf16, true>>},
      {&pack_queries, &attend<f16>},
      {&pack_query_bytes, &attend_tiles<ByteTiles>}},
     {{&pack_queries, &attend<float>},

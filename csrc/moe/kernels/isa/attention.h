@@ -52,8 +52,10 @@ template <class T>
 static void attend(const AttentionCall& call) noexcept {
   clear_rows(call);
   const int64_t tiles = tile_count(call.rows);
-  // Few rows read keys and values where they lie; more share a block widened once.
-  const bool many = tiles > (std::is_same_v<T, float> ? 2 : 1);
+  // Few rows read keys and values where they lie; more share a block widened once, unless they are
+  // floats one behind the other already.
+  const bool dense = call.key_stride == call.key_dim && call.value_stride == call.value_dim;
+  const bool many = tiles > 1 && !(std::is_same_v<T, float> && (dense || tiles == 2));
   const bool widen_keys = many || call.key_dim != call.query_stride;
   const bool widen_values = many || call.value_dim != call.out_stride;
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
@@ -100,7 +102,7 @@ static void attend(const AttentionCall& call) noexcept {
         score<false>(q, keys, call.key_stride, count, first * kLanes, last * kLanes,
                      call.query_stride, tile.height, w.scores[0]);
       }
-      soften(call, tile, block, first, last, w);
+      soften(call, tile, block, first, last, w, [] {});
       if (widen_values) {
         weigh(call, tile, w, call.value_block, call.out_stride, finite);
       } else {

@@ -8,7 +8,7 @@
 //               rows beside it. Keys are read as they lie, values four keys to a word.
 // Cost          Half the products of bfloat16 parts, and no conversion.
 
-#include "moe/kernels/isa/attention_operands.h"
+#include "moe/kernels/isa/attention_few.h"
 
 namespace moe::MOE_ISA {
 
@@ -37,6 +37,8 @@ MOE_INLINE void store_byte_parts(F32x16 x, float inverse, int8_t* hi, int8_t* lo
   store_i8(lo, round_to_i32(mul(sub(scaled, to_f32(whole)), set1(kByteParts))));
 }
 
+/// Queries as [tile of sixteen][hi, lo][step][sixteen words][sixteen queries] and their factors; of
+/// up to eight rows as [step][sixteen words][hi of eight queries, lo].
 static void pack_query_bytes(const QueryRows& q, int64_t, float* packed) noexcept {
   const int64_t dim = q.head_dim + q.tail_dim, steps = byte_steps(dim);
   auto* out = reinterpret_cast<std::byte*>(packed);
@@ -74,9 +76,13 @@ static void pack_query_bytes(const QueryRows& q, int64_t, float* packed) noexcep
                            bytes[1][r] + d);
         }
       }
-      for (int part = 0; part < 2; ++part) {
+      const bool stacked = q.rows <= kStackedRows;
+      for (int part = 0; part < (stacked ? 1 : 2); ++part) {
         __m512i words[16];
-        for (int r = 0; r < kTileHeight; ++r) words[r] = _mm512_load_si512(bytes[part][r]);
+        for (int r = 0; r < kTileHeight; ++r) {
+          words[r] = _mm512_load_si512(stacked ? bytes[r / kStackedRows][r % kStackedRows]
+                                               : bytes[part][r]);
+        }
         transpose_lanes(words);
         std::byte* to = out + (part * steps + s) * kStepBytes;
         for (int i = 0; i < kTileWords; ++i) _mm512_storeu_si512(to + i * kLineBytes, words[i]);
@@ -140,41 +146,10 @@ class ByteValueLayout {
   int next_ = 0;
 };
 
-/// Sums of hi and of lo parts, as tiles store them.
-struct alignas(64) ByteSums {
-  int32_t hi[kTileWeights], lo[kTileWeights];
-};
+using ByteSums = PartSums<int32_t>;
 MOE_INLINE F32x16 unscaled(const ByteSums& sums, int64_t line) {
   return fma(to_f32(load_i32(sums.hi + line * kLanes)), set1(kByteParts),
              to_f32(load_i32(sums.lo + line * kLanes)));
-}
-
-/// sums [key tile][key][sixteen queries] = keys · queries.
-template <class F>
-[[gnu::noinline]] static void multiply_key_bytes(const KeyTiles& k, const std::byte* queries,
-                                                 int64_t steps, ByteSums (&sums)[kKeyTiles],
-                                                 F meanwhile) noexcept {
-  const int64_t below = kTileHeight * k.stride, lo = steps * kStepBytes;
-  for (int tile = 0; tile < kKeyTiles; tile += 2) {
-    clear_sums<2>();
-    for (int64_t s = 0; s < steps; ++s) {
-      const std::byte* at = k.part[0] + tile * below + s * kLineBytes;
-      meanwhile();
-      MOE_TILE_LOAD(6, queries + s * kStepBytes, kLineBytes);
-      MOE_TILE_LOAD(4, at, k.stride);
-      MOE_TILE_DOT(tdpbssd, 0, 4, 6);
-      MOE_TILE_LOAD(7, queries + s * kStepBytes + lo, kLineBytes);
-      MOE_TILE_DOT(tdpbssd, 1, 4, 7);
-      meanwhile();
-      MOE_TILE_LOAD(5, at + below, k.stride);
-      MOE_TILE_DOT(tdpbssd, 2, 5, 6);
-      MOE_TILE_DOT(tdpbssd, 3, 5, 7);
-    }
-    MOE_TILE_STORE(0, sums[tile].hi, kLineBytes);
-    MOE_TILE_STORE(1, sums[tile].lo, kLineBytes);
-    MOE_TILE_STORE(2, sums[tile + 1].hi, kLineBytes);
-    MOE_TILE_STORE(3, sums[tile + 1].lo, kLineBytes);
-  }
 }
 
 /// A tile's weights as the first operand, and their factors.
@@ -184,7 +159,7 @@ struct alignas(64) ByteWeights {
 };
 
 MOE_INLINE void lay_out_weights(const TileWeights& w, int height, int first, int last,
-                                ByteWeights& to) {
+                                int8_t* hi_rows, int8_t* lo_rows, float* factors) {
   for (int r = 0; r < height; ++r) {
     F32x16 x[kGroups], largest = zero_f32();
     uint32_t bad = 0;
@@ -198,10 +173,11 @@ MOE_INLINE void lay_out_weights(const TileWeights& w, int height, int first, int
       bad |= to_bitmask(is_nan(sub(x[g], x[g])));
     }
     const ByteScale scale = byte_scale(largest, bad != 0);
-    to.factor[r] = scale.factor;
+    factors[r] = scale.factor;
     MOE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
-      store_byte_parts(x[g], scale.inverse, to.hi[r] + g * kLanes, to.lo[r] + g * kLanes);
+      const int64_t at = r * kKeyBlock + g * kLanes;
+      store_byte_parts(x[g], scale.inverse, hi_rows + at, lo_rows + at);
     }
   }
 }
@@ -220,32 +196,19 @@ MOE_INLINE void add_byte_sums(const TileWeights& w, const ByteWeights& weights, 
   }
 }
 
-[[gnu::noinline]] static void multiply_value_bytes(const TileWeights& w, const ByteWeights& weights,
-                                                   int height, const std::byte* values,
-                                                   int64_t tiles, float* out, int64_t stride,
-                                                   Ahead& ahead) noexcept {
-  ByteSums sums[2][2];  // added while the next columns' are under way
-  MOE_TILE_LOAD(4, weights.hi, kLineBytes);
-  MOE_TILE_LOAD(5, weights.lo, kLineBytes);
-  int turn = 0;
-  for (int64_t c = 0; c < tiles; c += 2, turn ^= 1) {
-    const std::byte* at = values + c * kStepBytes;
-    clear_sums<2>();
-    ahead.request();
-    MOE_TILE_LOAD(6, at, kLineBytes);
-    MOE_TILE_DOT(tdpbssd, 0, 4, 6);
-    MOE_TILE_DOT(tdpbssd, 1, 5, 6);
-    ahead.request();
-    MOE_TILE_LOAD(7, c + 1 < tiles ? at + kStepBytes : at, kLineBytes);
-    MOE_TILE_DOT(tdpbssd, 2, 4, 7);
-    MOE_TILE_DOT(tdpbssd, 3, 5, 7);
-    if (c > 0) add_byte_sums(w, weights, height, sums[turn ^ 1], c - 2, tiles, out, stride);
-    MOE_TILE_STORE(0, sums[turn][0].hi, kLineBytes);
-    MOE_TILE_STORE(1, sums[turn][0].lo, kLineBytes);
-    MOE_TILE_STORE(2, sums[turn][1].hi, kLineBytes);
-    MOE_TILE_STORE(3, sums[turn][1].lo, kLineBytes);
+/// The same for stacked sums, column tiles from `first` on.
+MOE_INLINE void add_stacked_bytes(const TileWeights& w, const ByteWeights& weights, int height,
+                                  const int32_t (*sums)[kTileWeights], int64_t first, int64_t tiles,
+                                  float* out, int64_t stride) {
+  for (int r = 0; r < height; ++r) {
+    const F32x16 shrink = set1(w.shrink[r]), factor = set1(weights.factor[r]);
+    for (int64_t c = 0; c < tiles; ++c) {
+      float* at = out + r * stride + (first + c) * kLanes;
+      const F32x16 hi = to_f32(load_i32(sums[c] + r * kLanes));
+      const F32x16 lo = to_f32(load_i32(sums[c] + (kStackedRows + r) * kLanes));
+      store(at, fma(load(at), shrink, mul(fma(hi, set1(kByteParts), lo), factor)));
+    }
   }
-  add_byte_sums(w, weights, height, sums[turn ^ 1], (tiles - 1) / 2 * 2, tiles, out, stride);
 }
 
 /// One call's tiles over int8 keys and values: see attend_tiles.
@@ -260,7 +223,8 @@ class ByteTiles {
   /// Steps of a block: requests are spread over them.
   int64_t parts() const {
     const int64_t groups = (call_.rows + kRows - 1) / kRows;
-    return groups * (kKeyTiles * steps_ + tiles_);
+    const int64_t rows = call_.rows < kRows ? call_.rows : kRows;
+    return groups * (kKeyTiles * steps_ + kGroups + tiles_ + 2 * rows);
   }
   void open(const int8_t* keys, const int8_t* values, int count, const Ahead& ahead) {
     ahead_ = ahead;
@@ -282,32 +246,67 @@ class ByteTiles {
   void attend(int64_t row, int height, int64_t block, int first, int last) {
     const std::byte* queries = reinterpret_cast<const std::byte*>(call_.queries) +
                                row / kTileHeight * byte_query_tile(steps_);
-    if (laid_out_) {
-      multiply_key_bytes(keys_, queries, steps_, sums_, [&] { ahead_.request(); });
-    } else {
-      const int64_t calls = kKeyTiles * steps_;
-      const int parts = static_cast<int>((ByteValueLayout::kParts + calls - 1) / calls);
-      multiply_key_bytes(keys_, queries, steps_, sums_, [&] {
-        ahead_.request();
-        layout_.advance(parts);
+    const auto* factors = reinterpret_cast<const float*>(queries + 2 * steps_ * kStepBytes);
+    const auto* values = reinterpret_cast<const std::byte*>(call_.value_block);
+    float* out = call_.out + row * call_.out_stride;
+    const auto request = [&] { ahead_.request(); };
+    if (call_.rows <= kStackedRows) {
+      with_layout(kKeyTiles * steps_, [&](auto meanwhile) {
+        multiply_keys_stacked<Step::kSigned>(keys_, queries, steps_, sums_, meanwhile);
       });
-      layout_.advance(ByteValueLayout::kParts);
-      laid_out_ = true;
+      const __m256 unit = _mm256_set1_ps(kByteParts), scales = _mm256_loadu_ps(factors);
+      turn_stacked(
+          reinterpret_cast<const int32_t*>(sums_), height, first, last, w_,
+          [&](const int32_t* key) MOE_INLINE_LAMBDA {
+            const auto eight = [&](int i) MOE_INLINE_LAMBDA {
+              return _mm256_cvtepi32_ps(
+                  _mm256_load_si256(reinterpret_cast<const __m256i*>(key + i * kStackedRows)));
+            };
+            return _mm256_mul_ps(_mm256_fmadd_ps(eight(0), unit, eight(1)), scales);
+          },
+          request);
+      soften(call_, {row, height}, block, first, last, w_, request);
+      lay_out_weights(w_, height, first, last, weights_.hi[0], weights_.hi[kStackedRows],
+                      weights_.factor);
+      multiply_values_stacked<Step::kSigned, 1, int32_t>(
+          weights_.hi, values, tiles_, request,
+          [&](int64_t c, int64_t count, const int32_t (*sums)[kTileWeights]) {
+            add_stacked_bytes(w_, weights_, height, sums, c, count, out, call_.out_stride);
+          });
+      return;
     }
-    const F32x16 factors = load(reinterpret_cast<const float*>(queries + 2 * steps_ * kStepBytes));
-    for (int g = first; g < last; ++g) {
-      for (int i = 0; i < kTileHeight; ++i) {
-        store(scores_ + g * kTileWeights + i * kLanes, mul(unscaled(sums_[g], i), factors));
-      }
-    }
-    turn_scores(scores_, height, first, last, w_);
-    soften(call_, {row, height}, block, first, last, w_);
-    lay_out_weights(w_, height, first, last, weights_);
-    multiply_value_bytes(w_, weights_, height, reinterpret_cast<std::byte*>(call_.value_block),
-                         tiles_, call_.out + row * call_.out_stride, call_.out_stride, ahead_);
+    with_layout(kKeyTiles * steps_, [&](auto meanwhile) {
+      multiply_keys_apart<Step::kSigned>(keys_, queries, steps_, sums_, meanwhile);
+    });
+    const F32x16 scales = load(factors);
+    turn_lines(first, last, w_,
+               [&](int g, int i) MOE_INLINE_LAMBDA { return mul(unscaled(sums_[g], i), scales); });
+    soften(call_, {row, height}, block, first, last, w_, request);
+    lay_out_weights(w_, height, first, last, weights_.hi[0], weights_.lo[0], weights_.factor);
+    multiply_values_apart<Step::kSigned, 1, int32_t>(
+        weights_.hi, weights_.lo, values, tiles_, request,
+        [&](int64_t c, const ByteSums(&sums)[2]) {
+          add_byte_sums(w_, weights_, height, sums, c, tiles_, out, call_.out_stride);
+        });
   }
 
  private:
+  /// Multiplies with the values laid out meanwhile, if they are not yet.
+  template <class F>
+  void with_layout(int64_t calls, F multiply) {
+    if (laid_out_) {
+      multiply([&] { ahead_.request(); });
+      return;
+    }
+    const int parts = static_cast<int>((ByteValueLayout::kParts + calls - 1) / calls);
+    multiply([&] {
+      ahead_.request();
+      layout_.advance(parts);
+    });
+    layout_.advance(ByteValueLayout::kParts);
+    laid_out_ = true;
+  }
+
   const AttentionCall& call_;
   int64_t steps_, tiles_;
   Ahead ahead_{};
@@ -315,9 +314,8 @@ class ByteTiles {
   ByteValueLayout layout_{nullptr, 0, 0, 0, nullptr};
   bool laid_out_ = false;
   ByteSums sums_[kKeyTiles];
-  alignas(64) float scores_[kKeyTiles * kTileWeights];
   TileWeights w_;
-  ByteWeights weights_;
+  ByteWeights weights_ = {};
 };
 
 }  // namespace moe::MOE_ISA

@@ -85,29 +85,33 @@ MOE_INLINE void transpose_lanes(__m512i (&a)[16]) {
   for (int i = 0; i < 16; ++i) a[i] = b[i];
 }
 
+/// A step of query `row`, scaled and rounded.
+MOE_INLINE void round_query(const QueryRows& q, int64_t row, int64_t step, __m512i& hi,
+                            __m512i& lo) {
+  const int64_t dim = q.head_dim + q.tail_dim, begin = step * kStepColumns;
+  alignas(64) float few[kStepColumns] = {};
+  const float* x = few;
+  if (row < q.rows && begin + kStepColumns <= q.head_dim) {
+    x = q.head[row] + begin;
+  } else if (row < q.rows) {
+    for (int64_t d = begin; d < begin + kStepColumns && d < dim; ++d) {
+      few[d - begin] = d < q.head_dim ? q.head[row][d] : q.tail[row][d - q.head_dim];
+    }
+  }
+  const F32x16 scale = set1(q.scale);
+  const Rounded rounded = round_to_pairs(mul(load(x), scale), mul(load(x + kLanes), scale));
+  hi = rounded.pairs;
+  lo = round_to_pairs(rounded.left[0], rounded.left[1]).pairs;
+}
+
 /// Queries as [tile of sixteen][hi, lo][step][sixteen words][sixteen queries].
 static void pack_query_tiles(const QueryRows& q, int64_t, float* packed) noexcept {
-  const int64_t dim = q.head_dim + q.tail_dim, steps = query_steps(dim);
+  const int64_t steps = query_steps(q.head_dim + q.tail_dim);
   auto* out = reinterpret_cast<std::byte*>(packed);
   for (int64_t first = 0; first < q.rows; first += kTileHeight) {
     for (int64_t s = 0; s < steps; ++s) {
       __m512i hi[16], lo[16];
-      for (int64_t r = 0; r < kTileHeight; ++r) {
-        alignas(64) float few[kStepColumns] = {};
-        const int64_t row = first + r, begin = s * kStepColumns;
-        const float* x = few;
-        if (row < q.rows && begin + kStepColumns <= q.head_dim) {
-          x = q.head[row] + begin;
-        } else if (row < q.rows) {
-          for (int64_t d = begin; d < begin + kStepColumns && d < dim; ++d) {
-            few[d - begin] = d < q.head_dim ? q.head[row][d] : q.tail[row][d - q.head_dim];
-          }
-        }
-        const F32x16 scale = set1(q.scale);
-        const Rounded rounded = round_to_pairs(mul(load(x), scale), mul(load(x + kLanes), scale));
-        hi[r] = rounded.pairs;
-        lo[r] = round_to_pairs(rounded.left[0], rounded.left[1]).pairs;
-      }
+      for (int64_t r = 0; r < kTileHeight; ++r) round_query(q, first + r, s, hi[r], lo[r]);
       transpose_lanes(hi);
       transpose_lanes(lo);
       for (int64_t word = 0; word < kTileWords; ++word) {
@@ -172,9 +176,9 @@ MOE_INLINE F32x16 behind_cut(F32x16 a) {
 }
 
 /// Values as [part][half of the block][column tile][sixteen words: two keys][sixteen columns],
-/// zeros for the keys behind `count` and those to be left out. Laid out two keys at a time, so that
-/// it can be done while tiles multiply.
-template <class T>
+/// zeros for the keys behind `count` and those to be left out. Laid out two keys at a time, kGap
+/// keys apart, so that it can be done while tiles multiply.
+template <class T, int kGap = 1>
 class ValueLayout {
  public:
   ValueLayout(const T* values, int64_t stride, int count, int64_t dim, uint64_t left_out,
@@ -199,11 +203,12 @@ class ValueLayout {
 
  private:
   [[gnu::always_inline]] inline void lay_out_pair(int j) {
-    const T* even = values_ + j * stride_;
     std::byte* to =
         block_ + j / kStepColumns * tiles_ * kStepBytes + j % kStepColumns / 2 * kLineBytes;
-    const bool has_even = (present_ >> j & 1) != 0, has_odd = (present_ >> j & 2) != 0;
-    const T* odd = has_odd ? even + stride_ : even;
+    const int key = kGap == 1 ? j : j / kStepColumns * kStepColumns + j % kStepColumns / 2;
+    const T* even = values_ + key * stride_;
+    const bool has_even = (present_ >> key & 1) != 0, has_odd = (present_ >> (key + kGap) & 1) != 0;
+    const T* odd = has_odd ? even + kGap * stride_ : even;
     __m512i largest = largest_;  // in a register: tiles' instructions are fences to the compiler
     const auto put = [&](__m512i words, std::byte* at) MOE_INLINE_LAMBDA {
       largest = _mm512_max_epu16(largest, _mm512_and_si512(words, _mm512_set1_epi16(0x7fff)));
@@ -247,7 +252,19 @@ class ValueLayout {
   int next_ = 0;
 };
 
-/// [key][sixteen queries] → scores[query][key], groups [first, last) of sixteen keys.
+/// [key][sixteen queries] → scores[query][key], groups [first, last) of sixteen keys. line(g, i):
+/// the scores of key i of a group.
+template <class F>
+MOE_INLINE void turn_lines(int first, int last, TileWeights& w, F line) {
+  for (int g = first; g < last; ++g) {
+    __m512i a[16];
+    MOE_UNROLL
+    for (int i = 0; i < 16; ++i) a[i] = bits(line(g, i)).v;
+    transpose_lanes(a);
+    MOE_UNROLL
+    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(w.scores[i] + g * kLanes, a[i]);
+  }
+}
 MOE_INLINE void turn_scores(const float* from, int height, int first, int last, TileWeights& w) {
   for (int g = first; g < last; ++g) {
     const float* keys = from + g * kTileWeights;
@@ -269,12 +286,9 @@ MOE_INLINE void turn_scores(const float* from, int height, int first, int last, 
       store(w.scores[3] + g * kLanes, {_mm512_shuffle_ps(ab_high, cd_high, 0xee)});
       continue;
     }
-    __m512i a[16];
-    MOE_UNROLL
-    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_si512(keys + i * 16);
-    transpose_lanes(a);
-    MOE_UNROLL
-    for (int i = 0; i < 16; ++i) _mm512_storeu_si512(w.scores[i] + g * kLanes, a[i]);
+    turn_lines(g, g + 1, w, [&](int group, int i) MOE_INLINE_LAMBDA {
+      return load(from + group * kTileWeights + i * kLanes);
+    });
   }
 }
 
@@ -283,21 +297,46 @@ struct alignas(64) WeightTiles {
   uint16_t part[2][kTileHeight][kKeyBlock];
 };
 
+/// Thirty-two weights of a row in order, or (kGap 16) words of number i of the lower sixteen and
+/// number i of the upper ones.
+template <int kGap>
+MOE_INLINE void store_weights(F32x16 a, F32x16 b, uint16_t* hi, uint16_t* lo) {
+  const Rounded rounded = round_to_pairs(a, b);
+  const __m512i left = round_to_pairs(rounded.left[0], rounded.left[1]).pairs;
+  if constexpr (kGap == 1) {
+    _mm512_store_si512(hi, rounded.pairs);
+    _mm512_store_si512(lo, left);
+  } else {
+    const __m512i order =
+        _mm512_setr_epi32(0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
+                          0x00160006, 0x00170007, 0x00180008, 0x00190009, 0x001a000a, 0x001b000b,
+                          0x001c000c, 0x001d000d, 0x001e000e, 0x001f000f);
+    _mm512_store_si512(hi, _mm512_permutexvar_epi16(order, rounded.pairs));
+    _mm512_store_si512(lo, _mm512_permutexvar_epi16(order, left));
+  }
+}
+
+template <int kGap = 1>
 MOE_INLINE void lay_out_weights(const TileWeights& w, int height, int first, int last,
-                                WeightTiles& to) {
+                                uint16_t* hi_rows, uint16_t* lo_rows) {
   for (int r = 0; r < height; ++r) {
-    for (int half = 0; half < kBlockHalves; ++half) {
-      const auto group = [&](int g) MOE_INLINE_LAMBDA {
-        // A key that is not counted weighs 0 even where its value's scale is NaN.
-        const auto lanes = static_cast<__mmask16>(w.counted[r] >> (g * kLanes));
-        return g < first || g >= last
-                   ? zero_f32()
-                   : F32x16{_mm512_maskz_loadu_ps(lanes, w.scores[r] + g * kLanes)};
-      };
-      const Rounded hi = round_to_pairs(group(2 * half), group(2 * half + 1));
-      _mm512_store_si512(to.part[0][r] + half * kStepColumns, hi.pairs);
-      _mm512_store_si512(to.part[1][r] + half * kStepColumns,
-                         round_to_pairs(hi.left[0], hi.left[1]).pairs);
+    uint16_t *hi = hi_rows + r * kKeyBlock, *lo = lo_rows + r * kKeyBlock;
+    const float* x = w.scores[r];
+    if (last - first == kGroups && w.counted[r] == ~uint64_t{0}) {
+      MOE_UNROLL
+      for (int j = 0; j < kKeyBlock; j += kStepColumns) {
+        store_weights<kGap>(load(x + j), load(x + j + kLanes), hi + j, lo + j);
+      }
+      continue;
+    }
+    // A key that is not counted weighs 0 even where its value's scale is NaN.
+    const auto group = [&](int g) MOE_INLINE_LAMBDA {
+      const auto lanes = static_cast<__mmask16>(w.counted[r] >> (g * kLanes));
+      return g < first || g >= last ? zero_f32()
+                                    : F32x16{_mm512_maskz_loadu_ps(lanes, x + g * kLanes)};
+    };
+    for (int g = 0; g < kGroups; g += 2) {
+      store_weights<kGap>(group(g), group(g + 1), hi + g * kLanes, lo + g * kLanes);
     }
   }
 }

@@ -6,231 +6,47 @@
 //               weight are off by 2^-17 of their terms at most.
 // Cost          2 · rows · keys · (D + Dv) products of two parts, three for float16 keys.
 
-#include "moe/kernels/isa/attention_operands.h"
+#include "moe/kernels/isa/attention_pair_products.h"
 
 namespace moe::MOE_ISA {
 
-/// scores [tile][key][sixteen queries] = keys · queries, of one or two tiles of queries.
-/// `meanwhile` is called between: what it does runs under the products.
-template <int kTiles, int kParts, class F>
-[[gnu::noinline]] static void multiply_keys(const KeyTiles& k, const std::byte* queries,
-                                            int64_t steps, float* scores, F meanwhile) noexcept {
-  const int64_t below = kTileHeight * k.stride, lo = steps * kStepBytes;
-  if constexpr (kTiles == 1) {
-    clear_sums<2>();
-    for (int64_t s = 0; s < steps; ++s) {
-      const std::byte* q = queries + s * kStepBytes;
-      for (int part = 0; part < kParts; ++part) {
-        const std::byte* at = k.part[part] + s * kLineBytes;
-        MOE_TILE_LOAD(6, q, kLineBytes);
-        if (part == 0) MOE_TILE_LOAD(7, q + lo, kLineBytes);
-        meanwhile();
-        MOE_TILE_LOAD(4, at, k.stride);
-        MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-        if (part == 0) MOE_TILE_DOT(tdpbf16ps, 0, 4, 7);
-        meanwhile();
-        MOE_TILE_LOAD(5, at + below, k.stride);
-        MOE_TILE_DOT(tdpbf16ps, 1, 5, 6);
-        if (part == 0) MOE_TILE_DOT(tdpbf16ps, 1, 5, 7);
-        meanwhile();
-        MOE_TILE_LOAD(4, at + 2 * below, k.stride);
-        MOE_TILE_DOT(tdpbf16ps, 2, 4, 6);
-        if (part == 0) MOE_TILE_DOT(tdpbf16ps, 2, 4, 7);
-        meanwhile();
-        MOE_TILE_LOAD(5, at + 3 * below, k.stride);
-        MOE_TILE_DOT(tdpbf16ps, 3, 5, 6);
-        if (part == 0) MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-      }
+/// Queries of up to eight rows as [step][sixteen words][hi of eight queries, lo]; of more as
+/// pack_query_tiles lays them out.
+static void pack_few_queries(const QueryRows& q, int64_t stride, float* packed) noexcept {
+  if (q.rows > kStackedRows) return pack_query_tiles(q, stride, packed);
+  auto* out = reinterpret_cast<std::byte*>(packed);
+  for (int64_t s = 0; s < query_steps(q.head_dim + q.tail_dim); ++s) {
+    __m512i parts[16];
+    for (int64_t r = 0; r < kStackedRows; ++r) {
+      round_query(q, r, s, parts[r], parts[kStackedRows + r]);
     }
-    MOE_TILE_STORE(0, scores, kLineBytes);
-    MOE_TILE_STORE(1, scores + kTileWeights, kLineBytes);
-    MOE_TILE_STORE(2, scores + 2 * kTileWeights, kLineBytes);
-    MOE_TILE_STORE(3, scores + 3 * kTileWeights, kLineBytes);
-  } else {
-    const int64_t next = 2 * lo;
-    for (int half = 0; half < kBlockHalves; ++half) {
-      clear_sums<2>();
-      for (int64_t s = 0; s < steps; ++s) {
-        const std::byte* q = queries + s * kStepBytes;
-        for (int part = 0; part < kParts; ++part) {
-          const std::byte* at = k.part[part] + 2 * half * below + s * kLineBytes;
-          MOE_TILE_LOAD(4, at, k.stride);
-          meanwhile();
-          MOE_TILE_LOAD(5, at + below, k.stride);
-          for (int query_part = 0; query_part < (part == 0 ? 2 : 1); ++query_part) {
-            MOE_TILE_LOAD(6, q + query_part * lo, kLineBytes);
-            MOE_TILE_LOAD(7, q + query_part * lo + next, kLineBytes);
-            MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-            MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-            MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
-            MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-          }
-        }
-      }
-      float* to = scores + 2 * half * kTileWeights;
-      MOE_TILE_STORE(0, to, kLineBytes);
-      MOE_TILE_STORE(1, to + kKeyTiles * kTileWeights, kLineBytes);
-      MOE_TILE_STORE(2, to + kTileWeights, kLineBytes);
-      MOE_TILE_STORE(3, to + (kKeyTiles + 1) * kTileWeights, kLineBytes);
+    transpose_lanes(parts);
+    for (int64_t word = 0; word < kTileWords; ++word) {
+      _mm512_storeu_si512(out + s * kStepBytes + word * kLineBytes, parts[word]);
     }
   }
 }
 
-/// Rows of one or two tiles: weights · values is added to out · shrink.
-struct OutputRows {
-  const WeightTiles* weights;  // [tiles]
-  const TileWeights* rows;     // [tiles]
-  int height[2];
-  float* out;
-  int64_t stride;
-  int64_t interleaved;  // column tiles
-};
-
-/// out[r] = out[r] · shrink[r] + sums[r], over some column tiles of `tiles`.
-template <int kColumnTiles>
-MOE_INLINE void add_sums(const OutputRows& to, int tile, const float* sums, int64_t first,
-                         int64_t tiles) {
-  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  for (int r = 0; r < to.height[tile]; ++r) {
-    const F32x16 shrink = set1(to.rows[tile].shrink[r]);
-    float* out = to.out + (tile * kTileHeight + r) * to.stride + first * kLanes;
-    MOE_UNROLL
-    for (int c = 0; c < kColumnTiles; c += 2) {
-      if (first + c >= tiles) break;
-      F32x16 a = load(sums + (r * kColumnTiles + c) * kLanes);
-      F32x16 b = load(sums + (r * kColumnTiles + c + 1) * kLanes);
-      if (first + c < to.interleaved) {
-        const __m512i x = bits(a).v, y = bits(b).v;
-        a = from_bits({_mm512_permutex2var_epi64(x, low, y)});
-        b = from_bits({_mm512_permutex2var_epi64(x, high, y)});
-      }
-      float* at = out + c * kLanes;
-      store(at, fma(load(at), shrink, a));
-      if (first + c + 1 < tiles) store(at + kLanes, fma(load(at + kLanes), shrink, b));
-    }
-  }
-}
-
-template <int kTiles, int kParts>
-[[gnu::noinline]] static void multiply_values(const OutputRows& to, const std::byte* values,
-                                              int64_t tiles, Ahead& ahead) noexcept {
-  constexpr int64_t kRowBytes = kKeyBlock * 2;
-  constexpr int kColumnTiles = 4 / kTiles;
-  // Sums are added while the next columns' are under way.
-  alignas(64) float both[2][kTiles][kTileHeight * kColumnTiles * kLanes];
-  constexpr int64_t kSumBytes = kColumnTiles * kLanes * 4;
-  const int64_t half_bytes = tiles * kStepBytes;
-  for (int64_t c = 0; c < tiles; c += kColumnTiles) {
-    auto& sums = both[c / kColumnTiles % 2];
-    int64_t column[kColumnTiles];  // bytes; columns that do not exist repeat the last one
-    for (int i = 0; i < kColumnTiles; ++i) {
-      column[i] = (c + i < tiles ? c + i : tiles - 1) * kStepBytes;
-    }
-    clear_sums<2>();
-    MOE_UNROLL
-    for (int half = 0; half < kBlockHalves; ++half) {
-      for (int part = 0; part < kParts; ++part) {
-        const std::byte* v = values + (part * kBlockHalves + half) * half_bytes;
-        ahead.request();
-        if constexpr (kTiles == 1) {
-          const WeightTiles& w = to.weights[0];
-          MOE_TILE_LOAD(4, w.part[0][0] + half * kStepColumns, kRowBytes);
-          if (part == 0) MOE_TILE_LOAD(5, w.part[1][0] + half * kStepColumns, kRowBytes);
-          MOE_TILE_LOAD(6, v + column[0], kLineBytes);
-          MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-          if (part == 0) MOE_TILE_DOT(tdpbf16ps, 0, 5, 6);
-          ahead.request();
-          MOE_TILE_LOAD(7, v + column[1], kLineBytes);
-          MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-          if (part == 0) MOE_TILE_DOT(tdpbf16ps, 1, 5, 7);
-          ahead.request();
-          MOE_TILE_LOAD(6, v + column[2], kLineBytes);
-          MOE_TILE_DOT(tdpbf16ps, 2, 4, 6);
-          if (part == 0) MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
-          ahead.request();
-          MOE_TILE_LOAD(7, v + column[3], kLineBytes);
-          MOE_TILE_DOT(tdpbf16ps, 3, 4, 7);
-          if (part == 0) MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-        } else {
-          MOE_TILE_LOAD(6, v + column[0], kLineBytes);
-          MOE_TILE_LOAD(7, v + column[1], kLineBytes);
-          for (int weight_part = 0; weight_part < (part == 0 ? 2 : 1); ++weight_part) {
-            MOE_TILE_LOAD(4, to.weights[0].part[weight_part][0] + half * kStepColumns, kRowBytes);
-            MOE_TILE_LOAD(5, to.weights[1].part[weight_part][0] + half * kStepColumns, kRowBytes);
-            MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-            MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-            MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
-            MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-          }
-        }
-      }
-    }
-    if (c > 0) {
-      for (int t = 0; t < kTiles; ++t) {
-        add_sums<kColumnTiles>(to, t, both[(c / kColumnTiles + 1) % 2][t], c - kColumnTiles, tiles);
-      }
-    }
-    MOE_TILE_STORE(0, sums[0], kSumBytes);
-    MOE_TILE_STORE(1, sums[0] + kLanes, kSumBytes);
-    if constexpr (kTiles == 1) {
-      MOE_TILE_STORE(2, sums[0] + 2 * kLanes, kSumBytes);
-      MOE_TILE_STORE(3, sums[0] + 3 * kLanes, kSumBytes);
-    } else {
-      MOE_TILE_STORE(2, sums[1], kSumBytes);
-      MOE_TILE_STORE(3, sums[1] + kLanes, kSumBytes);
-    }
-  }
-  const int64_t last = (tiles - 1) / kColumnTiles;
-  for (int t = 0; t < kTiles; ++t) {
-    add_sums<kColumnTiles>(to, t, both[last % 2][t], last * kColumnTiles, tiles);
-  }
-}
-
-/// The keys of a block with a number that is not finite.
-template <class T>
-static uint64_t damaged_keys(const T* values, int64_t stride, int count, int64_t dim) noexcept {
-  uint64_t damaged = 0;
-  for (int j = 0; j < count; ++j) {
-    F32x16 zeros = zero_f32();
-    for (int64_t c = 0; c < dim; c += kLanes) {
-      zeros = fma(load_padded(values + j * stride + c, dim - c), zero_f32(), zeros);
-    }
-    if (to_bitmask(is_nan(zeros)) != 0) damaged |= uint64_t{1} << j;
-  }
-  return damaged;
-}
-
-/// Adds what tiles leave out: 0 times a damaged value would be NaN in rows that do not count it.
-template <class T>
-static void add_damaged(uint64_t damaged, const OutputRows& to, int tile, const T* values,
-                        int64_t stride, int64_t dim) noexcept {
-  for (int r = 0; r < to.height[tile]; ++r) {
-    float* out = to.out + (tile * kTileHeight + r) * to.stride;
-    uint64_t rest = damaged & to.rows[tile].counted[r];
-    for (; rest != 0; rest &= rest - 1) {
-      const int j = __builtin_ctzll(rest);
-      const F32x16 weight = set1(to.rows[tile].scores[r][j]);
-      for (int64_t c = 0; c < dim; c += kLanes) {
-        store(out + c, fma(weight, load_padded(values + j * stride + c, dim - c), load(out + c)));
-      }
-    }
-  }
-}
-
-/// One call's tiles over keys and values of 16 bits: see attend_tiles.
-template <class T>
+/// One call's tiles over keys and values of 16 bits: see attend_tiles. kFew: of few heads to a kv
+/// head, their sums apart (attention_few.h).
+template <class T, bool kFew = false>
 class PairTiles {
  public:
   using Number = T;
-  static constexpr int64_t kRows = kTilePair;
+  static constexpr int64_t kRows = kFew ? kTileHeight : kTilePair;
+  static_assert(!kFew || kNumberParts<T> == 1);
 
   explicit PairTiles(const AttentionCall& call)
       : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_stride / kLanes) {}
 
   int64_t parts() const {
     const int64_t groups = (call_.rows + kRows - 1) / kRows;
-    return groups * (4 * steps_ + 2 * tiles_);
+    const int64_t rows = call_.rows < kRows ? call_.rows : kRows;
+    if (kFew && call_.rows <= kStackedRows) {
+      return kKeyTiles * steps_ + kGroups + 4 * rows +
+             kGroups * query_steps(call_.value_dim) * spread_rows(rows).tiles;
+    }
+    return groups * (4 * steps_ + 2 * tiles_ + 2 * rows);
   }
   void open(const T* keys, const T* values, int count, const Ahead& ahead) {
     ahead_ = ahead;
@@ -249,44 +65,37 @@ class PairTiles {
   void attend(int64_t row, int height, int64_t block, int first, int last) {
     const std::byte* queries = reinterpret_cast<const std::byte*>(call_.queries) +
                                row / kTileHeight * 2 * steps_ * kStepBytes;
+    if constexpr (kFew) {
+      if (call_.rows <= kStackedRows) {
+        attend_stacked(queries, height, block, first, last);
+      } else {
+        attend_apart(queries, row, height, block, first, last);
+      }
+      return;
+    }
     const bool pair = height > kTileHeight;
-    const auto multiply = [&](auto meanwhile) {
+    with_layout((pair ? 2 : 4) * kParts * steps_, [&](auto meanwhile) {
       if (pair) {
         multiply_keys<2, kParts>(keys_, queries, steps_, scores_, meanwhile);
       } else {
         multiply_keys<1, kParts>(keys_, queries, steps_, scores_, meanwhile);
       }
-    };
-    if (laid_out_) {
-      multiply([&] { ahead_.request(); });
-    } else {
-      const int64_t calls = (pair ? 2 : 4) * kParts * steps_;
-      const int pairs = static_cast<int>((kKeyBlock / 2 + calls - 1) / calls);
-      multiply([&] {
-        ahead_.request();
-        layout_.advance(pairs);
-      });
-      finish_layout();
-    }
+    });
     const int above = height < kTileHeight ? height : kTileHeight;
-    const OutputRows to = {weights_,
-                           w_,
-                           {above, height - above},
-                           call_.out + row * call_.out_stride,
-                           call_.out_stride,
-                           interleaved_tiles<T>(call_.value_dim)};
+    const OutputRows to = output(row, above, height - above);
     const int row_tiles = pair ? 2 : 1;
     for (int tile = 0; tile < row_tiles; ++tile) {
       turn_scores(scores_ + tile * kKeyTiles * kTileWeights, to.height[tile], first, last,
                   w_[tile]);
-      soften(call_, {row + tile * kTileHeight, to.height[tile]}, block, first, last, w_[tile]);
-      lay_out_weights(w_[tile], to.height[tile], first, last, weights_[tile]);
+      soften(call_, {row + tile * kTileHeight, to.height[tile]}, block, first, last, w_[tile],
+             [&] { ahead_.request(); });
+      lay_out_weights(w_[tile], to.height[tile], first, last, weights_[tile].part[0][0],
+                      weights_[tile].part[1][0]);
     }
-    const auto* values = reinterpret_cast<const std::byte*>(call_.value_block);
     if (pair) {
-      multiply_values<2, kParts>(to, values, tiles_, ahead_);
+      multiply_values<2, kParts>(to, laid_out_values(), tiles_, ahead_);
     } else {
-      multiply_values<1, kParts>(to, values, tiles_, ahead_);
+      multiply_values<1, kParts>(to, laid_out_values(), tiles_, ahead_);
     }
     for (int tile = 0; damaged_ != 0 && tile < row_tiles; ++tile) {
       add_damaged(damaged_, to, tile, values_, call_.value_stride, call_.value_dim);
@@ -295,18 +104,113 @@ class PairTiles {
 
  private:
   static constexpr int kParts = kNumberParts<T>;
+  /// Keys of a word: those whose sums a step of decoding adds.
+  static constexpr int kGap = kFew ? kTileHeight : 1;
 
-  ValueLayout<T> layout() const {
-    return {values_,         call_.value_stride, count_,
-            call_.value_dim, damaged_,           reinterpret_cast<std::byte*>(call_.value_block)};
+  /// A step of decoding: nothing is laid out.
+  void attend_stacked(const std::byte* queries, int height, int64_t block, int first, int last) {
+    const auto request = [&] { ahead_.request(); };
+    multiply_keys_stacked<Step::kPairs>(keys_, queries, steps_, scores_, request);
+    turn_stacked(
+        scores_, height, first, last, w_[0],
+        [](const float* key) MOE_INLINE_LAMBDA {
+          return _mm256_add_ps(_mm256_load_ps(key), _mm256_load_ps(key + kStackedRows));
+        },
+        request);
+    soften(call_, {0, height}, block, first, last, w_[0], request);
+    const SpreadRows rows = spread_rows(height);
+    spread_weights(w_[0], height, first, last, rows, spread_, request);
+    const int64_t columns = query_steps(call_.value_dim), row_bytes = columns * kLineBytes;
+    // The scratch of values takes sums of 64 bytes a column, and a copy of them, 128 at most.
+    auto* sums = call_.value_block;
+    auto* copy = reinterpret_cast<std::byte*>(sums + 2 * columns * kTileWeights);
+    const auto multiply = [&](const std::byte* values, int64_t stride) {
+      return multiply_values_spread(spread_, rows.tiles, values, stride, columns, sums, request);
+    };
+    const auto copied = [&] {
+      copy_values(copy, row_bytes);
+      return multiply(copy, row_bytes);
+    };
+    const bool in_place = count_ == kKeyBlock && call_.value_dim % kStepColumns == 0;
+    const bool finite =
+        in_place ? multiply(reinterpret_cast<const std::byte*>(values_), call_.value_stride * 2)
+                 : copied();
+    if (!finite) {
+      damaged_ = damaged_keys(values_, call_.value_stride, count_, call_.value_dim);
+      if (damaged_ != 0) copied();
+    }
+    const OutputRows to = output(0, height, 0);
+    add_spread(to, rows, columns, sums, request);
+    if (damaged_ != 0) {
+      add_damaged(damaged_, to, 0, values_, call_.value_stride, call_.value_dim);
+    }
   }
-  void finish_layout() {
+  /// A block's values in whole steps, zeros behind their columns, for the keys behind `count` and
+  /// for those to be left out.
+  void copy_values(std::byte* to, int64_t row_bytes) const {
+    const auto bytes = static_cast<size_t>(call_.value_dim) * 2;
+    for (int j = 0; j < kKeyBlock; ++j) {
+      std::byte* row = to + j * row_bytes;
+      std::memset(row, 0, static_cast<size_t>(row_bytes));
+      if (j < count_ && (damaged_ >> j & 1) == 0) {
+        std::memcpy(row, values_ + j * call_.value_stride, bytes);
+      }
+    }
+  }
+
+  void attend_apart(const std::byte* queries, int64_t row, int height, int64_t block, int first,
+                    int last) {
+    with_layout(kKeyTiles * steps_, [&](auto meanwhile) {
+      multiply_keys_apart<Step::kPairs>(keys_, queries, steps_, sums_, meanwhile);
+    });
+    turn_lines(first, last, w_[0], [&](int g, int i) MOE_INLINE_LAMBDA {
+      return add(load(sums_[g].hi + i * kLanes), load(sums_[g].lo + i * kLanes));
+    });
+    soften(call_, {row, height}, block, first, last, w_[0], [&] { ahead_.request(); });
+    const WeightTiles& weights = weights_[0];
+    lay_out_weights<kGap>(w_[0], height, first, last, weights_[0].part[0][0],
+                          weights_[0].part[1][0]);
+    const OutputRows to = output(row, height, 0);
+    multiply_values_apart<Step::kPairs, kBlockHalves, float>(
+        weights.part[0], weights.part[1], laid_out_values(), tiles_, [&] { ahead_.request(); },
+        [&](int64_t c, const PartSums<float>(&sums)[2]) {
+          add_parts(to, c, c + 1 < tiles_, sums[0].hi, sums[0].lo, sums[1].hi, sums[1].lo);
+        });
+    if (damaged_ != 0) {
+      add_damaged(damaged_, to, 0, values_, call_.value_stride, call_.value_dim);
+    }
+  }
+
+  /// Multiplies with the values laid out meanwhile, if they are not yet.
+  template <class F>
+  void with_layout(int64_t calls, F multiply) {
+    if (laid_out_) {
+      multiply([&] { ahead_.request(); });
+      return;
+    }
+    const int pairs = static_cast<int>((kKeyBlock / 2 + calls - 1) / calls);
+    multiply([&] {
+      ahead_.request();
+      layout_.advance(pairs);
+    });
     layout_.finish();
     laid_out_ = true;
     if (layout_.finite()) return;
     damaged_ = damaged_keys(values_, call_.value_stride, count_, call_.value_dim);
     layout_ = layout();
     layout_.finish();
+  }
+  ValueLayout<T, kGap> layout() const {
+    return {values_,         call_.value_stride, count_,
+            call_.value_dim, damaged_,           reinterpret_cast<std::byte*>(call_.value_block)};
+  }
+  const std::byte* laid_out_values() const {
+    return reinterpret_cast<const std::byte*>(call_.value_block);
+  }
+  OutputRows output(int64_t row, int above, int below) const {
+    return {weights_,         w_,
+            {above, below},   call_.out + row * call_.out_stride,
+            call_.out_stride, interleaved_tiles<T>(call_.value_dim)};
   }
 
   const AttentionCall& call_;
@@ -316,11 +220,13 @@ class PairTiles {
   const T* values_ = nullptr;
   int count_ = 0;
   uint64_t damaged_ = 0;
-  ValueLayout<T> layout_{nullptr, 0, kKeyBlock, 0, 0, nullptr};
+  ValueLayout<T, kGap> layout_{nullptr, 0, kKeyBlock, 0, 0, nullptr};
   bool laid_out_ = false;
-  TileWeights w_[2];
-  WeightTiles weights_[2];
+  TileWeights w_[kFew ? 1 : 2];
+  WeightTiles weights_[kFew ? 1 : 2] = {};
   alignas(64) float scores_[2 * kKeyTiles * kTileWeights];
+  PartSums<float> sums_[kFew ? kKeyTiles : 1];
+  SpreadWeights spread_ = {};
 };
 
 }  // namespace moe::MOE_ISA

@@ -10,6 +10,7 @@
 //               depend on the rows beside it.
 
 #include "moe/kernels/table.h"
+#include "moe/simd/lane_sums.h"
 #include "moe/simd/math.h"
 
 namespace moe::MOE_ISA {
@@ -34,15 +35,18 @@ MOE_INLINE F32x16 load_padded(const T* p, int64_t n) {
   return load(few);
 }
 
-/// Rows are processed in tiles of nearly equal height, at most kTileRows.
+/// Rows are processed in tiles of nearly equal height, at most kTileRows: whole groups of those
+/// whose products are computed at once, but for the last tile.
 struct RowTile {
   int64_t begin;
   int height;
 };
+inline constexpr int64_t kTileGroup = kTileRows % 4 == 0 ? 4 : kTileRows % 2 == 0 ? 2 : 1;
 MOE_INLINE int64_t tile_count(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 MOE_INLINE RowTile tile_at(int64_t rows, int64_t tile) {
-  const int64_t tiles = tile_count(rows), begin = tile * rows / tiles;
-  return {begin, static_cast<int>((tile + 1) * rows / tiles - begin)};
+  const int64_t even = (rows + tile_count(rows) - 1) / tile_count(rows);
+  const int64_t height = (even + kTileGroup - 1) / kTileGroup * kTileGroup, begin = tile * height;
+  return {begin, static_cast<int>(rows - begin < height ? rows - begin : height)};
 }
 
 /// What one tile's rows (at most kLanes) make of one block, between scores and output.
@@ -78,44 +82,102 @@ MOE_INLINE F32x16 masked(const AttentionCall& call, int64_t row, int64_t first_k
   return s;
 }
 
-/// Scores into weights relative to the new running maximum, times their values' scales; updates the
-/// rows' max and sum.
-[[gnu::noinline]] static void soften(const AttentionCall& call, RowTile tile, int64_t block,
-                                     int first, int last, TileWeights& w) noexcept {
-  float before[kLanes] = {}, after[kLanes] = {};
-  for (int r = 0; r < tile.height; ++r) {
-    const int64_t row = tile.begin + r;
-    F32x16 largest = set1(kMinusInf);
-    uint64_t counted = 0;
-    for (int g = first; g < last; ++g) {
-      float* at = w.scores[r] + g * kLanes;
-      const F32x16 s = masked(call, row, block + g * kLanes, load(at));
-      store(at, s);
-      largest = max(s, largest);
-      counted |= static_cast<uint64_t>(0xffffu & ~to_bitmask(equal(s, set1(kMinusInf))))
-                 << (g * kLanes);
-    }
-    const float top = reduce_max(largest);
-    before[r] = call.max[row];
-    after[r] = top > before[r] ? top : before[r];
-    call.max[row] = after[r];
-    if (after[r] == kMinusInf) before[r] = after[r] = 0.0f;  // nothing seen yet
-    w.counted[r] = counted;
+/// A row's scores of a block as they enter the softmax: the largest of each lane, and which keys
+/// count.
+struct RowScores {
+  F32x16 largest;
+  uint64_t counted;
+};
+MOE_INLINE RowScores masked_row(const AttentionCall& call, int64_t row, int64_t block, int first,
+                                int last, float* scores) {
+  RowScores to{set1(kMinusInf), 0};
+  for (int g = first; g < last; ++g) {
+    float* at = scores + g * kLanes;
+    const F32x16 s = masked(call, row, block + g * kLanes, load(at));
+    store(at, s);
+    to.largest = max(s, to.largest);
+    to.counted |= static_cast<uint64_t>(0xffffu & ~to_bitmask(equal(s, set1(kMinusInf))))
+                  << (g * kLanes);
   }
-  store(w.shrink, exp(sub(load(before), load(after))));
-  for (int r = 0; r < tile.height; ++r) {
-    const F32x16 top = set1(after[r]);
-    F32x16 sum = zero_f32();
-    for (int g = first; g < last; ++g) {
-      float* at = w.scores[r] + g * kLanes;
-      F32x16 weight = exp(sub(load(at), top));
-      sum = add(sum, weight);
-      if (call.value_scales != nullptr) {
-        const int64_t key = block + g * kLanes;
-        weight = mul(weight, load_padded(call.value_scales + key, call.end - key));
-      }
-      store(at, weight);
+  return to;
+}
+/// The same for a whole block that the row sees, where nothing masks.
+MOE_INLINE RowScores whole_row(const AttentionCall& call, int64_t row, int64_t block,
+                               float* scores) {
+  F32x16 s[kGroups], largest = set1(kMinusInf), smallest = set1(-kMinusInf);
+  MOE_UNROLL
+  for (int g = 0; g < kGroups; ++g) {
+    s[g] = load(scores + g * kLanes);
+    if (call.key_scales != nullptr) {
+      s[g] = mul(s[g], load(call.key_scales + block + g * kLanes));
     }
+    largest = max(s[g], largest);
+    smallest = min(s[g], smallest);
+  }
+  if (to_bitmask(equal(smallest, set1(kMinusInf))) != 0) {
+    return masked_row(call, row, block, 0, kGroups, scores);
+  }
+  if (call.key_scales != nullptr) {
+    MOE_UNROLL
+    for (int g = 0; g < kGroups; ++g) store(scores + g * kLanes, s[g]);
+  }
+  return {largest, ~uint64_t{0}};
+}
+
+/// Scores of groups [first, last) into weights times their values' scales, and their sums.
+MOE_INLINE F32x16 weigh_scores(const AttentionCall& call, F32x16 top, int64_t block, int first,
+                               int last, float* scores) {
+  F32x16 sum = zero_f32();
+  for (int g = first; g < last; ++g) {
+    float* at = scores + g * kLanes;
+    F32x16 weight = exp_of_negative(sub(load(at), top));
+    sum = add(sum, weight);
+    if (call.value_scales != nullptr) {
+      const int64_t key = block + g * kLanes;
+      weight = mul(weight, load_padded(call.value_scales + key, call.end - key));
+    }
+    store(at, weight);
+  }
+  return sum;
+}
+
+/// Scores into weights relative to the new running maximum, times their values' scales; updates the
+/// rows' max and sum. `meanwhile` is called twice for each row.
+template <class F>
+[[gnu::noinline]] static void soften(const AttentionCall& call, RowTile tile, int64_t block,
+                                     int first, int last, TileWeights& w, F meanwhile) noexcept {
+  const bool plain = call.softcap == 0.0f && call.bias == nullptr && call.key_bias == nullptr &&
+                     last - first == kGroups;
+  F32x16 largest[kLanes];
+  for (int r = 0; r < kLanes; ++r) largest[r] = set1(kMinusInf);
+  for (int r = 0; r < tile.height; ++r) {
+    meanwhile();
+    const int64_t row = tile.begin + r;
+    const KeyRange visible = call.visible[row];
+    const bool whole = plain && visible.begin <= block && visible.end >= block + kKeyBlock;
+    const RowScores scores = whole ? whole_row(call, row, block, w.scores[r])
+                                   : masked_row(call, row, block, first, last, w.scores[r]);
+    largest[r] = scores.largest;
+    w.counted[r] = scores.counted;
+  }
+  float top[kLanes];
+  max_lanes(largest, top);
+  F32x16 before = load_padded(call.max + tile.begin, tile.height);
+  F32x16 after = max(load(top), before);
+  store_first(call.max + tile.begin, after, tile.height);
+  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
+  before = select(nothing, zero_f32(), before);
+  after = select(nothing, zero_f32(), after);
+  const F32x16 shrink = exp_of_negative(sub(before, after));
+  store(w.shrink, shrink);
+  store(top, after);
+  for (int r = 0; r < tile.height; ++r) {
+    meanwhile();
+    const F32x16 base = set1(top[r]);
+    // A whole block's groups are independent of one another: known to be four, they overlap.
+    const F32x16 sum = last - first == kGroups
+                           ? weigh_scores(call, base, block, 0, kGroups, w.scores[r])
+                           : weigh_scores(call, base, block, first, last, w.scores[r]);
     float* total = call.lane_sums + (tile.begin + r) * kLanes;
     store(total, fma(load(total), set1(w.shrink[r]), sum));
   }
