@@ -4,8 +4,8 @@
 Every library runs in a process of its own, under the interpreter that a variable names (else this
 one): MOEKIT_TORCH_PYTHON, MOEKIT_TRANSFORMERS_PYTHON, MOEKIT_LLAMA_PYTHON (llama.cpp's ggml; or its
 libraries' folder in GGML_LIBRARY_DIR), MOEKIT_IK_PYTHON (ik_llama.cpp; IK_LIBRARY_DIR),
-MOEKIT_VLLM_PYTHON, MOEKIT_ZENTORCH_PYTHON, MOEKIT_ONNXRUNTIME_PYTHON. One that is not found is
-skipped with a line that says so.
+MOEKIT_VLLM_PYTHON, MOEKIT_ZENTORCH_PYTHON, MOEKIT_KT_PYTHON (kt-kernel, AMX only),
+MOEKIT_ONNXRUNTIME_PYTHON. One that is not found is skipped with a line that says so.
 
 Before that, each output is compared with the definition (two tokens) and with moekit's (all); a
 peer that computes something else is marked and stays out of the summary. Each round measures the

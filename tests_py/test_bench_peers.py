@@ -19,7 +19,8 @@ from moekit.bench import Shape, choose_experts
 BENCH = Path(__file__).parent.parent / "bench"
 SHAPE = Shape("small", hidden=256, inter=512, experts=5, top_k=2)
 FORMATS = ("f32", "bf16", "f16", "fp8", "int8", "int4", "q8_0", "q4_0", "q4_k")
-NAMES = ["moekit", "torch", "transformers", "ggml", "ik", "vllm", "zentorch", "onnxruntime"]
+NAMES = ["moekit", "torch", "transformers", "ggml", "ik", "vllm", "zentorch", "kt"]
+NAMES += ["onnxruntime"]
 
 pytestmark = pytest.mark.skipif(not BENCH.is_dir(), reason="needs the source tree")
 
@@ -133,6 +134,22 @@ def test_a_process_that_dies_is_told_and_starts_again(peers: ModuleType, tmp_pat
     finally:
         library.close()
     assert not library.running
+
+
+def test_spinning_threads_are_waited_for(peers: ModuleType, monkeypatch: pytest.MonkeyPatch):
+    library = started("moekit")
+    try:
+        assert part("library")._processor_seconds(library._process.pid) > 0
+        spins_twice = [0.0, 0.005, 0.005, 0.01, 0.01, 0.01]
+        told = iter(spins_twice)
+        monkeypatch.setattr(part("library"), "_processor_seconds", lambda process: next(told))
+        library.settle(at_most=60)
+        assert next(told, None) is None
+        told = iter(spins_twice)
+        library.settle(at_most=0)
+        assert list(told) == spins_twice[2:]
+    finally:
+        library.close()
 
 
 class Computing:

@@ -15,6 +15,7 @@ LIBRARIES = {
     "ik": "MOEKIT_IK_PYTHON",
     "vllm": "MOEKIT_VLLM_PYTHON",
     "zentorch": "MOEKIT_ZENTORCH_PYTHON",
+    "kt": "MOEKIT_KT_PYTHON",
     "onnxruntime": "MOEKIT_ONNXRUNTIME_PYTHON",
 }
 """`<name>_peer.py`, and the variable that names an interpreter which has the library."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -130,12 +129,12 @@ class Comparison:
                 line = lines[peer]
                 if turn >= 2 and statistics.median(line.times) > 3 * statistics.median(ours.times):
                     continue
-                time.sleep(0.01)  # the last library's threads may still be spinning
                 try:
                     count = 3 if short else 1
                     line.times += peer.library.ask(
                         "run", peer=peer.index, first=turn * count, count=count
                     )
+                    peer.library.settle()
                 except Missing as missing:
                     say(f"lost: {missing}")
                     del lines[peer]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from . import LIBRARIES
 from .layer import Missing
 
+_PAUSE = 0.005
 _BENCH = str(Path(__file__).parent.parent)
 
 
@@ -73,6 +75,18 @@ class Library:
             self._process.stdin.flush()
         return self._answer()
 
+    def settle(self, at_most: float = 0.2) -> None:
+        """Waits until its threads, which may spin for more work, have left the processor."""
+        if self._process is None:
+            return
+        end = time.monotonic() + at_most
+        while True:
+            before = _processor_seconds(self._process.pid)
+            time.sleep(_PAUSE)
+            used = _processor_seconds(self._process.pid) - before
+            if used < _PAUSE / 10 or time.monotonic() > end:
+                return
+
     def _answer(self) -> Any:
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -103,3 +117,12 @@ class Library:
                 self._process.kill()
                 self._process.wait()
         self._process = None
+
+
+def _processor_seconds(process: int) -> float:
+    """What its threads have run; 0 where the system does not say."""
+    nanoseconds = 0
+    for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with suppress(OSError, ValueError):  # a thread that ends meanwhile
+            nanoseconds += int(file.read_text().split()[0])
+    return nanoseconds / 1e9
