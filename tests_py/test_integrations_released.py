@@ -154,6 +154,8 @@ def test_what_needs_the_weights_says_so() -> None:
         out.sum().backward()
     with pytest.raises(moekit_transformers.NotRunnable, match="meta"):
         logits(copy.deepcopy(theirs))
+    with pytest.raises(RuntimeError, match="is a copy of one whose weights were released"):
+        copy.deepcopy(theirs).state_dict()
     moekit_transformers.restore(theirs)
     theirs.load_state_dict(state)
     theirs(torch.tensor([[3, 1, 4]])).logits.sum().backward()

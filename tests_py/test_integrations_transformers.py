@@ -361,6 +361,33 @@ def test_the_core_refuses_memory_that_does_not_fit(mixtral: Any) -> None:
             call(**wrong)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:DeprecationWarning")
+def test_what_is_traced_is_refused(mixtral: Any) -> None:
+    inputs = draw(mixtral.requires_grad_(False), 4, 2)
+    mixtral.config._experts_implementation = "moekit"
+    refused = moekit_transformers.NotRunnable
+    with pytest.raises(refused, match=r"torch\.jit\.trace cannot record"):
+        torch.jit.trace(mixtral, inputs)
+    with pytest.raises(refused, match="FakeTensor"):
+        torch.export.export(mixtral, inputs, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("mixtral", "MixtralExperts"), ("inkling2", "Inkling2Experts")]
+)
+def test_expert_ids_are_integers(folder: str, kind: str) -> None:
+    module = experts_module(folder, kind)
+    hidden, ids, weights = draw(module, 4, 2)
+    with torch.no_grad():
+        expected = run_as(module, "moekit", hidden, ids, weights)
+        for dtype in (torch.uint8, torch.int16, torch.int32):
+            got = run_as(module, "moekit", hidden, ids.to(dtype), weights)
+            assert torch.equal(got, expected)
+        for dtype in (torch.float32, torch.bool):
+            with pytest.raises(TypeError, match=f"expert ids are {dtype}; integers are required"):
+                run_as(module, "moekit", hidden, ids.to(dtype), weights)
+
+
 def test_falling_back_has_to_be_asked_for(mixtral: Any) -> None:
     hidden, ids, weights = draw(mixtral.double(), 4, 2)
     moekit_transformers.register(fallback="eager")

@@ -1,6 +1,8 @@
 """Whole models of transformers on our kernels: their logits, their tokens, FP8, other modules."""
 
+import copy
 import importlib
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,6 +155,36 @@ def test_modules_get_their_own_forward_back(model_type: str) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
     # Small models of coarse weights: near, and not the same.
     assert 1e-6 < hf_experts.error(quantised, logits(model)) < 0.3
+
+
+@pytest.mark.parametrize("model_type", [*WITHOUT_INTERFACE, "mixtral"])
+def test_copies_of_a_model_run_here_as_well(model_type: str) -> None:
+    model = tiny_model(model_type, 1)
+    model.set_experts_implementation("moekit")
+    expected = logits(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(logits(twin), expected)
+        assert packed_modules(twin) == packed_modules(model) > 0
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.mul_(1.1)
+        assert not torch.equal(logits(twin), expected)
+        assert torch.equal(logits(model), expected)
+
+
+@pytest.mark.parametrize("model_type", WITHOUT_INTERFACE)
+def test_their_modules_under_torch_compile(model_type: str) -> None:
+    model = tiny_model(model_type, 1)
+    model.set_experts_implementation("moekit")
+    module = next(filter(hf_replaced._is_replaceable, model.modules()))
+    calls: list[Any] = []
+    hook = module.register_forward_hook(lambda _, inputs, out: calls.append((inputs, out)))
+    logits(model)
+    hook.remove()
+    inputs, expected = calls[0]
+    with torch.inference_mode():
+        got = torch.compile(module, backend="eager")(*inputs)
+    torch.testing.assert_close(got, expected)
 
 
 @pytest.mark.parametrize("model_type", WITHOUT_INTERFACE)

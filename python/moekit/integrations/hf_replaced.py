@@ -7,7 +7,7 @@ experts and everything around stay the model's own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .hf_modules import INTERFACE
 from .torch_experts import OWN_FORMATS, Functions, NotRunnable, TorchExperts, is_fixed
 from .torch_run import Experts, run
 
+# Called with the module, the format of its experts and what the module is called with.
 Forward = Callable[..., torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -63,16 +64,15 @@ _LLAMA4 = Experts(
 )
 
 
-def _llama4_moe(format: str | None) -> Forward:
-    def forward(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = hidden_states.reshape(-1, self.hidden_dim)
-        scores, logits = self.router(hidden)
-        weights, ids = torch.topk(scores, self.top_k, dim=1)
-        out = self.shared_expert(hidden)
-        out = out + run(self, _LLAMA4, format, hidden, ids, weights)
-        return out, logits
-
-    return forward
+def _llama4_moe(
+    self: Any, format: str | None, hidden_states: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden = hidden_states.reshape(-1, self.hidden_dim)
+    scores, logits = self.router(hidden)
+    weights, ids = torch.topk(scores, self.top_k, dim=1)
+    out = self.shared_expert(hidden)
+    out = out + run(self, _LLAMA4, format, hidden, ids, weights)
+    return out, logits
 
 
 # --- DBRX: three stacked weights, the last one transposed ---
@@ -104,14 +104,15 @@ _DBRX = Experts(
 )
 
 
-def _dbrx_experts(format: str | None) -> Forward:
-    def forward(
-        self: Any, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        out = run(self, _DBRX, format, hidden_states, ids, weights)
-        return out.view(hidden_states.shape[0], -1, self.hidden_size)
-
-    return forward
+def _dbrx_experts(
+    self: Any,
+    format: str | None,
+    hidden_states: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    out = run(self, _DBRX, format, hidden_states, ids, weights)
+    return out.view(hidden_states.shape[0], -1, self.hidden_size)
 
 
 # --- Switch and NLLB: a dictionary of two-layer experts without a gate ---
@@ -178,19 +179,20 @@ _SWITCH = Experts(
 )
 
 
-def _switch_experts(format: str | None) -> Forward:
-    def forward(
-        self: Any, hidden_states: torch.Tensor, selected: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        if self.training:  # dropout between the two layers
-            out: torch.Tensor = type(self).forward(self, hidden_states, selected, weights)
-            return out
-        # One-hot [T, 1, E]; all zero where the expert had no room left.
-        chosen, ids = selected.max(dim=-1)
-        ids = ids.masked_fill(chosen == 0, self.num_experts)
-        return run(self, _SWITCH, format, hidden_states, ids, weights)
-
-    return forward
+def _switch_experts(
+    self: Any,
+    format: str | None,
+    hidden_states: torch.Tensor,
+    selected: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    if self.training:  # dropout between the two layers
+        out: torch.Tensor = type(self).forward(self, hidden_states, selected, weights)
+        return out
+    # One-hot [T, 1, E]; all zero where the expert had no room left.
+    chosen, ids = selected.max(dim=-1)
+    ids = ids.masked_fill(chosen == 0, self.num_experts)
+    return run(self, _SWITCH, format, hidden_states, ids, weights)
 
 
 def _nllb_eager(
@@ -208,18 +210,19 @@ _NLLB = Experts(
 )
 
 
-def _nllb_experts(format: str | None) -> Forward:
-    def forward(
-        self: Any, hidden_states: torch.Tensor, router_mask: torch.Tensor, probs: torch.Tensor
-    ) -> torch.Tensor:
-        if self.training:
-            out: torch.Tensor = type(self).forward(self, hidden_states, router_mask, probs)
-            return out
-        # As transformers has it: the entries of the mask [T, E] are read as expert ids.
-        ids = router_mask.masked_fill(probs == 0, self.num_experts)
-        return run(self, _NLLB, format, hidden_states, ids, probs * (1 - self.moe_token_dropout))
-
-    return forward
+def _nllb_experts(
+    self: Any,
+    format: str | None,
+    hidden_states: torch.Tensor,
+    router_mask: torch.Tensor,
+    probs: torch.Tensor,
+) -> torch.Tensor:
+    if self.training:
+        out: torch.Tensor = type(self).forward(self, hidden_states, router_mask, probs)
+        return out
+    # As transformers has it: the entries of the mask [T, E] are read as expert ids.
+    ids = router_mask.masked_fill(probs == 0, self.num_experts)
+    return run(self, _NLLB, format, hidden_states, ids, probs * (1 - self.moe_token_dropout))
 
 
 # --- JetMoE: its feed-forward half; queries and outputs of its attention stay as they are ---
@@ -258,17 +261,14 @@ _JETMOE = Experts(
 )
 
 
-def _jetmoe_moe(format: str | None) -> Forward:
-    def forward(self: Any, layer_input: torch.Tensor) -> torch.Tensor:
-        hidden = layer_input.reshape(-1, layer_input.shape[-1])
-        logits = self.router(hidden)[-1]
-        best, ids = logits.topk(self.router.top_k, dim=1)
-        weights = torch.softmax(best, dim=1).type_as(hidden)
-        out = run(self, _JETMOE, format, hidden, ids, weights)
-        bias: torch.Tensor = self.bias
-        return out.view(layer_input.shape) + bias
-
-    return forward
+def _jetmoe_moe(self: Any, format: str | None, layer_input: torch.Tensor) -> torch.Tensor:
+    hidden = layer_input.reshape(-1, layer_input.shape[-1])
+    logits = self.router(hidden)[-1]
+    best, ids = logits.topk(self.router.top_k, dim=1)
+    weights = torch.softmax(best, dim=1).type_as(hidden)
+    out = run(self, _JETMOE, format, hidden, ids, weights)
+    bias: torch.Tensor = self.bias
+    return out.view(layer_input.shape) + bias
 
 
 # --- LongCat: the last experts give their input back ---
@@ -295,42 +295,44 @@ _LONGCAT = Experts(
 )
 
 
-def _longcat_experts(format: str | None) -> Forward:
-    def forward(
-        self: Any, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        if self.gate_up_proj is None:
-            out: torch.Tensor = type(self).forward(self, hidden_states, ids, weights)
-            return out
-        given_back = ids >= self.num_routed_experts
-        kept = weights.masked_fill(given_back, 0.0)
-        out = run(
-            self,
-            _LONGCAT,
-            format,
-            hidden_states,
-            ids.masked_fill(given_back, self.num_routed_experts),
-            kept,
-        )
-        return out + hidden_states * (weights - kept).sum(dim=1, keepdim=True).to(out.dtype)
-
-    return forward
+def _longcat_experts(
+    self: Any,
+    format: str | None,
+    hidden_states: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    if self.gate_up_proj is None:
+        out: torch.Tensor = type(self).forward(self, hidden_states, ids, weights)
+        return out
+    given_back = ids >= self.num_routed_experts
+    kept = weights.masked_fill(given_back, 0.0)
+    out = run(
+        self,
+        _LONGCAT,
+        format,
+        hidden_states,
+        ids.masked_fill(given_back, self.num_routed_experts),
+        kept,
+    )
+    return out + hidden_states * (weights - kept).sum(dim=1, keepdim=True).to(out.dtype)
 
 
 # --- Step 3.7: the interface's own layout and names, without the interface ---
 
 
-def _step3p7_experts(format: str | None) -> Forward:
-    def forward(
-        self: Any, hidden_states: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        return run(self, INTERFACE, format, hidden_states, ids, weights)
-
-    return forward
+def _step3p7_experts(
+    self: Any,
+    format: str | None,
+    hidden_states: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> torch.Tensor:
+    return run(self, INTERFACE, format, hidden_states, ids, weights)
 
 
 # Class names, since a module of transformers need not be imported to be recognised.
-_FORWARDS: dict[str, Callable[[str | None], Forward]] = {
+_FORWARDS: dict[str, Forward] = {
     "Llama4TextMoe": _llama4_moe,
     "DbrxExperts": _dbrx_experts,
     "SwitchTransformersExperts": _switch_experts,
@@ -345,7 +347,8 @@ def replace(model: torch.nn.Module, format: str | None) -> int:
     """Gives the experts of ``model`` our forward pass; how many modules it was."""
     found = [module for module in model.modules() if _is_replaceable(module)]
     for module in found:
-        module.forward = MethodType(_FORWARDS[type(module).__name__](format), module)
+        # Functions of this file, so that a model can be pickled.
+        module.forward = partial(_FORWARDS[type(module).__name__], module, format)
     return len(found)
 
 

@@ -131,7 +131,12 @@ def _matrix(runner: Runner, part: str, expert: int, module: Any) -> Any:
 
 def _fill(module: Any, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
     """A state dictionary holds the weights, not what stands for them."""
-    found = _released[module]
+    found = _released.get(module)
+    if found is None:
+        raise RuntimeError(
+            f"[moekit] this {type(module).__name__} is a copy of one whose weights were released, "
+            "and has none; restore(model) is required before it is copied"
+        )
     if found.format is not None:
         raise RuntimeError(_lost(module, found.format))
     for name, value in _values(module, found).items():

@@ -181,13 +181,20 @@ class Fused:
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         _core.moe_ffn_plain(
             to_dlpack(_plain(x)),
-            to_dlpack((ids if ids.dtype is torch.int64 else ids.long()).contiguous()),
+            to_dlpack(ids.contiguous() if ids.dtype is torch.int64 else _integers(ids)),
             to_dlpack(_plain(weights)),
             on_input,
             self._bank,
             to_dlpack(out),
         )
         return out
+
+
+def _integers(ids: torch.Tensor) -> torch.Tensor:
+    """Expert ids as contiguous int64; TypeError for what is no integer."""
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TypeError(f"[moekit] expert ids are {ids.dtype}; integers are required")
+    return ids.long().contiguous()
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
@@ -285,8 +292,9 @@ def _numbers(bias: torch.Tensor | None) -> Float32 | None:
 def assignment_of(
     ids: torch.Tensor, weights: torch.Tensor, count: int, on_input: bool = False
 ) -> ops.Assignment:
-    """Slots [T, K]; an id that equals ``count`` is an empty one. ValueError for other ids."""
-    given = ids.detach().numpy()
+    """Slots [T, K]; an id that equals ``count`` is an empty one. ValueError for other ids,
+    TypeError for what is no integer."""
+    given = _integers(ids.detach()).numpy()
     experts: Int32 = given.astype(np.int32)
     if given.size:
         low, high = int(given.min()), int(given.max())

@@ -155,6 +155,11 @@ def _run(
         raise NotRunnable(
             f"[moekit] hidden_states are {hidden.dtype}; float32, bfloat16 or float16 is required"
         )
+    if torch._C._is_tracing():  # the core leaves no trace: what is recorded would be wrong
+        raise NotRunnable(
+            "[moekit] torch.jit.trace cannot record what the core computes; "
+            'set_experts_implementation("eager") is required before it'
+        )
     tensors = kind.tensors(module)
     if torch.is_grad_enabled():
         known = set(map(id, tensors))

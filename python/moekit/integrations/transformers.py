@@ -7,7 +7,9 @@
     model.set_experts_implementation("moekit")  # or "moekit_int8", "moekit_int4"
 
 A module's weights are packed at its first token, and again when they have changed; the packed copy
-lives as long as the module, or until :func:`forget`. The originals stay beside it, so that other
+lives as long as the module, or until :func:`forget`. Changes past torch's count of versions
+(through ``.data`` or NumPy) are noticed by a number in each expert: call :func:`forget` after finer
+ones. The originals stay beside it, so that other
 implementations, training and adapters go on; for inference alone :func:`release` frees them. Needs
 ``moekit[transformers]``.
 """
@@ -55,7 +57,8 @@ def register(*, fallback: str = "error") -> None:
     ``"moekit"`` keeps the weights' own numbers (float32, bfloat16, float16, packed FP4; FP8 as
     ``q8_0``); ``"moekit_int8"`` and ``"moekit_int4"`` quantise the packed copy. Where a
     gradient is needed ``"moekit"`` computes the model's own; the quantised ones raise RuntimeError
-    in the backward pass.
+    in the backward pass. ``torch.compile`` leaves the experts out of its graphs (so ``fullgraph``
+    is not possible); tracing and exporting raise :class:`NotRunnable`.
 
     Args:
         fallback: what happens to experts that cannot run here (on another device, sharded, in a
