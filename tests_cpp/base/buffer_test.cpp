@@ -13,12 +13,14 @@ namespace {
 bool aligned(const void* p, size_t to) { return reinterpret_cast<uintptr_t>(p) % to == 0; }
 
 TEST(Buffer, IsAlignedAndHoldsWhatWasAskedFor) {
-  for (size_t bytes : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, kHugePageBytes - 1,
-                       kHugePageBytes, kHugePageBytes + 1}) {
+  for (size_t bytes : {size_t{1}, size_t{63}, size_t{64}, size_t{65}, kHugePageBytes - 65,
+                       kHugePageBytes - 64, kHugePageBytes - 63, kHugePageBytes - 1, kHugePageBytes,
+                       kHugePageBytes + 1, 40 * kHugePageBytes - 1000}) {
     Buffer buffer(bytes);
     ASSERT_NE(buffer.data(), nullptr);
     EXPECT_GE(buffer.bytes(), bytes);
     EXPECT_TRUE(aligned(buffer.data(), bytes >= kHugePageBytes ? kHugePageBytes : kCacheLineBytes));
+    EXPECT_LE(buffer.bytes(), bytes + bytes / 32 + 4096);
     std::memset(buffer.data(), 0x5a, buffer.bytes());  // the sanitizers watch the ends
   }
 }
