@@ -35,9 +35,17 @@ std::unique_ptr<PackedWeight> make_packed(const std::vector<std::string>& format
   return std::make_unique<PackedWeight>(std::move(parsed), experts, rows, cols);
 }
 
-void fill(PackedWeight& packed, int64_t expert, const py::array& values) {
+/// The rows that an argument fills: all, or from `first` on as many as it has.
+PackedWeight::Rows rows_of(const PackedWeight& packed, std::optional<int64_t> first,
+                           int64_t count) {
+  return first ? PackedWeight::Rows{*first, count} : packed.all_rows();
+}
+
+void fill(PackedWeight& packed, int64_t expert, const py::array& values,
+          std::optional<int64_t> first) {
   const DType dtype = dtype_of(values, "pack", "weight");
-  if (values.ndim() != 2 || values.shape(0) != packed.rows() || values.shape(1) != packed.cols()) {
+  const auto rows = rows_of(packed, first, values.ndim() == 2 ? values.shape(0) : 0);
+  if (values.ndim() != 2 || values.shape(0) != rows.count || values.shape(1) != packed.cols()) {
     throw ValueError(message("[pack] weight of expert ", expert, " has shape ", shape_text(values),
                              "; [", packed.rows(), ", ", packed.cols(), "] is required"));
   }
@@ -46,19 +54,21 @@ void fill(PackedWeight& packed, int64_t expert, const py::array& values) {
   }
   const void* data = values.data();
   const py::gil_scoped_release release;
-  packed.fill(expert, data, dtype);
+  packed.fill(expert, rows, data, dtype);
 }
 
-void fill_blocks(PackedWeight& packed, int64_t expert, const py::array& blocks) {
+void fill_blocks(PackedWeight& packed, int64_t expert, const py::array& blocks,
+                 std::optional<int64_t> first) {
   const uint8_t* data = data_of<uint8_t>(blocks, 2, "pack_blocks", "blocks");
   const FormatInfo& info = format_info(packed.format(expert));
   const int64_t bytes = info.blocks(packed.cols()) * info.file_bytes;
-  if (blocks.shape(0) != packed.rows() || blocks.shape(1) != bytes) {
+  const auto rows = rows_of(packed, first, blocks.shape(0));
+  if (blocks.shape(0) != rows.count || blocks.shape(1) != bytes) {
     throw ValueError(message("[pack_blocks] blocks have shape ", shape_text(blocks), "; [",
                              packed.rows(), ", ", bytes, "] is required for ", info.name));
   }
   const py::gil_scoped_release release;
-  packed.fill_blocks(expert, reinterpret_cast<const std::byte*>(data));
+  packed.fill_blocks(expert, rows, reinterpret_cast<const std::byte*>(data));
 }
 
 py::array_t<uint8_t> copy_bytes(const PackedWeight& packed, int64_t expert) {
@@ -125,12 +135,17 @@ py::object gptq_factor(const py::array& hessian, const py::array& order, double 
   return out;
 }
 
-void fill_bytes(PackedWeight& packed, int64_t expert, const py::array& bytes) {
+void fill_bytes(PackedWeight& packed, int64_t expert, const py::array& bytes,
+                std::optional<int64_t> begin) {
   const uint8_t* data = data_of<uint8_t>(bytes, 1, "pack", "bytes");
+  const auto all = static_cast<int64_t>(packed.bytes(expert).size());
+  MOE_CHECK(begin || bytes.shape(0) == all, "[pack] ", bytes.shape(0), " bytes for expert ", expert,
+            "; ", all, " are required for ", format_info(packed.format(expert)).name, " [",
+            packed.rows(), ", ", packed.cols(), "]");
   const std::span<const std::byte> view(reinterpret_cast<const std::byte*>(data),
                                         static_cast<size_t>(bytes.shape(0)));
   const py::gil_scoped_release release;
-  packed.fill_bytes(expert, view);
+  packed.fill_bytes(expert, begin.value_or(0), view);
 }
 
 template <class Points>
@@ -191,13 +206,14 @@ void bind_weights(py::module_& m) {
                   py::arg("rows"), py::arg("resident"),
                   "Weights for measurements; see csrc/moe/weights/packed_weight.h.",
                   py::call_guard<py::gil_scoped_release>())
-      .def("fill", &fill, py::arg("expert"), py::arg("values"))
-      .def("fill_blocks", &fill_blocks, py::arg("expert"), py::arg("blocks"))
-      .def("fill_bytes", &fill_bytes, py::arg("expert"), py::arg("bytes"))
+      .def("fill", &fill, py::arg("expert"), py::arg("values"), py::arg("first"))
+      .def("fill_blocks", &fill_blocks, py::arg("expert"), py::arg("blocks"), py::arg("first"))
+      .def("fill_bytes", &fill_bytes, py::arg("expert"), py::arg("bytes"), py::arg("begin"))
       .def("fill_gptq", &fill_gptq, py::arg("expert"), py::arg("values"), py::arg("factor"),
            py::arg("order"), py::arg("refit"))
       .def_static("gather", &gather, py::arg("weights"), py::arg("experts"))
       .def("copy_bytes", &copy_bytes, py::arg("expert"))
+      .def("row_step", &PackedWeight::row_step, py::arg("expert"))
       .def("unpack", &unpack, py::arg("expert"))
       .def_property_readonly("experts", &PackedWeight::experts)
       .def_property_readonly("rows", &PackedWeight::rows)

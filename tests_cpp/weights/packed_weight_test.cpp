@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "moe/base/check.h"
@@ -46,6 +48,34 @@ TEST(PackedWeight, HalvesComeBackToTheBit) {
   packed_half.fill(0, half.data(), DType::kF16);
   packed_half.unpack(0, back.data());
   for (size_t i = 0; i < back.size(); ++i) EXPECT_EQ(back[i], to_float(half[i]));
+}
+
+TEST(PackedWeight, RunsOfRowsGiveTheBytesOfTheWhole) {
+  constexpr int64_t kRows = 300, kCols = 256;  // 128 + 128 + 44
+  const auto values = testing::normal(kRows * kCols, 11, 0.02);
+  for (int f = 0; f < kFormatCount; ++f) {
+    const auto format = static_cast<Format>(f);
+    PackedWeight whole({format}, 1, kRows, kCols), parts({format}, 2, kRows, kCols);
+    whole.fill(0, values.data(), DType::kF32);
+    const int64_t step = parts.row_step(1) < 128 ? parts.row_step(1) * 3 : 128;
+    for (int64_t first = 0; first < kRows; first += step) {
+      const int64_t count = std::min(step, kRows - first);
+      parts.fill(1, {first, count}, values.data() + first * kCols, DType::kF32);
+    }
+    const auto want = whole.bytes(0), got = parts.bytes(1);
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), got.begin(), got.end()))
+        << format_info(format).name;
+    for (const auto [first, count] :
+         {std::pair<int64_t, int64_t>{8, 16}, {0, 8}, {256, 45}, {-16, 16}, {0, 0}, {304, 16}}) {
+      EXPECT_THROW(parts.fill(1, {first, count}, values.data(), DType::kF32), ValueError);
+    }
+    EXPECT_THROW(parts.fill(2, {0, 128}, values.data(), DType::kF32), ValueError);
+    PackedWeight copy({format}, 1, kRows, kCols);
+    copy.fill_bytes(0, 0, want.first(want.size() / 3));
+    copy.fill_bytes(0, static_cast<int64_t>(want.size() / 3), want.subspan(want.size() / 3));
+    const auto copied = copy.bytes(0);
+    EXPECT_TRUE(std::equal(want.begin(), want.end(), copied.begin(), copied.end()));
+  }
 }
 
 TEST(PackedWeight, RepeatingSharesTheMemoryOfItsResidentExperts) {
@@ -117,13 +147,13 @@ TEST(PackedWeight, TakesTheBytesThatItGave) {
     PackedWeight from({format}, 1, kRows, kCols), to({format}, 2, kRows, kCols);
     const auto values = testing::normal(kRows * kCols, 5, 0.02);
     from.fill(0, values.data(), DType::kF32);
-    to.fill_bytes(1, from.bytes(0));
+    to.fill_bytes(1, 0, from.bytes(0));
     std::vector<float> want(values.size()), got(values.size());
     from.unpack(0, want.data());
     to.unpack(1, got.data());
     EXPECT_EQ(got, want) << format_info(format).name;
-    EXPECT_THROW(to.fill_bytes(0, from.bytes(0).subspan(1)), ValueError);
-    EXPECT_THROW(to.fill_bytes(2, from.bytes(0)), ValueError);
+    EXPECT_THROW(to.fill_bytes(0, 2, from.bytes(0)), ValueError);
+    EXPECT_THROW(to.fill_bytes(2, 0, from.bytes(0)), ValueError);
   }
 }
 

@@ -171,9 +171,28 @@ PackedWeight PackedWeight::gather(const std::vector<Member>& members) {
   return packed;
 }
 
-void PackedWeight::fill(int64_t expert, const void* values, DType dtype) {
-  std::byte* base = place_to_fill(expert, "pack");
-  const PackedMatrix packed = matrix(expert);
+int64_t PackedWeight::row_step(int64_t expert) const {
+  return std::max<int64_t>(kPanelRows, format_info(format(expert)).scale_rows);
+}
+
+std::pair<std::byte*, PackedMatrix> PackedWeight::run_to_fill(int64_t expert, Rows rows,
+                                                              const char* op) {
+  std::byte* base = place_to_fill(expert, op);
+  const int64_t step = row_step(expert);
+  MOE_CHECK(rows.first >= 0 && rows.count > 0 && rows.count <= rows_ - rows.first &&
+                rows.first % step == 0 &&
+                (rows.count % step == 0 || rows.first + rows.count == rows_),
+            "[", op, "] rows ", rows.first, " and ", rows.count, " in all of ", rows_,
+            "; runs of whole multiples of ", step, ", or up to the end, are required");
+  PackedMatrix run = matrix(expert);
+  base += rows.first / kPanelRows * run.panel_bytes;
+  run.data = base;
+  run.rows = rows.count;
+  return {base, run};
+}
+
+void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dtype) {
+  const auto [base, packed] = run_to_fill(expert, rows, "pack");
   const FormatInfo& info = format_info(packed.format);
   const int64_t depth = info.blocks(cols_) * info.depth;
   std::vector<float> scales;
@@ -224,13 +243,13 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
   parallel_for(packed.panels(), 1, pack_panels);
 }
 
-void PackedWeight::fill_bytes(int64_t expert, std::span<const std::byte> bytes) {
+void PackedWeight::fill_bytes(int64_t expert, int64_t begin, std::span<const std::byte> bytes) {
   std::byte* base = place_to_fill(expert, "pack");
-  const auto wanted = static_cast<size_t>(bytes_of_expert(expert));
-  MOE_CHECK(bytes.size() == wanted, "[pack] ", bytes.size(), " bytes for expert ", expert, "; ",
-            wanted, " are required for ", format_info(format(expert)).name, " [", rows_, ", ",
-            cols_, "]");
-  std::memcpy(base, bytes.data(), wanted);
+  const int64_t all = bytes_of_expert(expert), count = static_cast<int64_t>(bytes.size());
+  MOE_CHECK(begin >= 0 && begin <= all && count <= all - begin, "[pack] ", count,
+            " bytes from byte ", begin, " of expert ", expert, "; ", all, " are required for ",
+            format_info(format(expert)).name, " [", rows_, ", ", cols_, "]");
+  std::memcpy(base + begin, bytes.data(), bytes.size());
 }
 
 std::span<const std::byte> PackedWeight::bytes(int64_t expert) const {
@@ -238,9 +257,8 @@ std::span<const std::byte> PackedWeight::bytes(int64_t expert) const {
   return {places_[static_cast<size_t>(expert)], static_cast<size_t>(bytes_of_expert(expert))};
 }
 
-void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
-  std::byte* base = place_to_fill(expert, "pack_blocks");
-  const PackedMatrix packed = matrix(expert);
+void PackedWeight::fill_blocks(int64_t expert, Rows rows, const std::byte* blocks_of_rows) {
+  const auto [base, packed] = run_to_fill(expert, rows, "pack_blocks");
   const FormatInfo& info = format_info(packed.format);
   MOE_CHECK(info.repack != nullptr, "[pack_blocks] ", info.name, " is not a format of GGUF files");
   MOE_CHECK(info.cut_blocks || cols_ % info.depth == 0, "[pack_blocks] ", cols_,
@@ -253,7 +271,7 @@ void PackedWeight::fill_blocks(int64_t expert, const std::byte* rows) {
       const std::byte* sources[kPanelRows];
       for (int r = 0; r < kPanelRows; ++r) {
         const int64_t row = p * kPanelRows + r;
-        sources[r] = row < rows_ ? rows + row * row_bytes : zeros.data();
+        sources[r] = row < packed.rows ? blocks_of_rows + row * row_bytes : zeros.data();
       }
       std::byte* panel = base + p * packed.panel_bytes;
       std::memset(panel + packed.panel_bytes - 64, 0, 64);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "moe/base/buffer.h"
@@ -50,18 +51,32 @@ class PackedWeight {
   /// ValueError where shapes differ or an expert does not exist.
   static PackedWeight gather(const std::vector<Member>& members);
 
-  /// Packs expert `expert` from rows × cols contiguous values. Threads share the panels.
-  void fill(int64_t expert, const void* values, DType dtype);
-  /// Packs expert `expert` from the bytes of a GGUF tensor: rows × (blocks · file_bytes), lossless.
-  /// Throws ValueError where GGUF has no such format or cols is no multiple of its block.
-  void fill_blocks(int64_t expert, const std::byte* rows);
+  /// A run of rows of a matrix.
+  struct Rows {
+    int64_t first, count;
+  };
+  Rows all_rows() const { return {0, rows_}; }
+  /// Packs rows of expert `expert` from count × cols contiguous values, so that a large matrix need
+  /// not be in memory as a whole. Threads share the panels. A run begins and ends with whole panels
+  /// and whole blocks of rows that share a scale (row_step), or ends with the matrix; throws
+  /// ValueError for another one.
+  void fill(int64_t expert, Rows rows, const void* values, DType dtype);
+  void fill(int64_t expert, const void* values, DType dtype) {
+    fill(expert, all_rows(), values, dtype);
+  }
+  /// Packs rows of expert `expert` from the bytes of a GGUF tensor: count × (blocks · file_bytes),
+  /// lossless. Throws ValueError where GGUF has no such format, cols is no multiple of its block,
+  /// or for a run of rows as above.
+  void fill_blocks(int64_t expert, Rows rows, const std::byte* blocks);
+  /// Rows that a run begins at a multiple of.
+  int64_t row_step(int64_t expert) const;
   /// Packs expert `expert` by GPTQ (quant/gptq.h) from rows × cols floats. Throws ValueError for a
   /// format that cannot be rounded value by value, or `refit` where it does not apply.
   void fill_gptq(int64_t expert, const float* values, const float* factor, const int32_t* order,
                  bool refit);
-  /// Takes over panels that `bytes` of the same format and shape gave; throws ValueError where
-  /// their number is another.
-  void fill_bytes(int64_t expert, std::span<const std::byte> bytes);
+  /// Takes over panels that `bytes` of the same format and shape gave, from byte `begin` of the
+  /// expert's on; throws ValueError where they reach beyond its end.
+  void fill_bytes(int64_t expert, int64_t begin, std::span<const std::byte> bytes);
   /// The panels of an expert. They are the same on every machine.
   std::span<const std::byte> bytes(int64_t expert) const;
   /// Rows × cols floats: what the packed bytes mean.
@@ -86,6 +101,8 @@ class PackedWeight {
       : formats_(std::move(formats)), rows_(rows), cols_(cols) {}
   /// Where expert `expert` is written; throws ValueError if there is none or it is shared.
   std::byte* place_to_fill(int64_t expert, const char* op);
+  /// The rows to fill as a matrix of their own, which begins at the memory returned.
+  std::pair<std::byte*, PackedMatrix> run_to_fill(int64_t expert, Rows rows, const char* op);
   int64_t bytes_of_expert(int64_t expert) const;
 
   std::vector<Format> formats_;

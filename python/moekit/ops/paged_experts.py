@@ -136,15 +136,15 @@ class PagedWeight(PackedWeight):
         """A copy of one expert's panels."""
         return self.read(expert).expert_bytes(0)
 
-    def fill(self, expert: int, weight: Any) -> None:
+    def fill(self, expert: int, weight: Any, first: int | None = None) -> None:
         """Paged weights come from a file and are not written."""
         raise ValueError("[pack] the weight is paged from a file; load without max_memory")
 
-    def fill_blocks(self, expert: int, blocks: Any) -> None:
+    def fill_blocks(self, expert: int, blocks: Any, first: int | None = None) -> None:
         """See `fill`."""
         self.fill(expert, blocks)
 
-    def fill_bytes(self, expert: int, data: Any) -> None:
+    def fill_bytes(self, expert: int, data: Any, begin: int | None = None) -> None:
         """See `fill`."""
         self.fill(expert, data)
 

@@ -68,18 +68,30 @@ class PackedWeight:
         formats = [format] if isinstance(format, str) else list(format)
         return cls(_core.PackedWeight(formats, experts, sizes[-2], sizes[-1]), sizes)
 
-    def fill(self, expert: int, weight: Any) -> None:
-        """Packs ``weight`` [N, K] as expert ``expert`` (0 for a single matrix)."""
+    def fill(self, expert: int, weight: Any, first: int | None = None) -> None:
+        """Packs ``weight`` [N, K] as expert ``expert`` (0 for a single matrix).
+
+        With ``first``, ``weight`` is the rows from there on: a matrix can be packed while it is
+        read. Such a run begins at a multiple of :meth:`row_step` and has a multiple of it in rows,
+        or reaches the end; ValueError otherwise.
+        """
         array = to_numpy(weight, "pack", "weight")
         check_ndim(array, 2, "pack", "weight")
         self.version += 1
-        self.core.fill(expert, _packable(array))
+        self.core.fill(expert, _packable(array), first)
 
-    def fill_blocks(self, expert: int, blocks: Any) -> None:
-        """Packs the bytes of a GGUF tensor, uint8 [N, bytes], as expert ``expert``; lossless."""
+    def fill_blocks(self, expert: int, blocks: Any, first: int | None = None) -> None:
+        """Packs the bytes of a GGUF tensor, uint8 [N, bytes], as expert ``expert``; lossless.
+
+        With ``first``, ``blocks`` is a run of rows as in :meth:`fill`.
+        """
         array = to_numpy(blocks, "pack_blocks", "blocks")
         self.version += 1
-        self.core.fill_blocks(expert, np.ascontiguousarray(array))
+        self.core.fill_blocks(expert, np.ascontiguousarray(array), first)
+
+    def row_step(self, expert: int) -> int:
+        """The rows of a run that is packed on its own come in multiples of this."""
+        return self.core.row_step(expert)
 
     @classmethod
     def gather(cls, members: Sequence[tuple[PackedWeight, int]]) -> PackedWeight:
@@ -105,11 +117,14 @@ class PackedWeight:
         self.version += 1
         self.core.fill_gptq(expert, array, factor, columns, refit)
 
-    def fill_bytes(self, expert: int, data: Any) -> None:
-        """Takes over the panels that :meth:`expert_bytes` gave, for the same format and shape."""
+    def fill_bytes(self, expert: int, data: Any, begin: int | None = None) -> None:
+        """Takes over the panels that :meth:`expert_bytes` gave, for the same format and shape.
+
+        With ``begin``, ``data`` is a part of them that begins at this byte.
+        """
         array = to_numpy(data, "pack", "bytes")
         self.version += 1
-        self.core.fill_bytes(expert, np.ascontiguousarray(array))
+        self.core.fill_bytes(expert, np.ascontiguousarray(array), begin)
 
     def expert_bytes(self, expert: int) -> Array:
         """A copy of one expert's panels, uint8; the same bytes on every machine."""
