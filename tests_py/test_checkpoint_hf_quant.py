@@ -444,7 +444,6 @@ def test_rows_of_a_float8_matrix_are_read_alone(tmp_path, start, stop):
     scales = rng.random((3, 2), np.float32)
     config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}}
     weights = opened(tmp_path, {"a": codes, "a_scale_inv": scales}, config)
-    assert weights.has_rows("a")
     before = weights.checkpoint.sources[0].bytes_read
     found = weights.read_rows("a", start, stop)
     assert stop - start == 0 or weights.checkpoint.sources[0].bytes_read - before < 200 * 300

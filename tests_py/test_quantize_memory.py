@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_models_memory import write
+from bulky_checkpoints import write
 
 import moekit as mk
 

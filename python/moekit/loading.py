@@ -99,8 +99,7 @@ def _read(
         config = Config(checkpoint.read_config(folder), os.path.join(folder, "config.json"))
     weights = checkpoint.open_weights(file, config)
     pages = None if max_memory is None else Pages()
-    total = sum(file.info(name).nbytes for name in file)
-    with Bar("loading", total, progress, "B") as bar:
+    with Bar("loading", file.nbytes, progress, "B") as bar:
         header = sum(source.bytes_read for source in file.sources)
 
         def advance() -> None:

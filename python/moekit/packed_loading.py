@@ -18,6 +18,9 @@ from .nn import Model
 from .nn.parts import rebuilt
 from .ops import Experts, PackedWeight
 
+# Panels are read and put in their places so much at a time.
+_READ_BYTES = 1 << 20
+
 
 def load_packed(folder: str) -> tuple[Model, Config]:
     """A model in moekit's own layout: its family gives the parts, the file what they hold."""
@@ -96,23 +99,25 @@ def _with_biases(frame: Model, stored: Container[str]) -> Model:
 def unpacked(file: checkpoint.PackedReader, path: str) -> PackedWeight | npt.NDArray[Any]:
     """What a packed directory holds under `path`."""
     entry = file.entries[path]
-    data = file.read(path)
     if not entry.format:
-        return data
+        return file.read(path)
+    stored = file.nbytes(path)
     try:
         rows, cols = entry.shape[-2:]
         count = entry.shape[0] if len(entry.shape) == 3 else 1
         names = [entry.format] if isinstance(entry.format, str) else list(entry.format)
         sizes = [ops.packed_bytes(name, rows, cols) for name in names]
         total = sum(sizes) if len(sizes) > 1 else sizes[0] * count
-        if total != len(data):
-            raise ValueError(f"{len(data)} bytes; {total} are required")
+        if total != stored:
+            raise ValueError(f"{stored} bytes; {total} are required")
         weight = PackedWeight.empty(names if len(names) > 1 else names[0], entry.shape)
     except ValueError as problem:
         raise file.error(path, f"{list(entry.shape)}: {problem}") from problem
-    begin = 0
+    start = 0
     for expert in range(count):
         size = sizes[expert if len(sizes) > 1 else 0]
-        weight.fill_bytes(expert, data[begin : begin + size])
-        begin += size
+        for begin in range(0, size, _READ_BYTES):
+            end = min(begin + _READ_BYTES, size)
+            weight.fill_bytes(expert, file.read_bytes(path, start + begin, start + end), begin)
+        start += size
     return weight

@@ -9,10 +9,10 @@ import numpy.typing as npt
 from .ggml_types import QUANTISED
 from .gguf_architectures import Architecture
 from .gguf_config import read_architecture
-from .pieces import ALL, Piece
+from .pieces import ALL, Piece, span_of
 from .source import Array, quoted
 from .tensors import Checkpoint, TensorInfo
-from .weights import WeightInfo, Weights
+from .weights import Range, WeightInfo, Weights
 
 _BLOCK = re.compile(r"blk\.(\d{1,6})\.(.+)")
 # Tables that the configuration has taken in already.
@@ -104,17 +104,6 @@ class GgufWeights(Weights):
             raise checkpoint.error(info, text)
         self._orders[name] = halves_from_pairs(info.shape[0], heads)
 
-    def has_rows(self, name: str) -> bool:
-        return name not in self._orders and len(self.info(name).shape) == 2
-
-    def read_rows(self, name: str, start: int, stop: int) -> Array:
-        if name in self._orders:
-            return self[name][start:stop]
-        info = self.info(name)
-        if info.scheme == "ggml" and len(info.shape) == 2:
-            return self.checkpoint.read_rows(info.parts["weight"], start, stop)
-        return super().read_rows(name, start, stop)
-
     def formats(self, piece: Piece) -> tuple[str, ...]:
         info = self.info(piece.name)
         if info.scheme == "plain":
@@ -130,13 +119,44 @@ class GgufWeights(Weights):
             return None
         if piece.transposed or piece.cols != ALL or len(info.shape) < 2:
             return None
-        if piece.expert is not None:
-            found = self.checkpoint.blocks(stored, piece.expert, piece.expert + 1)
-        else:
-            found = self.checkpoint.blocks(stored)
-        if piece.name in self._orders:
-            found = found[self._orders[piece.name]]
-        return np.ascontiguousarray(found[piece.rows])
+        first, last, step = span_of(piece.rows, info.shape[-2])
+
+        def read(start: int, stop: int) -> Array:
+            if self.checkpoint.info(stored).shape != info.shape:
+                return self.checkpoint.blocks(stored)[start:stop]
+            return self.checkpoint.blocks(stored, start, stop, piece.expert)
+
+        return np.ascontiguousarray(self._ordered(piece.name, first, last, read)[step])
+
+    def _ordered(
+        self, name: str, start: int, stop: int, read: Callable[[int, int], Array]
+    ) -> Array:
+        """Rows `start:stop` of a matrix whose stored rows `read` gives, in the model's order."""
+        order = self._orders.get(name)
+        if order is None or start == stop:
+            return read(start, stop)
+        wanted = order[start:stop]
+        first = int(wanted.min())
+        return read(first, int(wanted.max()) + 1)[wanted - first]
+
+    def _rows(self, info: WeightInfo, expert: int | None, start: int, stop: int) -> Array:
+        stored = info.parts["weight"]
+        if self.checkpoint.info(stored).shape != info.shape:
+            whole = self[info.name]
+            rows: Array = (whole if expert is None else whole[expert])[start:stop]
+            return rows
+        return self._ordered(
+            info.name,
+            start,
+            stop,
+            lambda first, last: self.checkpoint.read_rows(stored, first, last, expert),
+        )
+
+    def _columns(self, info: WeightInfo, expert: int | None, rows: Range, cols: Range) -> Array:
+        plain = self.checkpoint.info(info.parts["weight"]).shape == info.shape
+        if info.scheme == "plain" and plain and info.name not in self._orders:
+            return super()._columns(info, expert, rows, cols)
+        return self._rows(info, expert, *rows)[:, cols[0] : cols[1]]
 
     def _read(self, info: WeightInfo, read: Callable[[str], Array]) -> Array:
         value = read(info.parts["weight"])

@@ -3,8 +3,7 @@
 Blocks are what `ops.pack_blocks` takes, uint8 [rows, bytes of a row], a row being one output.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -84,74 +83,91 @@ def _repeated(values: npt.NDArray[np.float16], cols: int, group_size: int) -> By
     return np.ascontiguousarray(each).view(np.uint8).reshape(len(values), cols // 32, 2)
 
 
-@dataclass(frozen=True, slots=True)
 class LinearIntegers:
-    """A GPTQ or AWQ layer: value = scale * (code - zero), groups of neighbouring inputs.
+    """A GPTQ or AWQ layer [N, K]: value = scale * (code - zero), inputs in groups.
 
-    `codes` are uint8 [N, K], `scales` and `zeros` [N, groups]. `group_size` is 0 where the groups
-    are no runs of 32 inputs or more (act-order): no block can have one scale then.
+    `shape` is [N, K]; `parts` are the stored tensors by their roles but `qweight`, of which
+    `read(first, last)` gives columns: the layer's integers are unpacked some outputs at a time.
+    ValueError where shapes disagree.
     """
 
-    codes: Bytes
-    scales: Array
-    zeros: npt.NDArray[np.float32]
-    bits: int
-    group_size: int
-
-    @classmethod
-    def read(cls, kind: str, parts: Mapping[str, Array], scheme: Scheme) -> "LinearIntegers":
-        """From the stored tensors by their roles; ValueError where shapes disagree."""
+    def __init__(
+        self,
+        kind: str,
+        shape: Sequence[int],
+        parts: Mapping[str, Array],
+        scheme: Scheme,
+        read: Callable[[int, int], Array],
+    ) -> None:
+        self._kind, self._read = kind, read
+        self.bits = scheme.bits
+        outputs, inputs = shape
         if kind == "awq":
-            codes, zeros = hf_quant.awq_codes(parts["qweight"], parts["qzeros"])
+            self._zeros = hf_quant.awq_zeros(parts["qzeros"])
         else:
-            codes, zeros = hf_quant.gptq_codes(
-                parts["qweight"],
-                parts["qzeros"],
-                bits=scheme.bits,
-                zero_offset=scheme.zero_offset,
+            self._zeros = hf_quant.gptq_zeros(
+                parts["qzeros"], bits=scheme.bits, zero_offset=scheme.zero_offset
             )
-        inputs, scales = len(codes), parts["scales"]
+        self._scales = parts["scales"]
         in_order = hf_quant.groups_in_order(inputs, scheme.group_size)
         order = parts.get("g_idx")
+        self._groups = in_order if order is None else order
         size = scheme.group_size if scheme.group_size > 0 else inputs
         groups = int(in_order[-1]) + 1 if inputs else 0
         plain = order is None or (order.shape == in_order.shape and bool((order == in_order).all()))
-        fits = scales.shape == zeros.shape == (groups, codes.shape[1])
-        if not (plain and fits and size % 32 == 0 and inputs % 32 == 0):
-            size = 0
-        return cls(np.ascontiguousarray(codes.T), scales.T, zeros.T, scheme.bits, size)
-
-    @property
-    def _symmetric(self) -> bool:
-        return bool((self.zeros == 1 << (self.bits - 1)).all())
-
-    def _half_scales(self) -> npt.NDArray[np.float16] | None:
+        fits = self._scales.shape == self._zeros.shape == (groups, outputs)
+        # 0 where groups are no runs of 32 inputs or more (act-order): no block has one scale then.
+        aligned = plain and fits and size % 32 == 0 and inputs % 32 == 0
+        self.group_size = size if aligned else 0
+        self._symmetric = bool((self._zeros == 1 << (self.bits - 1)).all())
         with np.errstate(all="ignore"):
-            half = np.ascontiguousarray(self.scales).astype(np.float16)
-        return half if bool((half == self.scales).all()) else None
+            half = self._scales.astype(np.float16)
+        self._half = half if bool((half == self._scales).all()) else None
+
+    def codes(self, first: int, last: int) -> Bytes:
+        """Integers uint8 [K, n] of the outputs `first:last`."""
+        if self._kind == "awq":
+            words = self._read(first // 8, -(-last // 8))
+            return hf_quant.awq_codes(words)[:, first % 8 : first % 8 + last - first]
+        return hf_quant.gptq_codes(self._read(first, last), bits=self.bits)
+
+    def values(self, first: int, last: int) -> npt.NDArray[np.float32]:
+        """Float32 [n, K] of the outputs `first:last`."""
+        some = slice(first, last)
+        return hf_quant.by_groups(
+            self.codes(first, last),
+            self._zeros[:, some],
+            self._scales[:, some],
+            self._groups,
+            f"dequantize_{self._kind}",
+        )
 
     def formats(self) -> tuple[str, ...]:
         """The packed formats, nearest first. q4_0 and 8-bit q8_0 keep everything; in q4_1 a
         group's least value, scale * -zero, is rounded to half precision."""
-        if not self.group_size or self._half_scales() is None:
+        if not self.group_size or self._half is None:
             return ("q8_0",)
         if self.bits > 4:
             return ("q8_0",)
         return ("q4_0", "q8_0") if self._symmetric else ("q4_1", "q8_0")
 
-    def blocks(self, format: str) -> Bytes | None:
-        """The bytes of `format`, which is one of `formats`; None where it would round."""
-        scales = self._half_scales()
-        if not self.group_size or scales is None:
+    def blocks(self, format: str, first: int, last: int) -> Bytes | None:
+        """The bytes of `format` of the outputs `first:last`; None where it would round."""
+        half, group = self._half, self.group_size
+        wanted = (
+            (format == "q4_1" and self.bits <= 4)
+            or (format == "q4_0" and self.bits <= 4 and self._symmetric)
+            or (format == "q8_0" and self.bits == 8 and self._symmetric)
+        )
+        if not group or half is None or not wanted:
             return None
-        if format == "q4_1" and self.bits <= 4:
-            least = (-self.zeros * self.scales.astype(np.float32)).astype(np.float16)
-            return q4_1_blocks(self.codes, scales, least, self.group_size)
-        if not self._symmetric:
-            return None
-        if format == "q4_0" and self.bits <= 4:
-            centred = self.codes + np.uint8(8 - (1 << (self.bits - 1)))
-            return q4_0_blocks(centred, scales, self.group_size)
-        if format == "q8_0" and self.bits == 8:
-            return q8_0_blocks(self.codes, scales, self.group_size)
-        return None
+        codes = np.ascontiguousarray(self.codes(first, last).T)
+        scales = np.ascontiguousarray(half[:, first:last].T)
+        if format == "q8_0":
+            return q8_0_blocks(codes, scales, group)
+        if format == "q4_0":
+            codes += np.uint8(8 - (1 << (self.bits - 1)))
+            return q4_0_blocks(codes, scales, group)
+        zeros = self._zeros[:, first:last].T
+        least = (-zeros * scales.astype(np.float32)).astype(np.float16)
+        return q4_1_blocks(codes, scales, least, group)

@@ -76,23 +76,26 @@ def scale_grid(scale: F32, shape: Sequence[int], block: Sequence[int]) -> F32:
     """
     if scale.size == 1:
         return scale.reshape(1, 1, 1)
-    _check_grid(scale, shape, block, "dequantize_fp8")
+    check_grid(scale.shape, shape, block, "dequantize_fp8")
     return scale.reshape(-1, *scale.shape[-2:])
 
 
-def _check_grid(scale: F32, shape: Sequence[int], block: Sequence[int], op: str) -> None:
+def check_grid(
+    found: Sequence[int], shape: Sequence[int], block: Sequence[int], op: str = "dequantize_fp8"
+) -> None:
+    """ValueError unless `found` is the shape of the scales of a weight of `shape`."""
     high, wide = block
     wanted = (*shape[:-2], -(-shape[-2] // high), -(-shape[-1] // wide)) if len(shape) >= 2 else ()
     _require(
-        scale.shape == wanted,
-        f"[{op}] scales {list(scale.shape)} for weight {list(shape)}; blocks of "
+        tuple(found) == wanted,
+        f"[{op}] scales {list(found)} for weight {list(shape)}; blocks of "
         f"{high} x {wide} require {list(wanted)}",
     )
 
 
 def _scale_blocks(out: F32, scale: F32, block: Sequence[int], op: str) -> None:
     """Multiply [..., N, K] in place by its grid of scales."""
-    _check_grid(scale, out.shape, block, op)
+    check_grid(scale.shape, out.shape, block, op)
     high, wide = block
     rows, columns = out.shape[-2:]
     bank, grid = out.reshape(-1, rows, columns), scale.reshape(-1, *scale.shape[-2:])
@@ -179,10 +182,11 @@ def dequantize_gptq(
     `group_size` is one group). `bits` is 2, 3, 4 or 8. The stored zero is one too low in the
     format `gptq`, and true in `gptq_v2` (`zero_offset=0`).
     """
-    q, zeros = gptq_codes(qweight, qzeros, bits=bits, zero_offset=zero_offset)
+    zeros = gptq_zeros(qzeros, bits=bits, zero_offset=zero_offset)
+    q = gptq_codes(qweight, bits=bits)
     if g_idx is None:
         g_idx = groups_in_order(len(q), group_size)
-    return _by_groups(q, zeros, scales, g_idx, "dequantize_gptq")
+    return by_groups(q, zeros, scales, g_idx, "dequantize_gptq")
 
 
 def groups_in_order(rows: int, group_size: int) -> npt.NDArray[np.int64]:
@@ -191,13 +195,15 @@ def groups_in_order(rows: int, group_size: int) -> npt.NDArray[np.int64]:
     return np.arange(rows, dtype=np.int64) // size
 
 
-def gptq_codes(
-    qweight: Array, qzeros: Array, *, bits: int, zero_offset: int
-) -> tuple[npt.NDArray[np.uint8], F32]:
-    """Integers uint8 [K, N] and zeros float32 [G, N] of a GPTQ layer; see `dequantize_gptq`."""
+def gptq_codes(qweight: Array, *, bits: int) -> npt.NDArray[np.uint8]:
+    """Integers uint8 [K, N] of a GPTQ layer; see `dequantize_gptq`."""
+    return unpack_rows(qweight, bits)
+
+
+def gptq_zeros(qzeros: Array, *, bits: int, zero_offset: int) -> F32:
+    """Zeros float32 [G, N] of a GPTQ layer."""
     _require(bits in (2, 3, 4, 8), f"[dequantize_gptq] {bits} bits; 2, 3, 4 or 8 are read")
-    zeros = unpack_rows(np.ascontiguousarray(qzeros.T), bits).T.astype(np.float32) + zero_offset
-    return unpack_rows(qweight, bits), zeros
+    return unpack_rows(np.ascontiguousarray(qzeros.T), bits).T.astype(np.float32) + zero_offset
 
 
 def dequantize_awq(qweight: Array, qzeros: Array, scales: Array, *, group_size: int = 128) -> F32:
@@ -206,16 +212,17 @@ def dequantize_awq(qweight: Array, qzeros: Array, scales: Array, *, group_size: 
     Shapes: qweight int32 [K, N / 8], qzeros int32 [G, N / 8], scales [G, N]; eight columns share
     a word, in the order 0 2 4 6 1 3 5 7 from its lowest nibble.
     """
-    q, zeros = awq_codes(qweight, qzeros)
-    return _by_groups(q, zeros, scales, groups_in_order(len(q), group_size), "dequantize_awq")
+    q, zeros = awq_codes(qweight), awq_zeros(qzeros)
+    return by_groups(q, zeros, scales, groups_in_order(len(q), group_size), "dequantize_awq")
 
 
-def awq_codes(qweight: Array, qzeros: Array) -> tuple[npt.NDArray[np.uint8], F32]:
-    """Integers uint8 [K, N] and zeros float32 [G, N] of an AWQ layer."""
-    return _unpack_awq(qweight), _unpack_awq(qzeros).astype(np.float32)
+def awq_zeros(qzeros: Array) -> F32:
+    """Zeros float32 [G, N] of an AWQ layer."""
+    return awq_codes(qzeros).astype(np.float32)
 
 
-def _unpack_awq(words: Array) -> npt.NDArray[np.uint8]:
+def awq_codes(words: Array) -> npt.NDArray[np.uint8]:
+    """Integers uint8 [rows, N] of words [rows, N / 8] of an AWQ layer."""
     _require(
         words.dtype.itemsize == 4 and words.ndim == 2,
         f"[dequantize_awq] {words.dtype} {list(words.shape)}; int32 [rows, N / 8] is required",
@@ -226,7 +233,7 @@ def _unpack_awq(words: Array) -> npt.NDArray[np.uint8]:
     return out.reshape(len(words), -1)
 
 
-def _by_groups(q: Array, zeros: Array, scales: Array, groups: Array, op: str) -> F32:
+def by_groups(q: Array, zeros: Array, scales: Array, groups: Array, op: str) -> F32:
     """float32 [N, K]: scales[g] * (q - zeros[g]) of q [K, N] with g = groups[k]."""
     rows, columns = q.shape
     _require(

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 
 from .gguf_weights import GgufWeights
+from .hf_weights import HfWeights
 from .tensors import Checkpoint
-from .weights import HfWeights, Weights
+from .weights import Weights
 
 
 def open_weights(checkpoint: Checkpoint, config: Mapping[str, object]) -> Weights:

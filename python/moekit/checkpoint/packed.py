@@ -251,6 +251,18 @@ class PackedReader:
 
     def read(self, path: str) -> Array:
         """The array, or the panels of all experts as uint8."""
+        return self._file(path)[path]
+
+    def read_bytes(self, path: str, begin: int, end: int) -> Array:
+        """Bytes `begin:end` of the panels of all experts, uint8."""
+        return self._file(path).read_rows(path, begin, end)
+
+    def nbytes(self, path: str) -> int:
+        """Bytes in the file, from its header."""
+        return self._file(path).info(path).nbytes
+
+    def _file(self, path: str) -> Checkpoint:
+        """The open file that has `path`, which is of the kind and shape that the document says."""
         entry = self.entries[path]
         if entry.file not in self._files:
             if not _is_shard(entry.file):
@@ -265,12 +277,7 @@ class PackedReader:
             raise self.error(path, f"is {info.dtype} {list(info.shape)}; U8 [bytes] is required")
         if not entry.format and info.shape != entry.shape:
             raise self.error(path, f"is {list(info.shape)}; {list(entry.shape)} is required")
-        return file[path]
-
-    def nbytes(self, path: str) -> int:
-        """Bytes in the file, from its header."""
-        entry = self.entries[path]
-        return self._files[entry.file].info(path).nbytes
+        return file
 
 
 def _is_shard(name: str) -> bool:
@@ -334,10 +341,6 @@ class Outline(Weights):
     def blocks(self, piece: Piece, format: str) -> None:
         """Nothing is stored in blocks."""
         return
-
-    def has_rows(self, name: str) -> bool:
-        """There is no tensor in a file to read rows of."""
-        return False
 
     def take(self, piece: Piece) -> Array:
         """Zeros in the shape of the piece."""

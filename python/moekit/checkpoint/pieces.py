@@ -1,12 +1,21 @@
 """One matrix inside a stored weight: what a model's part takes of a tensor, and where it lies."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .source import Array
 
 ALL = slice(None)
+
+
+def span_of(taken: slice, size: int) -> tuple[int, int, slice]:
+    """(first, last, step) of an axis: what lies in `first:last` and how it is taken out of that."""
+    places = range(size)[taken]
+    if not places:
+        return 0, 0, ALL
+    return places.start, places[-1] + 1, slice(None, None, places.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +37,12 @@ class Piece:
         """True where the stored matrix is wanted as it is."""
         return self.rows == ALL and self.cols == ALL and not self.transposed
 
-    @property
-    def is_row_range(self) -> bool:
-        """True for neighbouring rows of a matrix that is no bank."""
-        given = self.rows.start is not None and self.rows.stop is not None
-        return self.expert is None and given and self.rows.step in (None, 1)
+    def part(self, first: int, last: int, stored: Sequence[int]) -> "Piece":
+        """Rows `first:last` of this piece of a stored matrix [N, K], as a piece of their own."""
+        axis, taken = (1, self.cols) if self.transposed else (0, self.rows)
+        places = range(stored[axis])[taken][first:last]
+        run = slice(places.start, places.stop, places.step)
+        return replace(self, cols=run) if self.transposed else replace(self, rows=run)
 
     def of(self, matrix: Array) -> Array:
         """The piece as a view of the stored matrix [N, K]."""

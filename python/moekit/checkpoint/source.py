@@ -18,6 +18,9 @@ Array = npt.NDArray[Any]
 
 # One system call asks for no more than this, so that Ctrl-C is seen within milliseconds.
 READ_CHUNK_BYTES = 32 << 20
+# Parts of lines that are so close are read together with what lies between them, so much at once.
+_CLOSE_BYTES = 16 << 10
+_BITE_BYTES = 512 << 10
 # The vector loads of the widest ISA; also a cache line.
 ALIGNMENT = 64
 
@@ -134,6 +137,22 @@ class SourceFile:
                 )
             done += count
         self.bytes_read += wanted
+
+    def read_strided(self, offset: int, stride: int, target: Array) -> None:
+        """Fill `target`, uint8 [runs, width], with runs of bytes that begin every `stride`."""
+        runs, width = target.shape
+        if width == stride:
+            self.read_into(offset, target.reshape(-1).data)
+            return
+        # A call costs as much as copying what lies between two runs that are close.
+        step = max(1, _BITE_BYTES // stride) if stride - width < _CLOSE_BYTES else 1
+        bite = np.empty((step, stride), np.uint8)
+        for first in range(0, runs, step):
+            count = min(step, runs - first)
+            # The last run may end with the file.
+            wanted = bite.reshape(-1)[: (count - 1) * stride + width]
+            self.read_into(offset + first * stride, wanted.data)
+            target[first : first + count] = bite[:count, :width]
 
     def read(self, offset: int, nbytes: int) -> bytearray:
         """`nbytes` bytes from `offset`; the caller has checked both against `size`."""

@@ -70,6 +70,11 @@ class Checkpoint(Mapping[str, Array]):
     def __repr__(self) -> str:
         return f"<{self.format} checkpoint {self.path}: {len(self)} tensors>"
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return sum(info.nbytes for info in self._tensors.values())
+
     def info(self, name: str) -> TensorInfo:
         """The header's row of a tensor; nothing is read. MissingTensorError if there is none."""
         try:
@@ -109,19 +114,53 @@ class Checkpoint(Mapping[str, Array]):
 
         FileError if the file has become shorter meanwhile.
         """
-        return self._decoded(self.info(name), 0, None)
+        return self._decoded(self.info(name), 0, None, None)
 
-    def read_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows `start:stop` of the first axis, as `ckpt[name][start:stop]`, reading only those."""
-        return self._decoded(self.info(name), start, stop)
+    def read_rows(self, name: str, start: int, stop: int, expert: int | None = None) -> Array:
+        """Rows `start:stop` of the first axis, as `ckpt[name][start:stop]`, reading only those.
 
-    def blocks(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """The stored bytes of rows `start:stop` of the first axis: uint8 [rows, bytes of a row].
+        With `expert`, those of one entry of a bank: `ckpt[name][expert][start:stop]`.
+        """
+        return self._decoded(self.info(name), start, stop, expert)
 
-        A row is the last axis; all others are flattened. The bytes are those of the file.
+    def read_columns(
+        self,
+        name: str,
+        columns: tuple[int, int],
+        rows: tuple[int, int],
+        expert: int | None = None,
+    ) -> Array:
+        """`ckpt[name][rows, columns]` of a matrix, or of entry `expert` of a bank of matrices.
+
+        Only that is read, row by row: for matrices whose outputs lie along their rows.
         """
         info = self.info(name)
-        offset, nbytes, shape = self._span(info, start, stop)
+        storage = STORAGE[info.dtype]
+        shape = info.shape if expert is None else info.shape[1:]
+        (first, last), (start, stop) = columns, rows
+        if len(shape) != 2 or storage.block != 1 or not 0 <= first <= last <= shape[1]:
+            raise ValueError(
+                f"[read_columns] columns {first}:{last} of tensor {quoted(name)}, {info.dtype} "
+                f"{list(info.shape)}; a range of a plain matrix is required"
+            )
+        offset, _, _ = self._span(info, start, stop, expert)
+        size = storage.block_bytes
+        width = (last - first) * size
+        raw = aligned_empty((stop - start) * width)
+        target = raw.reshape(stop - start, width)
+        self._sources[info.file].read_strided(offset + first * size, shape[1] * size, target)
+        return _as_elements(raw, storage).reshape(stop - start, last - first)
+
+    def blocks(
+        self, name: str, start: int = 0, stop: int | None = None, expert: int | None = None
+    ) -> Array:
+        """The stored bytes of rows `start:stop` of the first axis: uint8 [rows, bytes of a row].
+
+        A row is the last axis; all others are flattened. `expert` is that of `read_rows`. The bytes
+        are those of the file.
+        """
+        info = self.info(name)
+        offset, nbytes, shape = self._span(info, start, stop, expert)
         raw = aligned_empty(nbytes)
         self._sources[info.file].read_into(offset, raw.data)
         rows = prod(shape[:-1])
@@ -161,32 +200,41 @@ class Checkpoint(Mapping[str, Array]):
         self.close()
 
     def _span(
-        self, info: TensorInfo, start: int, stop: int | None
+        self, info: TensorInfo, start: int, stop: int | None, expert: int | None
     ) -> tuple[int, int, tuple[int, ...]]:
-        """(first byte, bytes, shape) of rows `start:stop` of the first axis."""
-        if start == 0 and stop is None:
+        """(first byte, bytes, shape) of rows `start:stop` of the first axis, or of `expert`'s."""
+        if expert is None and start == 0 and stop is None:
             return info.offset, info.nbytes, info.shape
-        if not info.shape:
+        shape, before = info.shape, 0
+        if expert is not None:
+            if len(shape) < 2 or not 0 <= expert < shape[0]:
+                raise ValueError(
+                    f"[read_rows] entry {expert} of tensor {quoted(info.name)} {list(shape)}; "
+                    "one of a bank is required"
+                )
+            shape = shape[1:]
+            before = expert * prod(shape)
+        if not shape:
             raise ValueError(f"[read_rows] tensor {quoted(info.name)} has no axis to slice")
-        stop = info.shape[0] if stop is None else stop
-        if not 0 <= start <= stop <= info.shape[0]:
+        stop = shape[0] if stop is None else stop
+        if not 0 <= start <= stop <= shape[0]:
             raise ValueError(
-                f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)}; "
-                f"it has {info.shape[0]}"
+                f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)}; it has {shape[0]}"
             )
         storage = STORAGE[info.dtype]
-        row = prod(info.shape[1:])
-        if start * row % storage.block or stop * row % storage.block:
+        row = prod(shape[1:])
+        begin, end = before + start * row, before + stop * row
+        if begin % storage.block or end % storage.block:
             raise ValueError(
                 f"[read_rows] rows {start}:{stop} of tensor {quoted(info.name)} cut a block; "
                 f"{info.dtype} is stored {storage.block} elements at a time"
             )
-        first = start * row // storage.block * storage.block_bytes
-        last = stop * row // storage.block * storage.block_bytes
-        return info.offset + first, last - first, (stop - start, *info.shape[1:])
+        first = begin // storage.block * storage.block_bytes
+        last = end // storage.block * storage.block_bytes
+        return info.offset + first, last - first, (stop - start, *shape[1:])
 
-    def _decoded(self, info: TensorInfo, start: int, stop: int | None) -> Array:
-        offset, nbytes, shape = self._span(info, start, stop)
+    def _decoded(self, info: TensorInfo, start: int, stop: int | None, expert: int | None) -> Array:
+        offset, nbytes, shape = self._span(info, start, stop, expert)
         storage = STORAGE[info.dtype]
         source = self._sources[info.file]
         if storage.dtype is None:

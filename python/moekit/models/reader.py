@@ -8,7 +8,6 @@ few.
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import ml_dtypes
@@ -31,10 +30,11 @@ _DERIVED = re.compile(r"(rotary_emb\.inv_freq|\.masked_bias|\.attn\.bias)$")
 INTEGER_DTYPES = ("I64", "I32")
 # Dtypes of the embedding table; one that is stored quantised becomes bfloat16.
 _TABLE_DTYPES: dict[str, Any] = {"f32": np.float32, "f16": np.float16}
-# Larger matrices are converted in parts of so many values, so that floats are few at a time.
+# Matrices are read and packed in parts of so many values: this many, or more where the file's
+# bytes, shifted so far, are more, which keeps more threads busy; at most so many.
 _PART_VALUES = 1 << 18
-# Panels have 16 rows, the largest blocks of scales 128.
-_PART_ROWS = 128
+_PART_SHARE = 10
+_MOST_VALUES = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,6 @@ class Formats:
         return cls(format, format, format, head, table, router_format)
 
 
-def _parts(rows: int, cols: int) -> Iterator[tuple[int, int]]:
-    """Runs of rows of a large matrix, whole panels and blocks of scales each."""
-    step = max(_PART_ROWS, _PART_VALUES // cols // _PART_ROWS * _PART_ROWS)
-    for first in range(0, rows, step):
-        yield first, min(first + step, rows)
-
-
 def _bits_of(format: str) -> int:
     found = re.search(r"\d+", format)
     return int(found.group()) if found else 8
@@ -120,6 +113,8 @@ class Reader:
         self._pages: Pages | None = parent._pages if parent else pages
         self._max_memory: int | None = parent._max_memory if parent else max_memory
         self._resident: dict[int, int] = parent._resident if parent else {}
+        # Bytes of the file.
+        self._size: int = parent._size if parent else weights.checkpoint.nbytes
 
     def under(self, prefix: str) -> "Reader":
         """A reader whose names all begin with `prefix` and a dot."""
@@ -241,34 +236,26 @@ class Reader:
         self._note(Placed(piece, weight, slot, bank, role))
 
     def _pack(self, weight: PackedWeight, slot: int, piece: Piece) -> None:
-        """With the file's own bytes where they mean the same."""
-        formats = weight.format
-        format = formats if isinstance(formats, str) else formats[slot]
-        blocks = self._weights.blocks(piece, format)
-        if blocks is not None:
-            weight.fill_blocks(slot, blocks)
-        elif (
-            piece.whole
-            and piece.expert is None
-            and prod(weight.shape[-2:]) > _PART_VALUES
-            and self._weights.has_rows(piece.name)
-        ):
-            weight.fill_bytes(slot, self._packed_in_parts(piece, format, weight.shape[-2:]))
-        else:
-            weight.fill(slot, self._weights.take(piece))
+        """With the file's own bytes where they mean the same; a large one some rows at a time."""
+        format = weight.expert_format(slot)
+        rows, cols = weight.shape[-2:]
+        for first, last in self._runs(rows, cols, weight.row_step(slot)):
+            part = piece if last - first == rows else self._part(piece, first, last)
+            blocks = self._weights.blocks(part, format)
+            if blocks is not None:
+                weight.fill_blocks(slot, blocks, first)
+            else:
+                weight.fill(slot, self._weights.take(part), first)
 
-    def _packed_in_parts(self, piece: Piece, format: str, shape: tuple[int, ...]) -> Array:
-        """The panels of a large matrix [N, K], of which only some rows are floats at a time."""
-        rows, cols = shape
-        panels = np.empty(ops.packed_bytes(format, rows, cols), np.uint8)
-        end = 0
-        for first, last in _parts(rows, cols):
-            part = PackedWeight.empty(format, (last - first, cols))
-            part.fill(0, np.ascontiguousarray(self._weights.read_rows(piece.name, first, last)))
-            found = part.expert_bytes(0)
-            panels[end : end + len(found)] = found
-            end += len(found)
-        return panels
+    def _part(self, piece: Piece, first: int, last: int) -> Piece:
+        return piece.part(first, last, self._weights.info(piece.name).shape[-2:])
+
+    def _runs(self, rows: int, cols: int, unit: int) -> Iterator[tuple[int, int]]:
+        """Runs of rows of a matrix, a multiple of `unit` each, whose floats are few at a time."""
+        values = min(max(self._size >> _PART_SHARE, _PART_VALUES), _MOST_VALUES)
+        step = max(1, values // cols // unit) * unit
+        for first in range(0, rows, step):
+            yield first, min(first + step, rows)
 
     def packed(self, name: str, rows: int, cols: int, format: str | None) -> PackedWeight:
         """A matrix [rows, cols], packed; `format` None keeps the stored one."""
@@ -320,15 +307,14 @@ class Reader:
         full = f"{name}.weight"
         piece = self.piece(full, (vocab, hidden))
         format = self.formats.embedding or self.stored_format(full)
-        dtype = _TABLE_DTYPES.get(format, ml_dtypes.bfloat16)
+        dtype = np.dtype(_TABLE_DTYPES.get(format, ml_dtypes.bfloat16))
         table: Array
-        as_stored = format == self.stored_format(full) and format in ("f32", "f16", "bf16")
-        if as_stored or vocab * hidden <= _PART_VALUES or not self._weights.has_rows(full):
-            table = self._weights.take(piece).astype(dtype, copy=False)
+        if self._weights.dtype(full) == dtype:
+            table = self._weights.take(piece)
         else:
             table = np.empty((vocab, hidden), dtype)
-            for first, last in _parts(vocab, hidden):
-                table[first:last] = self._weights.read_rows(piece.name, first, last)
+            for first, last in self._runs(vocab, hidden, 1):
+                table[first:last] = self._weights.take(self._part(piece, first, last))
         self._note(Placed(piece, table))
         return table
 
