@@ -71,6 +71,15 @@ THEIRS = """\
   moekit within 1e-4, transformers in float32 5e-3 to 9e-2 off, in its own 16 bits 0.06 to 8.
 - `deepseek_v4`, `minimax_m3_vl_text`: the number of shared experts in config.json is not read.
 """
+OURS = """\
+- LongRoPE (`phimoe`, and every family of grouped-query or latent attention whose `rope_type` is
+  `longrope`): a pass rotates its own tokens by the length that it brings the sequence to. A prompt
+  in one pass agrees with transformers within the trained length and beyond (2e-4). Cached keys stay
+  as they are when a sequence grows past the trained length; `generate` of transformers' `phimoe`
+  drops its cache there and reads everything anew. `deepseek_v4`, `gemma4` and `jetmoe` refuse it.
+- `rope_type` `dynamic`: the frequencies are those of sequences up to `max_position_embeddings`;
+  transformers stretches them further in longer ones.
+"""
 
 
 def marks(family: str) -> list[bool]:
@@ -116,6 +125,8 @@ def table() -> str:
         + "\n".join(notes)
         + "\n\nWhere transformers computes something else than its own code means:\n\n"
         + THEIRS
+        + "\n\nWhere moekit goes a way of its own:\n\n"
+        + OURS
     )
 
 

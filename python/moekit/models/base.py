@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from .. import ops
 from ..config import Config
-from ..nn import Layer, Linear, Model, Norm
+from ..nn import Layer, Linear, LongContext, Model, Norm
 from ..nn.types import Floats
 from .reader import Reader
 from .rope import RopeSettings
@@ -98,8 +98,29 @@ def head_size(config: Config, hidden: int, heads: int, *, even: bool = True) -> 
 def rope_table(rope: RopeSettings, dim: int) -> tuple[Floats, float]:
     """(frequencies float32 [n], factor on cos and sin) for the part of `dim` that rotates.
 
-    A part that is odd rotates one dimension more: transformers makes a frequency of its last pair.
+    One table for sequences of every length: FileError for LongRoPE, which has two.
     """
+    rope.source.require(
+        rope.kind != "longrope", "rope_type", "another kind than longrope for this family"
+    )
+    return _rope_table(rope, dim)
+
+
+def rope_options(rope: RopeSettings, dim: int) -> dict[str, Any]:
+    """`frequencies`, `rope_factor` and, for LongRoPE, `long` as `nn.Attention` and `nn.MLA` take
+    them."""
+    frequencies, factor = _rope_table(rope, dim)
+    options: dict[str, Any] = {"frequencies": frequencies, "rope_factor": factor}
+    trained = rope.scaling.get("original_max_position_embeddings")
+    if rope.kind == "longrope" and isinstance(trained, int):
+        far, _ = _rope_table(rope, dim, trained + 1)
+        options["long"] = LongContext(far, factor, trained)
+    return options
+
+
+def _rope_table(rope: RopeSettings, dim: int, length: int | None = None) -> tuple[Floats, float]:
+    """A part that is odd rotates one dimension more: transformers makes a frequency of its last
+    pair. `length` is that of the sequence where it matters."""
     part = int(dim * rope.partial)
     pairs = (part + 1) // 2
     rope.source.require(
@@ -113,7 +134,9 @@ def rope_table(rope: RopeSettings, dim: int) -> tuple[Floats, float]:
             raise rope.source.error(name, f"a number for each of {pairs} pairs")
     # theta ** (2 i / part) as a power of the base for 2 * pairs dimensions.
     theta = rope.theta if part % 2 == 0 else rope.theta ** (2 * pairs / part)
-    frequencies, factor = ops.rope_frequencies(2 * pairs, theta, rope.scaling)
+    frequencies, factor = ops.rope_frequencies(
+        2 * pairs, theta, rope.scaling, sequence_length=length
+    )
     return frequencies, float(factor)
 
 

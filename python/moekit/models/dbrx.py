@@ -6,7 +6,7 @@ rows of three tensors that hold all experts, the last one transposed.
 
 from ..config import Config
 from ..nn import Attention, Block, Model, Norm
-from .base import MAX_HEAD_DIM, MAX_LAYERS, Names, assemble, read_activation, rope_table, top_k
+from .base import MAX_HEAD_DIM, MAX_LAYERS, Names, assemble, read_activation, rope_options, top_k
 from .expert_layouts import Layout
 from .mixture import Mixture
 from .reader import Reader
@@ -32,7 +32,7 @@ def build(config: Config, reader: Reader) -> Model:
     )
     clip = None if attn.get("clip_qkv") is None else attn.number("clip_qkv", above=0)
     theta = attn.number("rope_theta", default=10000.0, above=0)
-    frequencies, factor = rope_table(read_rope(config, theta), head_dim)
+    rotation = rope_options(read_rope(config, theta), head_dim)
     experts = ffn.size("moe_num_experts", default=4)
     norm_of_weights = ffn.get("moe_normalize_expert_weights", 1.0)
     ffn.require(norm_of_weights in (None, 1), "moe_normalize_expert_weights", "1 or null")
@@ -62,9 +62,8 @@ def build(config: Config, reader: Reader) -> Model:
             layer.linear("out_proj", hidden, hidden),
             heads=heads,
             kv_heads=kv_heads,
-            frequencies=frequencies,
-            rope_factor=factor,
             clip=clip,
+            **rotation,
         )
 
     def block(n: int, layer: Reader) -> Block:

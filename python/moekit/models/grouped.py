@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from ..config import Config
 from ..nn import MLP, Attention, Block, Model, MoE, Norm
-from .base import assemble, attention_heads, head_size, read_activation, rope_table
+from .base import assemble, attention_heads, head_size, read_activation, rope_options
 from .reader import Reader
 from .rope import RopeSettings, read_rope
 
@@ -64,8 +64,7 @@ class GroupedQuery:
         """The options of `nn.Attention` for these settings; one table for all layers."""
         if settings.partial == 1:
             head_size(self.config, self.hidden, self.heads)
-        frequencies, factor = rope_table(settings, self.head_dim)
-        return {"frequencies": frequencies, "rope_factor": factor}
+        return rope_options(settings, self.head_dim)
 
     def rotations(self, **settings: Any) -> dict[str, dict[str, Any]]:
         """The options of `rotation` by layer type, for a `rope_parameters` with a section each."""

@@ -17,7 +17,7 @@ from .base import (
     attention_heads,
     layer_count,
     read_activation,
-    rope_table,
+    rope_options,
     sparse_layers,
     top_k,
 )
@@ -99,10 +99,10 @@ def latent_attention(
     q_latent = config.optional_size("q_lora_rank")
     bias = config.flag("attention_bias", default=False)
     settings = read_rope(config) if rope_settings is None else rope_settings
-    frequencies, factor = None, 1.0
+    rotation: dict[str, Any] = {"frequencies": None}
     if rotates:
         config.require(rope % 2 == 0, "qk_rope_head_dim", "an even number")
-        frequencies, factor = rope_table(settings, rope)
+        rotation = rope_options(settings, rope)
     interleaved = config.flag("rope_interleave", default=True)
 
     def attention(n: int, layer: Reader) -> MLA:
@@ -128,13 +128,12 @@ def latent_attention(
             gate=layer.linear(gate, heads, hidden) if gate else None,
             q_a=q_a,
             q_norm=q_norm,
-            frequencies=frequencies,
-            rope_factor=factor,
             interleaved=interleaved,
             scale=(nope + rope) ** -0.5 * yarn_softmax_scale(settings) * query_gain,
             temperature=temperature,
             indexer=chosen if isinstance(chosen, Indexer) else None,
             shares_selection=chosen if isinstance(chosen, int) else None,
+            **rotation,
         )
 
     return attention

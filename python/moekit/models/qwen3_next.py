@@ -31,7 +31,7 @@ from .base import (
     layer_count,
     mixer_types,
     require_silu,
-    rope_table,
+    rope_options,
     sparse_layers,
 )
 from .jamba import MAX_TAPS, decay_rate, short_convolution
@@ -135,7 +135,7 @@ def _gated_attention(
     heads, kv_heads = attention_heads(config)
     size = head_size(config, hidden, heads)
     bias = config.flag("attention_bias", default=False)
-    frequencies, factor = rope_table(read_rope(config, default_partial=0.25), size)
+    rotation = rope_options(read_rope(config, default_partial=0.25), size)
 
     def attention(layer: Reader) -> Attention:
         linear = partial(layer.linear, bias=bias)
@@ -146,11 +146,10 @@ def _gated_attention(
             linear("o_proj", hidden, heads * size),
             heads=heads,
             kv_heads=kv_heads,
-            frequencies=frequencies,
-            rope_factor=factor,
             q_norm=layer.norm("q_norm", size, eps, offset),
             k_norm=layer.norm("k_norm", size, eps, offset),
             gated_queries=True,
+            **rotation,
         )
 
     return attention

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..ops import PackedWeight
-from .attention import QueryTemperature
+from .attention import LongContext, QueryTemperature
 from .batch import Batch
 from .gates import sigmoid
 from .indexer import Indexer
@@ -29,7 +29,8 @@ class MLA:
     `q` (or `q_a`, `q_norm`, `q_b` where queries are compressed too) gives [h * (N + R)], `kv_a`
     gives [L + R]; `kv_norm` acts on the latent part. `key_up` is packed [h, L, N] (W_uk,h
     transposed), `value_up` [h, V, L], `o` is [H, h * V]. `scale` is (N + R) ** -0.5 unless given.
-    `frequencies` [R / 2] rotate the R part; None leaves it as it is (Kimi-Linear). `temperature`
+    `frequencies` [R / 2] rotate the R part; None leaves it as it is (Kimi-Linear), and `long` are
+    others for long sequences. `temperature`
     scales queries by their position. `gate` [h, H]: what a head gives, times a sigmoid (Ling 3).
 
     With an `indexer` a query reads the `top_k` tokens that this one selects, as soon as there are
@@ -48,6 +49,7 @@ class MLA:
         "kv_a",
         "kv_norm",
         "latent",
+        "long",
         "nope",
         "o",
         "q",
@@ -73,6 +75,7 @@ class MLA:
         *,
         frequencies: npt.ArrayLike | None,
         rope_factor: float = 1.0,
+        long: LongContext | None = None,
         interleaved: bool = True,
         q_a: Linear | None = None,
         q_norm: Norm | None = None,
@@ -102,6 +105,7 @@ class MLA:
             None if frequencies is None else np.ascontiguousarray(frequencies, np.float32)
         )
         self.rope_factor = rope_factor
+        self.long = long
         self.interleaved = interleaved
         #: Its place among the rows that a token leaves in this layer of the cache.
         self.first_stream = 0
@@ -143,6 +147,8 @@ class MLA:
         index: list[Floats] = []
         if self.frequencies is not None:
             angles = batch.angles(self.frequencies, self.rope_factor)
+            if self.long is not None:
+                angles = self.long.angles(batch, angles)
             q_rope = ops.rope(q_rope, angles=angles, interleaved=self.interleaved)
             k_rope = ops.rope(k_rope, angles=angles, interleaved=self.interleaved)
             if self.indexer is not None:
