@@ -314,30 +314,30 @@ MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
 MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) {
   return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
-/// The codes are in the high bytes.
-MOE_INLINE __m256i e4m3_half(__m256i a) {
-  // The bytes of eight subnormal numbers: low ones, then high ones.
-  const __m256i table = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 0, static_cast<char>(0x80), static_cast<char>(0xc0), 0, 0x20, 0x40, 0x60, 0,
-                    0x3b, 0x3b, 0x3b, 0x3c, 0x3c, 0x3c, 0x3c));
-  const __m256i sign = _mm256_and_si256(a, _mm256_set1_epi16(static_cast<short>(0x8000)));
-  const __m256i size = _mm256_and_si256(_mm256_srli_epi16(a, 4), _mm256_set1_epi16(0x07f0));
-  const __m256i normal = _mm256_add_epi16(size, _mm256_set1_epi16(0x3c00));
-  const __m256i code = _mm256_srli_epi16(size, 4);
-  const __m256i index = _mm256_or_si256(
-      code, _mm256_add_epi16(_mm256_slli_epi16(code, 8), _mm256_set1_epi16(0x0800)));
-  const __m256i small = _mm256_cmpgt_epi16(_mm256_set1_epi16(0x80), size);
-  const __m256i nan = _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x07f0));
-  __m256i value = _mm256_blendv_epi8(normal, _mm256_shuffle_epi8(table, index), small);
-  value = _mm256_blendv_epi8(value, _mm256_set1_epi16(0x7fc0), nan);
-  return _mm256_or_si256(value, sign);
+/// Bytes of bfloat16 numbers: a normal one's are its code's bits and 0x3c00; what the eight
+/// subnormal ones differ by is looked up, where any other index (128 and more) finds 0.
+MOE_INLINE void e4m3_half(__m256i a, __m256i& first, __m256i& second) {
+  const auto byte = [](int x) MOE_INLINE_LAMBDA { return _mm256_set1_epi8(static_cast<char>(x)); };
+  const __m256i low_rest = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, -16, 96, -112, -64, -48, -32, -16, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i high_rest = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(-60, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i size = _mm256_and_si256(a, byte(0x7f));
+  const __m256i index = _mm256_add_epi8(size, byte(0x70));
+  const __m256i nan = _mm256_cmpeq_epi8(size, byte(0x7f));
+  __m256i low = _mm256_and_si256(_mm256_slli_epi16(a, 4), byte(0xf0));
+  low = _mm256_add_epi8(low, _mm256_shuffle_epi8(low_rest, index));
+  low = _mm256_xor_si256(low, _mm256_and_si256(nan, byte(0x30)));
+  __m256i high = _mm256_and_si256(_mm256_srli_epi16(a, 4), byte(0x07));
+  high = _mm256_add_epi8(_mm256_add_epi8(high, byte(0x3c)), _mm256_shuffle_epi8(high_rest, index));
+  high = _mm256_or_si256(
+      high, _mm256_or_si256(_mm256_and_si256(a, byte(0x80)), _mm256_and_si256(nan, byte(0x7f))));
+  first = _mm256_unpacklo_epi8(low, high);
+  second = _mm256_unpackhi_epi8(low, high);
 }
 MOE_INLINE void e4m3_pairs(U8x64 a, U8x64& first, U8x64& second) {
-  const __m256i zero = _mm256_setzero_si256();
-  first = {e4m3_half(_mm256_unpacklo_epi8(zero, a.lo)),
-           e4m3_half(_mm256_unpacklo_epi8(zero, a.hi))};
-  second = {e4m3_half(_mm256_unpackhi_epi8(zero, a.lo)),
-            e4m3_half(_mm256_unpackhi_epi8(zero, a.hi))};
+  e4m3_half(a.lo, first.lo, second.lo);
+  e4m3_half(a.hi, first.hi, second.hi);
 }
 MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   const __m256i t =
