@@ -195,6 +195,24 @@ def test_another_function_is_no_peer(peers: ModuleType, tmp_path: Path, format: 
     assert same == ["moekit", "alike"]
 
 
+def test_without_moekit_nothing_is_compared(peers: ModuleType, tmp_path: Path):
+    class Failing(Computing):
+        def ask(self, do: str, **what: Any) -> None:
+            raise part("layer").Missing("moekit: cannot")
+
+    comparison = part("comparison")
+    layer = part("layer").Layer(SHAPE)
+    x = np.ones((3, SHAPE.hidden), np.float32)
+    at = [
+        comparison.Peer(library, 0, library.name, ("f32",))
+        for library in (Failing("moekit", None), Computing("other", x))
+    ]
+    compared = comparison.Comparison(SHAPE, layer, tmp_path, "f32", [])
+    routings = choose_experts(SHAPE, len(x), 1)
+    assert compared.prepared(SHAPE, x, routings, at) == {}
+    assert compared.run([1], None, 1, 1.0) == []  # no library at all
+
+
 def test_the_summary_takes_the_best_of_each_cell(peers: ModuleType):
     Ratio = part("summary").Ratio
     text = (
