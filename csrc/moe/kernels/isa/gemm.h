@@ -20,8 +20,9 @@
 
 namespace moe::MOE_ISA {
 
-/// Rows up to which a tile decodes the weights itself: they stream from memory once anyway.
-inline constexpr int kDirectRows = 2;
+/// Rows up to which a tile decodes the weights itself: sums and decoded words share the registers,
+/// and storing words for so few rows takes longer than what spills.
+inline constexpr int kDirectRows = kTileRows / 2;
 /// Rows from which on integers gain by AMX, and where a word needs no decoding.
 inline constexpr int kFewestTileRows = 8, kFewestCopiedRows = 24;
 
