@@ -249,6 +249,8 @@ def test_packed_weights_take_the_bytes_that_are_planned(ops: Any) -> None:
 def test_a_file_never_takes_more_than_memory(ops: Any) -> None:
     # but for the padding of panels, blocks are the same; the exceptions are wider in memory
     wider = {"q3_k": 114 / 110, "iq4_xs": 138 / 136, "tq1_0": 66 / 54, "fp8": 132 / (128 + 1 / 32)}
+    wider |= {"iq1_s": 71 / 50, "iq1_m": 78 / 56, "iq3_xxs": 134 / 98, "iq3_s": 134 / 110}
+    wider |= {"iq2_xxs": 102 / 66, "iq2_xs": 106 / 74, "iq2_s": 106 / 82}
     for name in ops.format_names():
         format = find_format(name)
         for rows, cols in ODD_SIZES:

@@ -136,21 +136,13 @@ constinit const VecCheck kVecCheck = {
     .nonzero_bytes = [](const uint8_t* x) noexcept { return to_bitmask(nonzero_bytes(x)); },
     .first_mask = [](int n) noexcept { return to_bitmask(first_mask(n)); },
     .lane_mask = [](uint32_t lanes) noexcept { return to_bitmask(lane_mask(lanes)); },
-    .gather =
-        [](const uint32_t* table, const uint64_t* pairs, const int32_t* index, uint32_t* words,
-           uint32_t* low, uint32_t* high) noexcept {
-          const I32x16 at = load_i32(index);
-          store_u8(words, gather(table, at));
-          const BytePair found = gather(pairs, at);
-          store_u8(low, found.low);
-          store_u8(high, found.high);
-        },
-    .negate_bytes =
-        [](const uint8_t* x, uint64_t bytes, uint8_t* y, uint8_t* same) noexcept {
-          store_u8(y, negate_bytes(load_u8(x), bytes));
-          int32_t words[16];
-          std::memcpy(words, x, 64);
-          store_u8(same, as_bytes(load_i32(words)));
+    .negate_bytes = [](const uint8_t* x, uint64_t bytes,
+                       uint8_t* y) noexcept { store_u8(y, negate_bytes(load_u8(x), bytes)); },
+    .bytes =
+        [](const int32_t* x, const uint8_t* table, uint8_t* same, uint8_t* found) noexcept {
+          const U8x64 bytes = as_bytes(load_i32(x));
+          store_u8(same, bytes);
+          store_u8(found, lookup8(bytes, table));
         },
 };
 

@@ -59,11 +59,10 @@ struct VecCheck {
   uint32_t (*nonzero_bytes)(const uint8_t* x) noexcept;
   uint32_t (*first_mask)(int n) noexcept;
   uint32_t (*lane_mask)(uint32_t lanes) noexcept;
-  /// Words of a table by index, sixteen each; low and high halves of the eight-byte ones.
-  void (*gather)(const uint32_t* table, const uint64_t* pairs, const int32_t* index,
-                 uint32_t* words, uint32_t* low, uint32_t* high) noexcept;
-  /// −x in the bytes whose bit is set; the integers that the words are.
-  void (*negate_bytes)(const uint8_t* x, uint64_t bytes, uint8_t* y, uint8_t* same) noexcept;
+  /// −x in the bytes whose bit is set.
+  void (*negate_bytes)(const uint8_t* x, uint64_t bytes, uint8_t* y) noexcept;
+  /// The bytes of sixteen words; table[x & 7].
+  void (*bytes)(const int32_t* x, const uint8_t* table, uint8_t* same, uint8_t* found) noexcept;
 };
 inline constexpr uint32_t kBlendPattern = 0x8d35;
 

@@ -136,38 +136,32 @@ TEST_P(VecLanes, MakesMasksOfBits) {
   for (uint32_t lanes = 0; lanes < 0x10000; ++lanes) ASSERT_EQ(vec().lane_mask(lanes), lanes);
 }
 
-TEST_P(VecLanes, GathersWordsOfTables) {
-  uint32_t table[300];
-  uint64_t pairs[300];
-  for (uint32_t i = 0; i < 300; ++i) {
-    table[i] = static_cast<uint32_t>(random_bits(1, i));
-    pairs[i] = random_bits(2, i);
-  }
-  for (uint64_t round = 0; round < 50; ++round) {
-    int32_t index[kLanes];
-    for (uint32_t i = 0; i < kLanes; ++i) {
-      index[i] = static_cast<int32_t>(random_bits(round + 3, i) % 300);
-    }
-    uint32_t words[kLanes], low[kLanes], high[kLanes];
-    vec().gather(table, pairs, index, words, low, high);
-    for (int i = 0; i < kLanes; ++i) {
-      EXPECT_EQ(words[i], table[index[i]]);
-      EXPECT_EQ(low[i], static_cast<uint32_t>(pairs[index[i]]));
-      EXPECT_EQ(high[i], pairs[index[i]] >> 32);
+TEST_P(VecLanes, NegatesTheChosenBytes) {
+  for (uint64_t round = 0; round < 100; ++round) {
+    uint8_t x[64], y[64];
+    for (uint32_t i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(random_bits(round, i) % 256);
+    x[round % 64] = 0;
+    const uint64_t bytes = round == 0 ? 0 : round == 1 ? ~uint64_t{0} : random_bits(round, 99);
+    vec().negate_bytes(x, bytes, y);
+    for (int i = 0; i < 64; ++i) {
+      EXPECT_EQ(y[i], static_cast<uint8_t>((bytes >> i & 1) != 0 ? -x[i] : x[i])) << i;
     }
   }
 }
 
-TEST_P(VecLanes, NegatesTheChosenBytes) {
+TEST_P(VecLanes, BytesLookUpEight) {
+  uint8_t table[16];
+  for (uint32_t i = 0; i < 16; ++i) table[i] = static_cast<uint8_t>(random_bits(1, i));
   for (uint64_t round = 0; round < 100; ++round) {
-    uint8_t x[64], y[64], same[64];
-    for (uint32_t i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(random_bits(round, i) % 256);
-    x[round % 64] = 0;
-    const uint64_t bytes = round == 0 ? 0 : round == 1 ? ~uint64_t{0} : random_bits(round, 99);
-    vec().negate_bytes(x, bytes, y, same);
+    int32_t words[kLanes];
+    for (uint32_t i = 0; i < kLanes; ++i)
+      words[i] = static_cast<int32_t>(random_bits(round + 2, i));
+    uint8_t x[64], same[64], found[64];
+    std::memcpy(x, words, 64);
+    vec().bytes(words, table, same, found);
     for (int i = 0; i < 64; ++i) {
-      EXPECT_EQ(y[i], static_cast<uint8_t>((bytes >> i & 1) != 0 ? -x[i] : x[i])) << i;
       EXPECT_EQ(same[i], x[i]);
+      EXPECT_EQ(found[i], table[x[i] & 7]);
     }
   }
 }

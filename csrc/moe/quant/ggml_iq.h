@@ -7,24 +7,33 @@
 
 namespace moe {
 
-using Iq2XxsPoints = SignedPoints<kIq2XxsGrid, NoHighBits, SevenSigns>;
-using Iq2XsPoints = SignedPoints<kIq2XsGrid, HighMasks<4>, SevenSigns>;
-using Iq2SPoints = SignedPoints<kIq2SGrid, HighFields<2, 4>, EightSigns>;
-using Iq3XxsPoints = SignedPoints<kIq3XxsGrid, NoHighBits, SevenSigns>;
-using Iq3SPoints = SignedPoints<kIq3SGrid, HighFields<1, 8>, EightSigns>;
+// 128 and a size with its sign; the sign is a code's highest bit.
+static constexpr uint8_t kIq2Bytes[16] = {136, 153, 171, 128, 120, 103, 85,  128,
+                                          128, 128, 128, 128, 128, 128, 128, 128};
+static constexpr uint8_t kIq3XxsBytes[16] = {132, 140, 148, 156, 164, 172, 180, 190,
+                                             124, 116, 108, 100, 92,  84,  76,  66};
+struct Iq2Table {
+  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq2Bytes; }
+};
+struct Iq3XxsTable {
+  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq3XxsBytes; }
+};
+template <const auto& kGrid>
+using Iq2Points = SignedPoints<kGrid, SignedSizeCodes<Iq2Table>, 128>;
+using Iq3XxsPoints = SignedPoints<kIq3XxsGrid, TableCodes<4, Iq3XxsTable>, 128>;
+// Odd numbers from −15 to 15: twice the code, less 15.
+using Iq3SPoints = SignedPoints<kIq3SGrid, Codes<4, 1>, 15>;
 
 /// f16 d, 8 × (four 8-bit codes, a word of four 7-bit sign codes and a step of 4 bits):
 /// d (2 s + 1) / 8, groups of 32.
-struct Iq2XxsFormat : GridBlock<Iq2XxsFormat, 32, Iq2XxsPoints,  //
-                                NibbleSteps<8, 3, 8 * Iq2XxsPoints::kBytes>> {
+struct Iq2XxsFormat : GridBlock<Iq2XxsFormat, 32, Iq2Points<kIq2XxsGrid>, 3> {
   static constexpr int64_t kFileBytes = 66;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
 };
 
 /// f16 d, 32 × (9-bit code, 7-bit sign code), 16 nibbles: d (2 s + 1) / 8, groups of 16.
-struct Iq2XsFormat : GridBlock<Iq2XsFormat, 16, Iq2XsPoints,  //
-                               NibbleSteps<16, 3, 8 * Iq2XsPoints::kBytes>> {
+struct Iq2XsFormat : GridBlock<Iq2XsFormat, 16, Iq2Points<kIq2XsGrid>, 3> {
   static constexpr int64_t kFileBytes = 74;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
@@ -32,8 +41,7 @@ struct Iq2XsFormat : GridBlock<Iq2XsFormat, 16, Iq2XsPoints,  //
 
 /// f16 d, 32 low bytes of codes, 256 signs, 32 × 2 upper bits, 16 nibbles: d (2 s + 1) / 8, groups
 /// of 16.
-struct Iq2SFormat : GridBlock<Iq2SFormat, 16, Iq2SPoints,  //
-                              NibbleSteps<16, 3, 8 * Iq2SPoints::kBytes>> {
+struct Iq2SFormat : GridBlock<Iq2SFormat, 16, Iq2Points<kIq2SGrid>, 3> {
   static constexpr int64_t kFileBytes = 82;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
@@ -41,8 +49,7 @@ struct Iq2SFormat : GridBlock<Iq2SFormat, 16, Iq2SPoints,  //
 
 /// f16 d, 64 codes of four columns, 8 words of four 7-bit sign codes and a step of 4 bits:
 /// d (2 s + 1) / 4, groups of 32.
-struct Iq3XxsFormat : GridBlock<Iq3XxsFormat, 32, Iq3XxsPoints,  //
-                                NibbleSteps<8, 2, 8 * Iq3XxsPoints::kBytes>> {
+struct Iq3XxsFormat : GridBlock<Iq3XxsFormat, 32, Iq3XxsPoints, 2> {
   static constexpr int64_t kFileBytes = 98;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
@@ -50,8 +57,7 @@ struct Iq3XxsFormat : GridBlock<Iq3XxsFormat, 32, Iq3XxsPoints,  //
 
 /// f16 d, 64 low bytes of codes of four columns, 64 ninth bits, 256 signs, 8 nibbles:
 /// d (2 s + 1), groups of 32.
-struct Iq3SFormat : GridBlock<Iq3SFormat, 32, Iq3SPoints,  //
-                              NibbleSteps<8, 0, 8 * Iq3SPoints::kBytes>> {
+struct Iq3SFormat : GridBlock<Iq3SFormat, 32, Iq3SPoints, 0> {
   static constexpr int64_t kFileBytes = 110;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
@@ -59,7 +65,7 @@ struct Iq3SFormat : GridBlock<Iq3SFormat, 32, Iq3SPoints,  //
 
 /// f16 d, 32 low bytes of codes, 8 × (four times 3 upper bits, a step of 3 bits, a bit that moves
 /// down): d (2 s + 1) (g ± 1/8), groups of 32.
-struct Iq1SFormat : GridBlock<Iq1SFormat, 32, MovedPoints<true>, UnitSteps> {
+struct Iq1SFormat : GridBlock<Iq1SFormat, 32, MovedPoints<32>, 3> {
   static constexpr int64_t kFileBytes = 50;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);
@@ -67,7 +73,7 @@ struct Iq1SFormat : GridBlock<Iq1SFormat, 32, MovedPoints<true>, UnitSteps> {
 
 /// 32 low bytes of codes, 32 nibbles (3 upper bits, a bit that moves down), 4 words of four steps
 /// of 3 bits and a quarter of the f16 d: d (2 s + 1) (g ± 1/8), groups of 16.
-struct Iq1MFormat : GridBlock<Iq1MFormat, 16, MovedPoints<false>, SplitSteps> {
+struct Iq1MFormat : GridBlock<Iq1MFormat, 16, MovedPoints<8>, 3> {
   static constexpr int64_t kFileBytes = 56;
   static void read(const uint8_t* file, GridRow& row);
   static void quantise(const float* x, GridRow& row);

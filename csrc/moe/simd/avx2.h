@@ -344,28 +344,8 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
       _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(t, a.lo), _mm256_shuffle_epi8(t, a.hi)};
 }
-MOE_INLINE U8x64 gather(const uint32_t* table, I32x16 index) {
-  const auto* words = reinterpret_cast<const int*>(table);
-  return {_mm256_i32gather_epi32(words, index.lo, 4), _mm256_i32gather_epi32(words, index.hi, 4)};
-}
-struct BytePair {
-  U8x64 low, high;
-};
-struct HalfPair {
-  __m256i low, high;
-};
-MOE_INLINE HalfPair gather_half(const uint64_t* table, __m256i index) {
-  const auto* words = reinterpret_cast<const long long*>(table);
-  const __m256 a =
-      _mm256_castsi256_ps(_mm256_i32gather_epi64(words, _mm256_castsi256_si128(index), 8));
-  const __m256 b =
-      _mm256_castsi256_ps(_mm256_i32gather_epi64(words, _mm256_extracti128_si256(index, 1), 8));
-  return {_mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8),
-          _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8)};
-}
-MOE_INLINE BytePair gather(const uint64_t* table, I32x16 index) {
-  const HalfPair lo = gather_half(table, index.lo), hi = gather_half(table, index.hi);
-  return {{lo.low, hi.low}, {lo.high, hi.high}};
+MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
+  return lookup16(bit_field(a, 0, 7), table);
 }
 MOE_INLINE __m256i negate_half(__m256i a, uint32_t bytes) {
   const __m256i each = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //

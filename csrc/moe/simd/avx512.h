@@ -287,18 +287,14 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
       _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm512_shuffle_epi8(t, a.v)};
 }
-MOE_INLINE U8x64 gather(const uint32_t* table, I32x16 index) {
-  return {_mm512_i32gather_epi32(index.v, table, 4)};
-}
-struct BytePair {
-  U8x64 low, high;
-};
-MOE_INLINE BytePair gather(const uint64_t* table, I32x16 index) {
-  const __m512i a = _mm512_i32gather_epi64(_mm512_castsi512_si256(index.v), table, 8);
-  const __m512i b = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(index.v, 1), table, 8);
-  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-  return {{_mm512_permutex2var_epi32(a, even, b)}, {_mm512_permutex2var_epi32(a, odd, b)}};
+MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
+#ifdef __AVX512VBMI__
+  int64_t eight;
+  __builtin_memcpy(&eight, table, 8);
+  return {_mm512_permutexvar_epi8(a.v, _mm512_set1_epi64(eight))};
+#else
+  return lookup16(bit_field(a, 0, 7), table);
+#endif
 }
 MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
   return {_mm512_mask_sub_epi8(a.v, bytes, _mm512_setzero_si512(), a.v)};

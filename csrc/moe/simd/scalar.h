@@ -295,24 +295,9 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
   std::memcpy(&a.v, bytes, 64);
   return a;
 }
-/// The sixteen bytes' worth of words that `index` names.
-MOE_INLINE U8x64 gather(const uint32_t* table, I32x16 index) {
-  U8x64 r;
-  for (int i = 0; i < 16; ++i) r.v[i] = table[index.v[i]];
-  return r;
-}
-/// The same for words of eight bytes: their low halves, their high halves.
-struct BytePair {
-  U8x64 low, high;
-};
-MOE_INLINE BytePair gather(const uint64_t* table, I32x16 index) {
-  BytePair r;
-  for (int i = 0; i < 16; ++i) {
-    const uint64_t word = table[index.v[i]];
-    r.low.v[i] = static_cast<uint32_t>(word);
-    r.high.v[i] = static_cast<uint32_t>(word >> 32);
-  }
-  return r;
+/// table[a & 7]; the table has sixteen bytes all the same.
+MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
+  return lookup16(bit_field(a, 0, 7), table);
 }
 /// −a modulo 256 in the bytes whose bit is set, a in the others.
 MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {

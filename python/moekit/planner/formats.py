@@ -83,8 +83,20 @@ _GGUF: dict[str, tuple[float, int, int]] = {
     "mxfp4": (4, 32, 17),
     "nvfp4": (4, 64, 36),
 }
-# in memory six-bit scales take whole bytes, and five ternary digits a byte become two bits each
-_PACKED = {"q3_k": 114, "iq4_xs": 138, "tq1_0": 66}
+# In memory six-bit scales take whole bytes, five ternary digits a byte become two bits each, and
+# codes of a grid the values they stand for, with their signs, in two (IQ1), three or four bits.
+_PACKED = {
+    "q3_k": 114,
+    "iq4_xs": 138,
+    "tq1_0": 66,
+    "iq1_s": 71,
+    "iq1_m": 78,
+    "iq2_xxs": 102,
+    "iq2_xs": 106,
+    "iq2_s": 106,
+    "iq3_xxs": 134,
+    "iq3_s": 134,
+}
 _GROUP_SCALE_BYTES = 2  # one float16 scale a group
 
 

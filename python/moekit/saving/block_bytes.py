@@ -2,8 +2,8 @@
 
 Packing a block copies its bits to other places, some to several, and may flip them. Where each one
 goes is found by packing blocks that differ in a single bit, so every type whose packing is such a
-permutation can be written, whatever its layout; the result is packed again and compared before it
-is used.
+permutation can be written, whatever its layout (`grid_blocks` has the others); the result is
+packed again and compared before it is used.
 """
 
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..checkpoint.ggml_types import QUANTISED
 from ..ops import PackedWeight, format_names
+from .grid_blocks import GRID_TYPES, grid_blocks
 
 Bytes = npt.NDArray[np.uint8]
 _PANEL = 16  # rows side by side in a panel
@@ -45,27 +46,33 @@ def file_blocks(weight: PackedWeight, slot: int) -> Bytes | None:
     rows, cols = weight.shape[-2:]
     if storage is None or cols % storage.block:
         return None
-    found = _mapping(format)
-    if found is None:
+    found = None if format in GRID_TYPES else _mapping(format)
+    if found is None and format not in GRID_TYPES:
         return None
     panels = weight.core.copy_bytes(slot).reshape(-(-rows // _PANEL), -1)
     blocks = cols // storage.block
     out = np.empty((len(panels), _PANEL, blocks, storage.block_bytes), np.uint8)
     step = max(1, _CHUNK_BYTES // max(1, out[0].size))
-    offsets = np.arange(blocks)[None, :, None] * found.stride
     for first in range(0, len(panels), step):
         part = panels[first : first + step]
-        values = np.zeros((len(part), _PANEL, blocks, storage.block_bytes), np.uint8)
-        for source, down, up, mask in zip(
-            found.source, found.down, found.up, found.mask, strict=True
-        ):
-            taken = part[:, source[:, None, :] + offsets]
-            values |= ((taken >> down[:, None, :]) << up[:, None, :]) & mask[:, None, :]
-        out[first : first + step] = values ^ found.flip[:, None, :]
+        if found is None:
+            out[first : first + step] = grid_blocks(format, part, blocks)
+        else:
+            out[first : first + step] = _moved(found, part, blocks)
     result = np.ascontiguousarray(out.reshape(-1, blocks * storage.block_bytes)[:rows])
     again = PackedWeight.empty(format, (rows, cols))
     again.fill_blocks(0, result)
     return result if np.array_equal(again.core.copy_bytes(0), panels.reshape(-1)) else None
+
+
+def _moved(found: _Map, panels: Bytes, blocks: int) -> Bytes:
+    """uint8 [panels, 16, blocks, bytes of a block]."""
+    offsets = np.arange(blocks)[None, :, None] * found.stride
+    values = np.zeros((len(panels), _PANEL, blocks, found.flip.shape[1]), np.uint8)
+    for source, down, up, mask in zip(found.source, found.down, found.up, found.mask, strict=True):
+        taken = panels[:, source[:, None, :] + offsets]
+        values |= ((taken >> down[:, None, :]) << up[:, None, :]) & mask[:, None, :]
+    return values ^ found.flip[:, None, :]
 
 
 @lru_cache(maxsize=64)
