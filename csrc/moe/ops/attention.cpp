@@ -93,6 +93,7 @@ struct Workspace {
     bytes = memory.used();
   }
   size_t bytes;
+  int64_t prepared = -1;  // whose queries these are
 };
 
 KeyRange visible_keys(const AttentionInputs& in, int64_t query) {
@@ -190,7 +191,10 @@ class Tasks {
             partials_.width};
   }
 
+  /// Queries of a task, once for all segments that this thread takes of it in turn.
   void prepare(Workspace& own, int64_t task) const {
+    if (own.prepared == task) return;
+    own.prepared = task;
     const HeadsView &q = in_.queries, &tails = in_.query_tails;
     const int64_t rows = task_rows(task);
     for (int64_t r = 0; r < rows; ++r) {
@@ -264,14 +268,15 @@ class Tasks {
       first = std::min(first, seen.begin / kKeySegment);
       last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
     }
-    if (last - first == 1) {  // merging a single part would give the same bytes
+    // Merging the first part with nothing would give the same bytes.
+    if (first < last) {
       attend(own, task, first, own.total);
     } else {
       own.total.clear(task_rows(task));
-      for (int64_t s = first; s < last; ++s) {
-        attend(own, task, s, own.part);
-        merge(own, task, own.part);
-      }
+    }
+    for (int64_t s = first + 1; s < last; ++s) {
+      attend(own, task, s, own.part);
+      merge(own, task, own.part);
     }
     finish(own.total, task);
   }
