@@ -22,29 +22,30 @@ using testing::normal;
 class SelectKeys : public testing::EveryIsa {};
 MOE_EVERY_ISA(SelectKeys);
 
-/// A problem with its memory; keys in float32 or, rounded, in bfloat16.
+/// A problem with its memory; keys in float32 or, rounded, in 16 bits.
 struct Problem {
   int64_t queries, heads, dim, keys, k;
-  bool half;
+  DType dtype;
   std::vector<float> q, w, rows;
   std::vector<bf16> narrow;
+  std::vector<f16> half;
   std::vector<int64_t> visible;
 
-  Problem(std::array<int64_t, 5> sizes, uint32_t seed, bool half_ = false)
+  Problem(std::array<int64_t, 5> sizes, uint32_t seed, DType dtype_ = DType::kF32)
       : queries(sizes[0]),
         heads(sizes[1]),
         dim(sizes[2]),
         keys(sizes[3]),
         k(sizes[4]),
-        half(half_) {
+        dtype(dtype_) {
     q = normal(queries * heads * dim, seed);
     w = normal(queries * heads, seed + 1);
     rows = normal(keys * dim, seed + 2);
-    if (half) {
-      for (float& x : rows) {
-        narrow.push_back(to_bf16(x));
-        x = to_float(narrow.back());
-      }
+    for (float& x : rows) {
+      narrow.push_back(to_bf16(x));
+      half.push_back(to_f16(x));
+      if (dtype == DType::kBf16) x = to_float(narrow.back());
+      if (dtype == DType::kF16) x = to_float(half.back());
     }
     for (int64_t t = 0; t < queries; ++t) visible.push_back(keys - queries + t + 1);
   }
@@ -52,11 +53,9 @@ struct Problem {
     SelectKeysInputs in;
     in.queries = {q.data(), DType::kF32, queries, heads, dim, heads * dim, dim};
     in.weights = w.data();
-    in.keys = {rows.data(), DType::kF32, keys, 1, dim, dim, dim};
-    if (half) {
-      in.keys.data = narrow.data();
-      in.keys.dtype = DType::kBf16;
-    }
+    in.keys = {rows.data(), dtype, keys, 1, dim, dim, dim};
+    if (dtype == DType::kBf16) in.keys.data = narrow.data();
+    if (dtype == DType::kF16) in.keys.data = half.data();
     in.visible = visible.data();
     in.k = k;
     return in;
@@ -80,13 +79,14 @@ struct Problem {
 };
 
 TEST_P(SelectKeys, TakesTheBestOfWhatAQuerySees) {
-  for (const bool half : {false, true}) {
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
     for (const auto& sizes : std::vector<std::array<int64_t, 5>>{{1, 1, 1, 1, 1},
                                                                  {3, 4, 16, 70, 9},
                                                                  {5, 7, 19, 129, 64},
                                                                  {2, 17, 40, 2100, 300},
+                                                                 {2, 40, 64, 300, 64},
                                                                  {4, 3, 8, 4, 6}}) {
-      const Problem p(sizes, static_cast<uint32_t>(sizes[3]), half);
+      const Problem p(sizes, static_cast<uint32_t>(sizes[3]), dtype);
       const auto out = p.run();
       for (int64_t t = 0; t < p.queries; ++t) {
         const int64_t k = p.k, kept = std::min(k, p.visible[t]);
@@ -109,25 +109,27 @@ TEST_P(SelectKeys, TakesTheBestOfWhatAQuerySees) {
 }
 
 TEST_P(SelectKeys, AQuerysChoiceIsItsOwnWhateverTheBatchAndTheThreads) {
-  Problem p({9, 5, 24, 3000, 40}, 7);
-  const int before = num_threads();
-  set_num_threads(1);
-  const auto together = p.run();
-  for (const int threads : {2, 3}) {
-    set_num_threads(threads);
-    EXPECT_EQ(p.run(), together);
-  }
-  set_num_threads(before);
-  for (int64_t t = 0; t < p.queries; ++t) {
-    SelectKeysInputs in = p.inputs();
-    in.queries.data = p.q.data() + t * p.heads * p.dim;
-    in.queries.tokens = 1;
-    in.weights += t * p.heads;
-    in.visible += t;
-    in.keys.tokens = p.visible[t];  // later keys are not there yet
-    std::vector<int32_t> alone(p.k);
-    select_keys(in, alone.data());
-    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + t * p.k)) << t;
+  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
+    Problem p({9, 5, 24, 3000, 40}, 7, dtype);
+    const int before = num_threads();
+    set_num_threads(1);
+    const auto together = p.run();
+    for (const int threads : {2, 3}) {
+      set_num_threads(threads);
+      EXPECT_EQ(p.run(), together);
+    }
+    set_num_threads(before);
+    for (int64_t t = 0; t < p.queries; ++t) {
+      SelectKeysInputs in = p.inputs();
+      in.queries.data = p.q.data() + t * p.heads * p.dim;
+      in.queries.tokens = 1;
+      in.weights += t * p.heads;
+      in.visible += t;
+      in.keys.tokens = p.visible[t];  // later keys are not there yet
+      std::vector<int32_t> alone(p.k);
+      select_keys(in, alone.data());
+      EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + t * p.k)) << t;
+    }
   }
 }
 

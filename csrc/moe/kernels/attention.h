@@ -58,12 +58,12 @@ struct IndexCall {
   const void* keys;  // of position 0
   int64_t key_stride, dim;
   int64_t begin, end;    // begin is a multiple of kKeyBlock
-  const float* queries;  // [heads][query_stride], as `pack` wrote them
+  const float* queries;  // as `pack` wrote them, floats [heads to 16s][dim to 32s] at most
   int64_t query_stride;  // dim rounded up to 16
   const float* weights;  // [heads]
   int64_t heads;
   float* out;        // of position 0
-  float* key_block;  // scratch [kKeyBlock][query_stride]
+  float* key_block;  // scratch [kKeyBlock][dim rounded up to 32]
 };
 
 /// A softmax under way: the largest score, Σ exp(score − max), Σ exp(score − max) · value.
@@ -82,6 +82,12 @@ struct AttendKernel {
   void (*run)(const AttentionCall&) noexcept;
 };
 
+/// The same for an indexer; rows are its heads.
+struct IndexKernel {
+  void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
+  void (*run)(const IndexCall&) noexcept;
+};
+
 /// Query heads of a kv head from which on the kernels for many are taken: a model's number,
 /// whatever its batch, so that every row of a head is computed alike.
 inline constexpr int64_t kManyHeads = 8;
@@ -93,8 +99,8 @@ struct AttentionKernels {
   void (*merge)(SoftmaxRow& into, const SoftmaxRow& part, int64_t width) noexcept;
   /// out = row.out / row.sum (0 where no key was seen); a sink is one more score without a value.
   void (*finish)(const SoftmaxRow& row, const float* sink, int64_t width, float* out) noexcept;
-  void (*index[3])(const IndexCall&) noexcept;  // by DType of the keys
-  KeepRowFn keep[4];                            // by DType, then int8
+  IndexKernel index[3];  // by DType of the keys
+  KeepRowFn keep[4];     // by DType, then int8
 };
 
 }  // namespace moe

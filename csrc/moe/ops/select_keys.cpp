@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "moe/base/buffer.h"
@@ -23,19 +24,25 @@ constexpr int64_t kWorkPerThread = 1 << 16;
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
-/// The k best of `scores` [visible] into out [k], ascending; `order` [visible] is scratch.
-void best(float* scores, int64_t visible, int64_t k, int32_t* order, int32_t* out) {
+/// The k best of `scores` [visible] into out [k], ascending; `ranked` [visible] is scratch.
+void best(float* scores, int64_t visible, int64_t k, float* ranked, int32_t* out) {
   for (int64_t j = 0; j < visible; ++j) {
-    order[j] = static_cast<int32_t>(j);
     if (std::isnan(scores[j])) scores[j] = -std::numeric_limits<float>::infinity();
   }
   const int64_t kept = std::min(k, visible);
-  const auto better = [scores](int32_t a, int32_t b) {
-    return scores[a] > scores[b] || (scores[a] == scores[b] && a < b);
-  };
-  if (kept < visible) std::nth_element(order, order + kept, order + visible, better);
-  std::sort(order, order + kept);
-  std::copy_n(order, kept, out);
+  if (kept > 0) {
+    // The last score that is taken; of those equal to it, the earliest that there is room for.
+    std::copy_n(scores, visible, ranked);
+    std::nth_element(ranked, ranked + kept - 1, ranked + visible, std::greater<>());
+    const float last = ranked[kept - 1];
+    int64_t equal =
+        kept - std::count_if(ranked, ranked + kept, [last](float s) { return s > last; });
+    int32_t* to = out;
+    for (int64_t j = 0; j < visible; ++j) {
+      const bool taken = scores[j] > last || (scores[j] == last && equal-- > 0);
+      if (taken) *to++ = static_cast<int32_t>(j);
+    }
+  }
   std::fill(out + kept, out + k, -1);
 }
 
@@ -63,24 +70,27 @@ void select_keys(const SelectKeysInputs& in, int32_t* out) {
   const int64_t work = queries * heads * keys * dim;
   const int threads = static_cast<int>(std::min<int64_t>(num_threads(), 1 + work / kWorkPerThread));
   // From the calling thread, for all: no exception may leave a parallel region.
-  const int64_t scores_size = round_up(group * keys, 16), block_size = kKeyBlock * width;
-  const int64_t packed_size = round_up(heads * width, 16), order_size = round_up(keys, 16);
-  const int64_t own_size = block_size + packed_size + order_size;
+  const int64_t scores_size = round_up(group * keys, 16), wide = round_up(dim, 32);
+  const int64_t block_size = kKeyBlock * wide, packed_size = round_up(heads, 16) * wide;
+  const int64_t ranked_size = round_up(keys, 16), heads_size = round_up(2 * heads, 16);
+  const int64_t own_size = block_size + packed_size + ranked_size + heads_size;
   float* memory =
       scratch_of<float>(Scratch::kGathered, static_cast<size_t>(scores_size + threads * own_size));
-  const AttentionKernels& kernel = *kernels().attention;
+  const IndexKernel& kernel = kernels().attention->index[static_cast<int>(in.keys.dtype)];
   const int64_t pieces = (keys + kTaskKeys - 1) / kTaskKeys;
   const int64_t groups = (queries + group - 1) / group;
   std::atomic<int64_t> score_tasks{0}, rank_tasks{0};
 
-  const auto score = [&](int64_t t, int64_t piece, float* scores, float* key_block, float* packed) {
+  const auto score = [&](int64_t t, int64_t piece, float* scores, float* key_block) {
     const int64_t end = std::min((piece + 1) * kTaskKeys, in.visible[t]);
     if (piece * kTaskKeys >= end) return;
+    float* packed = key_block + block_size;
+    auto** rows = reinterpret_cast<const float**>(packed + packed_size + ranked_size);
     for (int64_t h = 0; h < heads; ++h) {
-      const float* head = static_cast<const float*>(in.queries.data) + t * in.queries.token_stride +
-                          h * in.queries.head_stride;
-      kernel.few_heads[0].pack({&head, nullptr, dim, 0, 1, 1.0f}, width, packed + h * width);
+      rows[h] = static_cast<const float*>(in.queries.data) + t * in.queries.token_stride +
+                h * in.queries.head_stride;
     }
+    kernel.pack({rows, nullptr, dim, 0, heads, 1.0f}, width, packed);
     IndexCall call{};
     call.keys = in.keys.data;
     call.key_stride = in.keys.token_stride;
@@ -93,11 +103,11 @@ void select_keys(const SelectKeysInputs& in, int32_t* out) {
     call.heads = heads;
     call.out = scores;
     call.key_block = key_block;
-    kernel.index[static_cast<int>(in.keys.dtype)](call);
+    kernel.run(call);
   };
   const auto body = [&](Team& team) {
     float* own = memory + scores_size + team.index * own_size;
-    auto* order = reinterpret_cast<int32_t*>(own + block_size + packed_size);
+    float* ranked = own + block_size + packed_size;
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t first = g * group, count = std::min(group, queries - first);
       // Tasks of all groups share one counter: group g's are those from g · group · pieces on.
@@ -105,13 +115,13 @@ void select_keys(const SelectKeysInputs& in, int32_t* out) {
       for (int64_t i = score_tasks.load(); i < base + count * pieces;) {
         if (!score_tasks.compare_exchange_weak(i, i + 1)) continue;
         const int64_t t = (i - base) / pieces;
-        score(first + t, (i - base) % pieces, memory + t * keys, own, own + block_size);
+        score(first + t, (i - base) % pieces, memory + t * keys, own);
         i = score_tasks.load();
       }
       team.barrier();
       for (int64_t i = rank_tasks.load(); i < first + count;) {
         if (!rank_tasks.compare_exchange_weak(i, i + 1)) continue;
-        best(memory + (i - first) * keys, in.visible[i], in.k, order, out + i * in.k);
+        best(memory + (i - first) * keys, in.visible[i], in.k, ranked, out + i * in.k);
         i = rank_tasks.load();
       }
       team.barrier();

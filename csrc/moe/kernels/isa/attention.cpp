@@ -5,6 +5,7 @@
 #include "moe/kernels/isa/index_scores.h"
 #ifdef __AMX_TILE__
 #include "moe/kernels/isa/attention_tiles.h"
+#include "moe/kernels/isa/index_tiles.h"
 #endif
 
 namespace moe::MOE_ISA {
@@ -33,7 +34,15 @@ constinit const AttentionKernels kAttentionTable = {
 #endif
     &merge,
     &finish,
-    {&index_scores<float>, &index_scores<bf16>, &index_scores<f16>},
+#ifdef __AMX_TILE__
+    {{&pack_queries, &index_scores<float>},
+     {&pack_query_tiles, &index_tiles<bf16>},
+     {&pack_query_tiles, &index_tiles<f16>}},
+#else
+    {{&pack_queries, &index_scores<float>},
+     {&pack_queries, &index_scores<bf16>},
+     {&pack_queries, &index_scores<f16>}},
+#endif
     {&keep_f32, &keep_half<bf16>, &keep_half<f16>, &keep_int8}};
 
 }  // namespace moe::MOE_ISA
