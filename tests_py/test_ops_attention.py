@@ -144,6 +144,8 @@ def test_narrow_caches_are_their_float32_values(dtype: Any, isa: str) -> None:
         (37, 10, 2, 128, 96, 90),
         (2, 16, 1, 576, 512, 140),
         (33, 2, 2, 48, 80, 540),
+        (9, 3, 3, 160, 16, 109),
+        (3, 14, 2, 96, 290, 200),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
@@ -236,6 +238,26 @@ def test_unseen_nan_touches_nothing() -> None:
     hurt = attention(q, k, v)
     assert hurt[:3].tobytes() == clean[:3].tobytes()
     assert np.isnan(hurt[3:]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("heads", [1, 4, 7, 20])
+def test_damaged_values_touch_only_who_sees_them(dtype: str, heads: int) -> None:
+    q, k, v = problem((40, heads, 1, 32, 160, 100))
+    clean = attention(q, *_kept(k, v, dtype))
+    v[80, 0, 3], v[90, 0, 150], v[95, 0, 64] = np.inf, np.nan, -np.inf
+    keys, values = _kept(k, v, dtype)
+    hurt = attention(q, keys, values)
+    assert hurt[:20].tobytes() == clean[:20].tobytes()
+    assert np.isposinf(hurt[20:, :, 3]).all() and np.isnan(hurt[30:, :, 150]).all()
+    assert np.isneginf(hurt[35:, :, 64]).all()
+    np.testing.assert_allclose(hurt[:, :, 100], clean[:, :, 100], atol=3e-5)
+    one = [attention(q[i : i + 1], keys[: 61 + i], values[: 61 + i]) for i in range(40)]
+    assert np.concatenate(one).tobytes() == hurt.tobytes()
+
+
+def _kept(k: np.ndarray, v: np.ndarray, dtype: str) -> tuple[Any, ...]:
+    return KVCache([(k.shape[1:], v.shape[1:])], dtype).append(0, k, v)
 
 
 def test_empty_and_beyond() -> None:
