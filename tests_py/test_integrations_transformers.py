@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -267,6 +268,32 @@ def test_several_threads_share_one_packed_copy(mixtral: Any) -> None:
         assert torch.equal(got, run(which))
 
 
+@pytest.mark.parametrize(
+    ("folder", "kind"), [("mixtral", "MixtralExperts"), ("inkling2", "Inkling2Experts")]
+)
+def test_experts_share_the_threads_of_torch(folder: str, kind: str) -> None:
+    module = experts_module(folder, kind)
+    inputs, numbers = draw(module, 400, 2), torch.ones(1 << 20)
+    before = torch.get_num_threads(), _core.num_threads()
+    try:
+        # A team of another size than torch's would end threads and create them, at every layer.
+        torch.set_num_threads(3)
+        _core.set_num_threads(5)
+        with torch.no_grad():
+            run_as(module, "moekit", *inputs)  # packs, with all of ours
+            numbers.mul(2)
+            expected = run_as(module, "moekit", *inputs)
+            threads = set(os.listdir("/proc/self/task"))
+            for _ in range(3):
+                numbers.mul(2)
+                assert torch.equal(run_as(module, "moekit", *inputs), expected)
+                assert set(os.listdir("/proc/self/task")) == threads
+        assert _core.num_threads() == 5
+    finally:
+        torch.set_num_threads(before[0])
+        _core.set_num_threads(before[1])
+
+
 # --- gradients, modes, what cannot be run ---
 
 
@@ -342,7 +369,7 @@ def test_the_core_refuses_memory_that_does_not_fit(mixtral: Any) -> None:
             name: to_dlpack(value) if isinstance(value, torch.Tensor) else value
             for name, value in given.items()
         }
-        _core.moe_ffn_plain(weighs_input=False, bank=bank, **capsules)
+        _core.moe_ffn_plain(weighs_input=False, bank=bank, threads=0, **capsules)
 
     call()
     assert torch.equal(out, expected)

@@ -7,6 +7,7 @@
 
 #include "bindings/array.h"
 #include "bindings/dlpack.h"
+#include "moe/base/parallel.h"
 #include "moe/ops/moe_block.h"
 #include "moe/ops/tally.h"
 
@@ -106,7 +107,7 @@ SharedTensor contiguous(const py::object& capsule, const char* argument) {
 
 void ffn_plain(const py::object& x_capsule, const py::object& experts_capsule,
                const py::object& weights_capsule, bool weighs_input, const Bank& bank,
-               const py::object& out_capsule) {
+               const py::object& out_capsule, int threads) {
   const SharedTensor x = contiguous(x_capsule, "x");
   const SharedTensor experts = contiguous(experts_capsule, "experts");
   const SharedTensor weights = contiguous(weights_capsule, "weights");
@@ -132,6 +133,7 @@ void ffn_plain(const py::object& x_capsule, const py::object& experts_capsule,
   MOE_CHECK(out.count() == x.count(), "[moe_ffn] out is ", out.shape_text(), "; x is ",
             x.shape_text());
   const ExpertBank routed = bank.view();
+  const ThreadLimit limit(threads);
   const py::gil_scoped_release release;
   moe_ffn_plain(in, routed, Compute::kAuto, out.data());
 }
@@ -161,8 +163,9 @@ void bind_experts(py::module_& m) {
         py::arg("weighs_input"), py::arg("bank"), py::arg("shared"), py::arg("shared_scale"),
         py::arg("compute"), py::arg("tally"), py::arg("layer"));
   m.def("moe_ffn_plain", &ffn_plain, py::arg("x"), py::arg("experts"), py::arg("weights"),
-        py::arg("weighs_input"), py::arg("bank"), py::arg("out"),
-        "moe_ffn from and to the memory of another library, as DLPack capsules.");
+        py::arg("weighs_input"), py::arg("bank"), py::arg("out"), py::arg("threads"),
+        "moe_ffn from and to the memory of another library, as DLPack capsules, on no more threads "
+        "than that library uses.");
 }
 
 }  // namespace moe::bindings

@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <filesystem>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -50,6 +52,67 @@ TEST_F(Parallel, NobodyPassesABarrierBeforeAllHaveCome) {
   };
   parallel(3, body);
   EXPECT_EQ(early.load(), 0);
+}
+
+// A team that is smaller than the last one, with any number of barriers, between larger ones.
+TEST_F(Parallel, TeamsOfEverySizeMeetAtTheirOwnBarriers) {
+  set_num_threads(5);
+  for (int repeat = 0; repeat < 3; ++repeat) {
+    for (int asked : {5, 2, 4, 1, 3}) {
+      for (int rounds : {0, 1, 2, 7}) {
+        std::atomic<int> arrived{0}, early{0}, runs{0}, size{0};
+        const auto body = [&](Team& team) {
+          ++runs;
+          size = team.size;
+          for (int round = 1; round <= rounds; ++round) {
+            ++arrived;
+            team.barrier();
+            if (arrived.load() < round * team.size) ++early;
+            team.barrier();
+          }
+        };
+        parallel(asked, body);
+        EXPECT_EQ(early.load(), 0);
+        EXPECT_EQ(runs.load(), size.load());
+        EXPECT_LE(size.load(), asked);
+        EXPECT_EQ(arrived.load(), rounds * size.load());
+      }
+    }
+  }
+}
+
+std::set<std::string> thread_ids() {
+  std::set<std::string> ids;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/task")) {
+    ids.insert(entry.path().filename());
+  }
+  return ids;
+}
+
+TEST_F(Parallel, SmallerTeamsEndNoThread) {
+  set_num_threads(5);
+  const auto nothing = [](Team&) {};
+  parallel(5, nothing);
+  const auto before = thread_ids();
+  for (int asked : {2, 5, 3, 4, 1, 5}) {
+    parallel(asked, nothing);
+    EXPECT_EQ(thread_ids(), before) << asked;
+  }
+}
+
+TEST_F(Parallel, ALimitHoldsForItsThreadAlone) {
+  {
+    const ThreadLimit two(2);
+    EXPECT_EQ(num_threads(), 2);
+    {
+      const ThreadLimit none(0), one(1);
+      EXPECT_EQ(num_threads(), 1);
+      std::thread([] { EXPECT_EQ(num_threads(), 3); }).join();
+    }
+    const ThreadLimit many(64);
+    EXPECT_EQ(num_threads(), 3);
+  }
+  EXPECT_EQ(num_threads(), 3);
 }
 
 TEST_F(Parallel, ForVisitsEveryIndexOnce) {

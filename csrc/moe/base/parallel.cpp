@@ -36,6 +36,7 @@ int default_threads() {
 
 std::atomic<int> g_threads{0};
 std::atomic<bool> g_forked{false};
+thread_local int t_most = 0;
 
 // libgomp's threads do not survive a fork and its next region would wait for them for ever.
 [[maybe_unused]] const int g_at_fork =
@@ -54,8 +55,14 @@ int num_threads() {
     threads = default_threads();
     g_threads.store(threads, std::memory_order_relaxed);
   }
-  return threads;
+  return t_most > 0 ? std::min(threads, t_most) : threads;
 }
+
+ThreadLimit::ThreadLimit(int most) : before_(t_most) {
+  if (most > 0) t_most = most;
+}
+
+ThreadLimit::~ThreadLimit() { t_most = before_; }
 
 void set_num_threads(int threads) {
   MOE_CHECK(threads >= 1 && threads <= kMaxThreads, "[set_num_threads] threads is ", threads,
@@ -82,10 +89,24 @@ void parallel(int threads, FunctionRef<void(Team&)> body) noexcept {
   for (int i = 1; i < threads; ++i) others.emplace_back(run, i);
   run(0);
 #else
-#pragma omp parallel num_threads(threads)
+  // Always all threads: libgomp ends those that a smaller team leaves out, and the next larger one
+  // creates them again, tens of microseconds for each. Who is left out keeps the members company at
+  // their barriers, of which only the members know the number.
+  std::atomic<int> last{0};
+#pragma omp parallel num_threads(num_threads())
   {
-    Team team{omp_get_thread_num(), omp_get_num_threads()};
-    body(team);
+    const int index = omp_get_thread_num(), all = omp_get_num_threads();
+    Team team{index, std::min(threads, all)};
+    if (index < team.size) {
+      body(team);
+      if (team.size < all) {
+        if (index == 0) last.store(team.barriers + 1);
+        team.barrier();
+      }
+    } else {
+      do team.barrier();
+      while (last.load() != team.barriers);
+    }
   }
 #endif
 }
@@ -95,6 +116,7 @@ void Team::barrier() {
 #ifdef MOE_THREADS_JTHREAD
   t_barrier->arrive_and_wait();
 #else
+  ++barriers;
 #pragma omp barrier
 #endif
 }

@@ -29,6 +29,7 @@ class FunctionRef<Result(Args...)> {
 struct Team {
   int index;
   int size;
+  int barriers = 0;  // that this thread has passed
   /// Every thread of the team has to come here.
   void barrier();
 };
@@ -51,8 +52,20 @@ class TaskQueue {
 void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) noexcept;
 
 /// Threads used by every operation: MOEKIT_NUM_THREADS, else what the process may run on. 1 in a
-/// forked child, where the parent's threads do not exist any more.
+/// forked child, where the parent's threads do not exist any more. Never more than the calling
+/// thread's ThreadLimit.
 int num_threads();
+/// While it lives, operations called from this thread use at most `most` threads (0: as before).
+class ThreadLimit {
+ public:
+  explicit ThreadLimit(int most);
+  ~ThreadLimit();
+  ThreadLimit(const ThreadLimit&) = delete;
+  ThreadLimit& operator=(const ThreadLimit&) = delete;
+
+ private:
+  int before_;
+};
 /// Sets it for this process; throws ValueError unless 1 <= threads <= 1024.
 void set_num_threads(int threads);
 

@@ -186,6 +186,7 @@ class Fused:
             on_input,
             self._bank,
             to_dlpack(out),
+            torch.get_num_threads(),
         )
         return out
 

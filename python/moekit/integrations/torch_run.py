@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from moekit import _core
+
 from .torch_experts import (
     Functions,
     Fused,
@@ -185,7 +187,8 @@ def _forward(
     # A view where activations are float32 and contiguous already.
     x = hidden.detach().reshape(-1, hidden.shape[-1]).float().contiguous().numpy()
     assignment = assignment_of(ids, weights, runner.count, kind.on_input)
-    out = runner(x, assignment, lambda: kind.functions(module))
+    with _core.ThreadLimit(torch.get_num_threads()):
+        out = runner(x, assignment, lambda: kind.functions(module))
     return torch.from_numpy(out).to(hidden.dtype).view(hidden.shape)
 
 

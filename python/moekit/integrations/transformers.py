@@ -60,6 +60,9 @@ def register(*, fallback: str = "error") -> None:
     in the backward pass. ``torch.compile`` leaves the experts out of its graphs (so ``fullgraph``
     is not possible); tracing and exporting raise :class:`NotRunnable`.
 
+    Experts run on as many threads as torch does (``torch.set_num_threads``), and no more than
+    ``mk.set_num_threads`` allows.
+
     Args:
         fallback: what happens to experts that cannot run here (on another device, sharded, in a
             dtype that the core does not read): ``"error"`` raises :class:`NotRunnable`, ``"eager"``
