@@ -172,6 +172,20 @@ def test_copies_of_a_model_run_here_as_well(model_type: str) -> None:
         assert torch.equal(logits(model), expected)
 
 
+@pytest.mark.parametrize("model_type", [*WITHOUT_INTERFACE, "mixtral"])
+def test_writes_that_torch_does_not_count_are_noticed(model_type: str) -> None:
+    model = tiny_model(model_type, 1)
+    model.set_experts_implementation("moekit")
+    before = logits(model)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.1)
+    got = logits(model)
+    model.set_experts_implementation("eager")
+    expected = logits(model)
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    assert not torch.allclose(got, before)
+
+
 @pytest.mark.parametrize("model_type", WITHOUT_INTERFACE)
 def test_their_modules_under_torch_compile(model_type: str) -> None:
     model = tiny_model(model_type, 1)

@@ -105,9 +105,9 @@ class PackedWeight:
         ...
 class Fingerprint:
     """
-    A number of each slice of a tensor (a DLPack capsule), to notice writes. It keeps the address alone: whoever asks knows that the memory lives.
+    A number of each of some equal pieces of a tensor (a DLPack capsule), to notice writes. It keeps the address alone: whoever asks knows that the memory lives.
     """
-    def __init__(self, capsule: typing.Any) -> None:
+    def __init__(self, capsule: typing.Any, pieces: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
     def same(self) -> bool:
         ...

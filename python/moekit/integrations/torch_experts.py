@@ -18,6 +18,9 @@ from .gates import Function, Gate, recognise_activation, recognise_gate
 
 # The format that keeps the weights' own numbers.
 OWN_FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+# Numbers of all the tensors that are watched together, and of one of them at most.
+_SAMPLES = 64
+_MOST_SAMPLES = 1024
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -90,17 +93,22 @@ class Watched:
     """Recognises a tensor whose memory or numbers have changed since it was packed.
 
     Beside address and version: the storage itself, since an address is used again after a tensor
-    was freed, and some of the numbers, one in each expert, since neither ``p.data.add_()`` nor a
-    tensor that was made in inference mode counts versions.
+    was freed, and some of the numbers, one in each expert's matrices, since neither
+    ``p.data.add_()`` nor a tensor that was made in inference mode counts versions.
     """
 
     __slots__ = ("_pointer", "_print", "_storage", "_version")
 
-    def __init__(self, tensor: torch.Tensor, sampled: bool = True) -> None:
+    def __init__(self, tensor: torch.Tensor, among: int = 1) -> None:
+        """``among`` tensors are watched together; more of them are sampled less."""
         self._storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         self._pointer = tensor.data_ptr()
         self._version = -1 if tensor.is_inference() else tensor._version
-        self._print = _fingerprint(tensor) if sampled else None
+        pieces = max(1, _SAMPLES // among)
+        if tensor.ndim == 3:  # one expert after the other
+            pieces = max(pieces, min(len(tensor), _MOST_SAMPLES))
+        bits = tensor.detach().view(_BITS[tensor.element_size()])
+        self._print = _core.Fingerprint(to_dlpack(bits), pieces)
 
     def same(self, tensor: torch.Tensor) -> bool:
         """Whether this is the tensor it was, with the numbers it had."""
@@ -109,12 +117,8 @@ class Watched:
             and (-1 if tensor.is_inference() else tensor._version) == self._version
             and tensor.untyped_storage()._cdata == self._storage.cdata
             # Last: the memory is this tensor's, and so it can be read.
-            and (self._print is None or self._print.same())
+            and self._print.same()
         )
-
-
-def _fingerprint(tensor: torch.Tensor) -> _core.Fingerprint:
-    return _core.Fingerprint(to_dlpack(tensor.detach().view(_BITS[tensor.element_size()])))
 
 
 def check_tensor(tensor: torch.Tensor, name: str) -> torch.Tensor:

@@ -25,7 +25,6 @@ from .torch_experts import (
 )
 
 _ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
-_MOST_SAMPLED = 8  # a module of hundreds of small tensors is not read at every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +88,7 @@ def runner_of(
             packed.runners.clear()
             for index, tensor in enumerate(tensors):
                 check_tensor(tensor, f"weight {index} of {type(module).__name__}")
-            sampled = len(tensors) <= _MOST_SAMPLED
-            packed.watched = [Watched(tensor, sampled) for tensor in tensors]
+            packed.watched = [Watched(tensor, len(tensors)) for tensor in tensors]
         runner = packed.runners.get(format)
         if runner is None:
             runner = packed.runners[format] = pack(
@@ -116,8 +114,7 @@ def watch_again(module: torch.nn.Module, tensors: Sequence[torch.Tensor]) -> Non
     """The packed experts hold what ``tensors`` do, and are packed anew when these change."""
     packed = _modules[module]
     with packed.lock:
-        sampled = len(tensors) <= _MOST_SAMPLED
-        packed.watched = [Watched(tensor, sampled) for tensor in tensors]
+        packed.watched = [Watched(tensor, len(tensors)) for tensor in tensors]
         packed.released = False
 
 
