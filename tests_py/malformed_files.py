@@ -1,4 +1,5 @@
-"""Broken and hostile model files, made from a sound one: `CASES` names about three hundred.
+"""Broken and hostile model files, made from a sound one: `CASES` names them, with those that
+`hostile_files` adds some six hundred.
 
 A case is a function of a folder that holds a copy of the sound checkpoint (`model.safetensors`,
 `config.json`, tokenizer files and `model.gguf`), breaks something, and returns the path to load.

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from .checkpoint import Checkpoint
 from .gguf_splitting import BEGINNING, SPLITTING, WHOLE_PIECES
-from .tokenizer import Tokenizer, backend_of
+from .tokenizer import Tokenizer, backend_of, check_charsmap, refusing
 
 _KEY = "tokenizer.ggml."
 #: The key of a whole tokenizer.json, for readers that know what is in it.
@@ -29,6 +29,7 @@ SPECIAL_IDS = {
     "pad_token": "padding_token_id",
 }
 SPACE = "\u2581"
+_MOST_CUT = 1 << 30
 
 
 def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -45,15 +46,11 @@ def load_gguf_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     if len(ids) != len(tokens):
         twice = next(n for n, token in enumerate(tokens) if ids[token] != n)
         raise checkpoint.error(None, f"tokenizer.ggml.tokens {twice} stands twice")
-    try:
+    with refusing(checkpoint.path):
         backend = _BUILDERS[kind](checkpoint, tokens, ids)
         _add_special(backend, checkpoint, tokens)
         special = _special(checkpoint, tokens)
         _add_ends(backend, checkpoint, special, ids, kind)
-    except (ValueError, TypeError, OverflowError):
-        raise
-    except Exception as error:  # the binding raises plain Exception
-        raise checkpoint.error(None, f"tokenizer: {str(error)[:200]}") from error
     return Tokenizer(backend, special, _templates(checkpoint), checkpoint.path)
 
 
@@ -126,6 +123,12 @@ def _scored(checkpoint: Checkpoint, tokens: list[str], ids: dict[str, int]) -> t
         raise checkpoint.error(
             None, "tokenizer.ggml.scores is missing; a score a token is required"
         )
+    # Every cut of every token is looked at: real tokens have some ten characters.
+    if sum(len(token) ** 2 for token in tokens) > _MOST_CUT:
+        longest = max(map(len, tokens))
+        raise checkpoint.error(
+            None, f"tokenizer.ggml.tokens has texts of up to {longest} characters; fewer are read"
+        )
     merges: list[tuple[float, int, int, str, str]] = []
     for token, score in zip(tokens, scores.tolist(), strict=True):
         for cut in range(1, len(token)):
@@ -170,7 +173,9 @@ def _unigram(
     steps: list[Any] = []
     table = checkpoint.metadata.get(f"{_KEY}precompiled_charsmap")
     if isinstance(table, np.ndarray) and len(table):
-        steps.append(normalizers.Precompiled(table.astype(np.uint8).tobytes()))
+        data = table.astype(np.uint8).tobytes()
+        check_charsmap(data, checkpoint.path)
+        steps.append(normalizers.Precompiled(data))
     if checkpoint.metadata.get(f"{_KEY}remove_extra_whitespaces", False) is True:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     backend.normalizer = normalizers.Sequence(steps)

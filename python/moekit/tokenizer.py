@@ -7,7 +7,11 @@ template), `chat_template.jinja`.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from base64 import b64decode
+from binascii import Error as BinasciiError
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tokenizers
@@ -16,6 +20,8 @@ from tokenizers import processors
 from . import checkpoint
 from .errors import FileError
 
+# Letters written as escapes, which may spell a word that is looked for.
+_ESCAPED_LETTER = re.compile(r"\\u00[4-7]")
 MAX_TOKENIZER_BYTES = 256 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
@@ -52,11 +58,13 @@ class Tokenizer:
                 f"[encode] character {error.start} of the text is a lone surrogate; "
                 "text that UTF-8 can hold is required"
             ) from None
-        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        with refusing(self.path):  # a broken file may show in its use only
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ids; bytes that are no UTF-8 become U+FFFD."""
-        return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        with refusing(self.path):
+            return str(self.backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token: int) -> str:
         """The text of one token, special ones by their name."""
@@ -126,14 +134,64 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer | None:
 
 def backend_of(text: str, path: str) -> tokenizers.Tokenizer:
     """What a tokenizer.json says; FileError where it is broken."""
-    try:
+    if "Precompiled" in text or _ESCAPED_LETTER.search(text):
+        _check_normalizers(text, path)
+    with refusing(path):
         backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the binding raises plain Exception
-        raise FileError(f"[tokenizer] {path}: {str(error)[:200]}") from error
     # Padding and truncation of a training run would cut prompts.
     backend.no_padding()
     backend.no_truncation()
     return backend
+
+
+@contextmanager
+def refusing(path: str) -> Iterator[None]:
+    """Turn what the binding raises into a FileError: plain Exceptions, and panics beyond them."""
+    try:
+        yield
+    except FileError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise FileError(f"[tokenizer] {path}: {str(error)[:200]}") from error
+
+
+def _check_normalizers(text: str, path: str) -> None:
+    try:
+        found: list[object] = [json.loads(text)]
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"[tokenizer] {path}: {str(error)[:200]}") from error
+    while found:
+        value = found.pop()
+        if isinstance(value, list):
+            found += [item for item in value if isinstance(item, (list, dict))]
+        elif isinstance(value, dict):
+            table = value.get("precompiled_charsmap")
+            if isinstance(table, str):
+                try:
+                    check_charsmap(b64decode(table, validate=True), path)
+                except BinasciiError as error:
+                    raise FileError(f"[tokenizer] {path}: precompiled_charsmap: {error}") from error
+            found += [item for item in value.values() if isinstance(item, (list, dict))]
+
+
+def check_charsmap(table: bytes, path: str) -> None:
+    """FileError unless it is a trie of as many bytes as it says, and text behind it.
+
+    SentencePiece's table of character replacements; the library that reads it believes its sizes.
+    """
+    size = int.from_bytes(table[:4], "little")
+    whole = len(table) >= 4 and size % 4 == 0 and 0 < size <= len(table) - 4
+    try:
+        table[4 + size :].decode("utf-8")
+    except UnicodeDecodeError:
+        whole = False
+    if not whole:
+        raise FileError(
+            f"[tokenizer] {path}: precompiled_charsmap has {len(table)} bytes, of which a trie "
+            f"takes {size}; whole words of a trie and UTF-8 text behind it are required"
+        )
 
 
 def _optional_json(directory: str | os.PathLike[str], name: str) -> dict[str, object]:
