@@ -181,7 +181,7 @@ def test_changed_weights_are_packed_again(mixtral: Any, change: str) -> None:
     torch.testing.assert_close(after, 2 * before)
 
 
-@pytest.mark.parametrize("count", [3, 40])
+@pytest.mark.parametrize("count", [1, 3, 40, 100])
 def test_a_write_into_one_expert_is_noticed(count: int) -> None:
     for layout in ("[E, N, K]", "[E, K, N]"):
         weight = torch.randn(count, 7, 9)

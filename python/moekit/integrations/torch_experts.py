@@ -18,7 +18,7 @@ from .gates import Function, Gate, recognise_activation, recognise_gate
 
 # The format that keeps the weights' own numbers.
 OWN_FORMATS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-# Numbers of all the tensors that are watched together, and of one of them at most.
+# Numbers of all the tensors that are watched together, and of one of them.
 _SAMPLES = 64
 _MOST_SAMPLES = 1024
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -105,8 +105,8 @@ class Watched:
         self._pointer = tensor.data_ptr()
         self._version = -1 if tensor.is_inference() else tensor._version
         pieces = max(1, _SAMPLES // among)
-        if tensor.ndim == 3:  # one expert after the other
-            pieces = max(pieces, min(len(tensor), _MOST_SAMPLES))
+        if tensor.ndim == 3 and 0 < len(tensor) <= _MOST_SAMPLES:  # as many in each expert
+            pieces = len(tensor) * -(-pieces // len(tensor))
         bits = tensor.detach().view(_BITS[tensor.element_size()])
         self._print = _core.Fingerprint(to_dlpack(bits), pieces)
 
