@@ -1,6 +1,7 @@
 #include "moe/ops/moe_block.h"
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -190,7 +191,7 @@ class Pass {
   }
 
   void prepare_inputs() noexcept {
-    const KernelTable& k = kernels();
+    if (sorted_inputs_ && !assignment_.weighs_input) return prepare_tokens();
     for (int64_t r = inputs_done_.take(); r < input_rows_; r = inputs_done_.take()) {
       const int64_t token = !sorted_inputs_ ? r
                             : r < routed_   ? plan_.rows[r]
@@ -199,14 +200,38 @@ class Pass {
       if (assignment_.weighs_input) {
         const float weight =
             r < routed_ ? assignment_.weights[token * assignment_.k + plan_.slots[r]] : 1.0f;
-        k.rowwise->scale(scaled_ + r * x_.cols, row, weight, x_.cols);
+        kernels().rowwise->scale(scaled_ + r * x_.cols, row, weight, x_.cols);
         row = scaled_ + r * x_.cols;
       }
-      for (int d = 0; d < kDotKinds; ++d) {
-        if (inputs_[d].data != nullptr) {
-          k.convert->activations[d](row, x_.cols, inputs_[d].layout, inputs_[d].row(r));
+      convert_input(row, r);
+    }
+  }
+
+  // The rows of a token are the same: the first one is converted, the others are copies.
+  void prepare_tokens() noexcept {
+    for (int64_t t = inputs_done_.take(); t < x_.rows; t = inputs_done_.take()) {
+      int64_t first = -1;
+      const auto put = [&](int64_t r) {
+        if (first < 0) {
+          convert_input(x_.row(t), first = r);
+          return;
         }
+        for (const ActivationRows& to : inputs_) {
+          if (to.data != nullptr) std::memcpy(to.row(r), to.row(first), to.layout.row_bytes);
+        }
+      };
+      for (int slot = 0; slot < assignment_.k; ++slot) {
+        const int32_t position = position_[t * assignment_.k + slot];
+        if (position >= 0) put(position);
       }
+      for (int64_t r = routed_ + t; r < sorted_rows_; r += x_.rows) put(r);
+    }
+  }
+
+  void convert_input(const float* x, int64_t r) noexcept {
+    for (int d = 0; d < kDotKinds; ++d) {
+      if (inputs_[d].data == nullptr) continue;
+      kernels().convert->activations[d](x, x_.cols, inputs_[d].layout, inputs_[d].row(r));
     }
   }
 

@@ -2,7 +2,7 @@
 // Activations into the rows that dot products read (ActivationLayout).
 
 #include "moe/kernels/table.h"
-#include "moe/simd/vec.h"
+#include "moe/simd/lane_sums.h"
 
 namespace moe::MOE_ISA {
 
@@ -21,58 +21,60 @@ static void activations_bf16(const float* x, int64_t cols, const ActivationLayou
   for (; k < layout.words * 2; ++k) out[k] = {0};
 }
 
+/// Sums of a row's bytes over each kSumGroup and each kScaleBlock columns. Small integers: their
+/// sums in floats are exact.
+static void sum_bytes(const int8_t* bytes, int64_t blocks, int32_t* block_sums,
+                      int32_t* group_sums) noexcept {
+  static_assert(kSumGroup == kLanes && kDeepestBlock / kSumGroup % kSumVectors == 0);
+  constexpr int kGroups = kScaleBlock / kSumGroup;
+  for (int64_t g = 0; g < blocks * kGroups; g += kSumVectors) {
+    F32x16 value[kSumVectors];
+    MOE_UNROLL
+    for (int i = 0; i < kSumVectors; ++i) value[i] = load(bytes + (g + i) * kSumGroup);
+    alignas(64) float sums[kSumVectors];
+    sum_lanes(value, sums);
+    for (int i = 0; i < kSumVectors; ++i) group_sums[g + i] = static_cast<int32_t>(sums[i]);
+  }
+  for (int64_t block = 0; block < blocks; ++block) {
+    int32_t sum = 0;
+    for (int g = 0; g < kGroups; ++g) sum += group_sums[block * kGroups + g];
+    block_sums[block] = sum;
+  }
+}
+
 /// int8 with one scale per kScaleBlock columns: scale = max|x| / 127. A row with NaN or Inf gets
 /// NaN scales there: the damage stays visible, and in that row.
 static void activations_u8s8(const float* x, int64_t cols, const ActivationLayout& layout,
                              std::byte* row) noexcept {
   auto* out = reinterpret_cast<int8_t*>(row);
   auto* scales = reinterpret_cast<float*>(row + layout.scales_at);
-  auto* block_sums = reinterpret_cast<int32_t*>(row + layout.block_sums_at);
-  auto* group_sums = reinterpret_cast<int32_t*>(row + layout.group_sums_at);
   for (int64_t block = 0; block < layout.blocks; ++block) {
     const int64_t begin = block * kScaleBlock;
     const int64_t rest = cols - begin;
     const int count = static_cast<int>(rest < 0 ? 0 : rest < kScaleBlock ? rest : kScaleBlock);
-    F32x16 largest = zero_f32();
-    uint32_t bad = 0;
-    for (int i = 0; i < count; i += kLanes) {
-      const F32x16 v =
-          count - i >= kLanes ? load(x + begin + i) : load_first(x + begin + i, count - i);
-      largest = max(abs(v), largest);
-      bad |= to_bitmask(is_nan(sub(v, v)));  // Inf − Inf is NaN
-    }
-    const float top = reduce_max(largest);
-    if (bad != 0 || top == 0.0f) {
-      scales[block] = bad != 0 ? __builtin_nanf("") : 0.0f;
-      block_sums[block] = 0;
+    const auto values = [&](int i) MOE_INLINE_LAMBDA {
+      if (count - i >= kLanes) return load(x + begin + i);
+      return count > i ? load_first(x + begin + i, count - i) : zero_f32();
+    };
+    I32x16 largest = set1_i32(0);  // as integers Inf and NaN exceed every number
+    for (int i = 0; i < count; i += kLanes) largest = max(bits(abs(values(i))), largest);
+    const bool bad = to_bitmask(less(set1_i32(0x7f7fffff), largest)) != 0;
+    const float top = bad ? 0.0f : reduce_max(from_bits(largest));
+    if (top == 0.0f) {
+      scales[block] = bad ? __builtin_nanf("") : 0.0f;
       std::memset(out + begin, 0, kScaleBlock);
-      std::memset(group_sums + block * (kScaleBlock / kSumGroup), 0, kScaleBlock / kSumGroup * 4);
       continue;
     }
     scales[block] = top / 127.0f;
     // A subnormal maximum would make the inverse infinite; such a block is zero to all purposes.
     const F32x16 inverse = set1(top < 1e-30f ? 0.0f : 127.0f / top);
-    int32_t block_sum = 0;
-    for (int g = 0; g < kScaleBlock / kSumGroup; ++g) {
-      I32x16 sum = set1_i32(0);
-      for (int i = g * kSumGroup; i < (g + 1) * kSumGroup; i += kLanes) {
-        F32x16 v = zero_f32();
-        if (count - i >= kLanes) {
-          v = load(x + begin + i);
-        } else if (count > i) {
-          v = load_first(x + begin + i, count - i);
-        }
-        const I32x16 q = round_to_i32(mul(v, inverse));
-        store_i8(out + begin + i, q);
-        sum = add(sum, q);
-      }
-      // Small integers: their sum in floats is exact.
-      const auto group_sum = static_cast<int32_t>(reduce_add(to_f32(sum)));
-      group_sums[block * (kScaleBlock / kSumGroup) + g] = group_sum;
-      block_sum += group_sum;
+    MOE_UNROLL
+    for (int i = 0; i < kScaleBlock; i += kLanes) {
+      store_i8(out + begin + i, round_to_i32(mul(values(i), inverse)));
     }
-    block_sums[block] = block_sum;
   }
+  sum_bytes(out, layout.blocks, reinterpret_cast<int32_t*>(row + layout.block_sums_at),
+            reinterpret_cast<int32_t*>(row + layout.group_sums_at));
 }
 
 static constexpr ConvertKernels kConvertKernels = {
