@@ -11,7 +11,7 @@
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/isa/gemm.h"
-#include "moe/kernels/isa/range_tiles.h"
+#include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
 
@@ -78,7 +78,6 @@ struct Int8Tiles {
     static constexpr int kWords = kTileWords, kGroupSteps = kScaleBlock / 4 / kTileWords;
     static constexpr int kBatch = 4;
     const PanelTiles& tiles;
-    int64_t steps;
     const ActivationLayout* layout;
     int64_t first_range;
 
@@ -113,8 +112,8 @@ struct Int8Tiles {
   template <int kTiles>
   MOE_INLINE void run(const GemmCall& call, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
-    const Weights weights = {w, w.steps, call.layout, word * 4 / kScaleBlock};
-    multiply_groups<kTiles>(weights, rows, ahead);
+    const Weights weights = {w, call.layout, word * 4 / kScaleBlock};
+    multiply_groups<kTiles>(weights, w.steps, rows, ahead);
   }
 };
 

@@ -5,7 +5,7 @@
 //               the same bytes as the vectors give.
 // Regularities  Shorter groups fill tiles in part: the cost of a step does not depend on its words.
 
-#include "moe/kernels/isa/range_tiles.h"
+#include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
 
@@ -22,7 +22,6 @@ struct GroupWeights {
   static constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
 
   const std::byte* panels[2];
-  int64_t steps;
   const ActivationLayout* layout;
   int64_t first_group;  // of the row
   // Where there are minima: rows' activations summed over the kSumsOfGroup parts from each one on.
@@ -79,12 +78,9 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
   constexpr int64_t kMostRows = kShort ? kTileHeight : kTilePair;
   const int64_t tiles = (count + kMostRows - 1) / kMostRows;
   alignas(64) float totals[E::kMin ? kMostRows : 1][kDepthBlock / kSumGroup];
-  W w = {{panels[0], panels[1]},
-         call.blocks * W::kGroupSteps,
-         call.layout,
-         call.first_word / W::kGroupWords,
-         totals};
-  Ahead ahead = Ahead::over(next, next_bytes, tiles * w.steps);
+  const int64_t steps = call.blocks * W::kGroupSteps;
+  W w = {{panels[0], panels[1]}, call.layout, call.first_word / W::kGroupWords, totals};
+  Ahead ahead = Ahead::over(next, next_bytes, tiles * steps);
   int64_t configured = 0;
   for (int64_t first = 0; first < count; first += kMostRows) {
     const int64_t height = count - first < kMostRows ? count - first : kMostRows;
@@ -99,11 +95,11 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
                             call.blocks * E::kGroup, totals);
     }
     if constexpr (kShort) {
-      multiply_short_groups(w, rows, ahead);
+      multiply_short_groups(w, steps, rows, ahead);
     } else if (height > kTileHeight) {
-      multiply_groups<2>(w, rows, ahead);
+      multiply_groups<2>(w, steps, rows, ahead);
     } else {
-      multiply_groups<1>(w, rows, ahead);
+      multiply_groups<1>(w, steps, rows, ahead);
     }
   }
   release_tiles();

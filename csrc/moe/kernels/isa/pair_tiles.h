@@ -9,7 +9,7 @@
 // Cost          Few rows: decoding, eight vector instructions for 64 weights of fp8.
 
 #include "moe/kernels/isa/expand.h"
-#include "moe/kernels/isa/range_tiles.h"
+#include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
 

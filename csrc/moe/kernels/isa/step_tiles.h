@@ -10,7 +10,7 @@
 //               whole step instead of one for each group, whose sums leave the tiles once a range.
 
 #include "moe/kernels/isa/expand.h"
-#include "moe/kernels/isa/range_tiles.h"
+#include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
 

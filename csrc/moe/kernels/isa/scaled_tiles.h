@@ -63,22 +63,21 @@ MOE_INLINE int64_t sums_at(int64_t r, int p) {
   return (r / kTileHeight * 2 + p) * kTileSums + r % kTileHeight * kPanelRows;
 }
 
-/// W, weights of two panels:
+/// `steps` of W, weights of two panels:
 ///   kStep, kWords       what a step multiplies, and how many words of the depth
 ///   kGroupSteps         steps that share a scale
 ///   kBatch              groups whose sums are collected
-///   steps               in all
 ///   words(p, step)      panel p's
 ///   add<kTiles, n>(rows, group, sums)   scales and adds those of n groups from the given one on
 template <int kTiles, class W>
-MOE_INLINE void multiply_groups(const W& w, const TileRows& rows, Ahead& ahead) {
+MOE_INLINE void multiply_groups(const W& w, int64_t steps, const TileRows& rows, Ahead& ahead) {
   constexpr int64_t kBytes = kTileSums * 4;
   alignas(64) TileSums<kTiles> sums[W::kBatch];
-  for (int64_t step = 0, group = 0; step < w.steps; group += W::kBatch) {
+  for (int64_t step = 0, group = 0; step < steps; group += W::kBatch) {
     int n = 0;
-    for (; n < W::kBatch && step < w.steps; ++n) {
+    for (; n < W::kBatch && step < steps; ++n) {
       clear_sums<kTiles>();
-      for (int i = 0; i < W::kGroupSteps && step < w.steps; ++i, ++step) {
+      for (int i = 0; i < W::kGroupSteps && step < steps; ++i, ++step) {
         ahead.request();
         multiply_step<W::kStep, kTiles>(rows.words, step * W::kWords, w.words(0, step),
                                         w.words(1, step));
@@ -94,11 +93,12 @@ MOE_INLINE void multiply_groups(const W& w, const TileRows& rows, Ahead& ahead) 
 /// The same for groups of one step and at most sixteen rows. A store waits for the products issued
 /// just before it: it follows those of the next group.
 template <class W>
-MOE_INLINE void multiply_short_groups(const W& w, const TileRows& rows, Ahead& ahead) {
+MOE_INLINE void multiply_short_groups(const W& w, int64_t steps, const TileRows& rows,
+                                      Ahead& ahead) {
   static_assert(W::kGroupSteps == 1);
   alignas(64) TileSums<1> sums[W::kBatch];
-  for (int64_t step = 0; step < w.steps; step += W::kBatch) {
-    const int64_t rest = w.steps - step;
+  for (int64_t step = 0; step < steps; step += W::kBatch) {
+    const int64_t rest = steps - step;
     with_count<W::kBatch>(
         static_cast<int>(rest < W::kBatch ? rest : W::kBatch), [&](auto count) MOE_INLINE_LAMBDA {
           constexpr int kCount = decltype(count)::value;
