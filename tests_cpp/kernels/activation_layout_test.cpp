@@ -25,8 +25,13 @@ TEST(ByteLayout, SumsAndScalesFollowTheIntegersWithoutOverlap) {
     EXPECT_GE(layout.scales_at, layout.words * 4);
     EXPECT_GE(layout.block_sums_at, layout.scales_at + layout.blocks * 4);
     EXPECT_GE(layout.group_sums_at, layout.block_sums_at + layout.blocks * 4);
-    EXPECT_GE(layout.row_bytes, layout.group_sums_at + layout.words * 4 / kSumGroup * 4);
+    const int64_t groups = layout.words * 4 / kSumGroup;
+    EXPECT_GE(layout.short_sums_at, layout.group_sums_at + groups * 4);
+    EXPECT_GE(layout.pair_sums_at, layout.short_sums_at + groups * 2);
+    EXPECT_GE(layout.row_bytes, layout.pair_sums_at + groups / 2 * 2);
     EXPECT_EQ(layout.group_sums_at % 4, 0);
+    EXPECT_EQ(layout.short_sums_at % 4, 0) << "sums are read in pairs";
+    EXPECT_EQ(layout.pair_sums_at % 4, 0);
   }
 }
 

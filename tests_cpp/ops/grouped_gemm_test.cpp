@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "moe/base/check.h"
+#include "moe/base/rng.h"
 #include "support/isas.h"
 #include "support/reference.h"
 #include "support/tolerance.h"
@@ -98,6 +100,56 @@ TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
         const std::vector<float> same(all.begin() + r * kRows, all.begin() + (r + 1) * kRows);
         EXPECT_EQ(alone, same) << format_info(static_cast<Format>(f)).name << " row " << r;
       }
+    }
+  }
+}
+
+// Scales in two levels: 128 columns add up to an integer that is rounded once, the largest ones
+// too.
+TEST_P(GroupedMatmul, StepsAddUpExactly) {
+  struct Kind {
+    Format format;
+    size_t d, dmin;  // where a block of a file has them; 0: no minima
+  };
+  constexpr int64_t kRows = 40, kCols = 256, kCount = 29;
+  for (const Kind& kind :
+       {Kind{Format::kQ2K, 80, 82}, Kind{Format::kQ3K, 108, 0}, Kind{Format::kQ4K, 0, 2},
+        Kind{Format::kQ5K, 0, 2}, Kind{Format::kQ6K, 208, 0}, Kind{Format::kIq4Xs, 0, 0}}) {
+    const FormatInfo& info = format_info(kind.format);
+    const auto size = static_cast<size_t>(info.file_bytes);
+    std::vector<uint8_t> blocks(kRows * size);
+    for (size_t i = 0; i < blocks.size(); ++i) {
+      const size_t row = i / size;  // the first rows hold the smallest and the largest fields
+      blocks[i] = row == 0 || row == 2 ? 0 : row == 1 ? 255 : random_bits(9, i) & 255;
+    }
+    if (kind.format == Format::kQ6K) std::fill_n(&blocks[2 * size + 192], 16, uint8_t{0x80});
+    for (size_t row = 0; row < kRows; ++row) {
+      const uint8_t one[2] = {0x00, 0x3c};
+      std::copy_n(one, 2, &blocks[row * size + kind.d]);
+      if (kind.dmin != 0) std::fill_n(&blocks[row * size + kind.dmin], 2, uint8_t{0});
+    }
+    PackedWeight weight({kind.format}, 1, kRows, kCols);
+    weight.fill_blocks(0, {0, kRows}, reinterpret_cast<const std::byte*>(blocks.data()));
+    std::vector<float> w(kRows * kCols), x(kCount * kCols);
+    weight.unpack(0, w.data());
+    for (int64_t i = 0; i < kCount * kCols; ++i) {  // integers whose scale is 1
+      const int64_t row = i / kCols;
+      const auto any = static_cast<float>(random_bits(10, static_cast<uint64_t>(i)) % 255) - 127;
+      x[i] = row == 0 || i % kScaleBlock == 5 ? 127.0f : row == 1 ? -127.0f : any;
+    }
+    std::vector<float> expected(kCount * kRows);
+    for (int64_t i = 0; i < kCount * kRows; ++i) {
+      int64_t sum[2] = {};
+      for (int64_t k = 0; k < kCols; ++k) {
+        sum[k / kScaleBlock] += static_cast<int64_t>(x[i / kRows * kCols + k]) *
+                                static_cast<int64_t>(w[i % kRows * kCols + k]);
+      }
+      expected[i] = static_cast<float>(sum[0]) + static_cast<float>(sum[1]);
+    }
+    for (const int64_t count : {int64_t{1}, int64_t{2}, int64_t{5}, int64_t{16}, kCount}) {
+      const std::vector<float> rows(x.begin(), x.begin() + count * kCols);
+      const std::vector<float> same(expected.begin(), expected.begin() + count * kRows);
+      EXPECT_EQ(run(rows, weight, {0, count}, Compute::kFast), same) << info.name << " " << count;
     }
   }
 }

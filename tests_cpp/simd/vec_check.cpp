@@ -112,6 +112,7 @@ constinit const VecCheck kVecCheck = {
           store_i32(y + 32, xor_bits(va, vb));
           store_i32(y + 48, shift_right(va, 3));
           store_i32(y + 64, select(less(va, vb), va, vb));
+          store_i32(y + 80, mul(va, vb));
           *below = to_bitmask(less(va, vb));
           *same = to_bitmask(equal(va, vb));
         },

@@ -49,7 +49,8 @@ struct VecCheck {
   void (*widen)(const uint8_t* x, float* y, float* z) noexcept;
 
   Unary exp_bounded, exp_of_negative;
-  /// Integers: y is max, min, xor, a >> 3, a < b ? a : b, one after the other; and lane masks.
+  /// Integers: y is max, min, xor, a >> 3, a < b ? a : b, a · b, one after the other; and lane
+  /// masks.
   void (*integers)(const int32_t* a, const int32_t* b, int32_t* y, uint32_t* less,
                    uint32_t* equal) noexcept;
   /// swap_lanes by 1, 2, 4, 8; pair_lanes by 1, 2, 4, 8 (clear, then set); blend_lanes<0x8d35>.

@@ -51,7 +51,7 @@ INSTANTIATE_TEST_SUITE_P(Isa, VecLanes, ::testing::ValuesIn(runnable()),
 
 TEST_P(VecLanes, ComparesIntegersWithTheirSign) {
   for (uint64_t round = 0; round < 200; ++round) {
-    int32_t a[kLanes], b[kLanes], y[5 * kLanes];
+    int32_t a[kLanes], b[kLanes], y[6 * kLanes];
     for (uint64_t i = 0; i < kLanes; ++i) {
       a[i] = static_cast<int32_t>(random_bits(round, i));
       b[i] = i % 5 == 0 ? a[i] : static_cast<int32_t>(random_bits(round, 100 + i));
@@ -66,6 +66,8 @@ TEST_P(VecLanes, ComparesIntegersWithTheirSign) {
       EXPECT_EQ(y[32 + i], a[i] ^ b[i]);
       EXPECT_EQ(y[48 + i], a[i] >> 3);
       EXPECT_EQ(y[64 + i], std::min(a[i], b[i]));
+      EXPECT_EQ(static_cast<uint32_t>(y[80 + i]),
+                static_cast<uint32_t>(a[i]) * static_cast<uint32_t>(b[i]));
       EXPECT_EQ((below >> i) & 1u, a[i] < b[i] ? 1u : 0u);
       EXPECT_EQ((equal >> i) & 1u, a[i] == b[i] ? 1u : 0u);
     }

@@ -16,7 +16,10 @@ ActivationLayout ActivationLayout::of(Dot dot, int64_t cols) {
     layout.group_sums_at = layout.block_sums_at + layout.blocks * 4;
     // Longer groups' sums are added up lane by lane: from the last one on too.
     constexpr int64_t kBehind = kScaleBlock / kSumGroup - 1;
-    bytes = layout.group_sums_at + (layout.blocks * (kScaleBlock / kSumGroup) + kBehind) * 4;
+    const int64_t groups = layout.blocks * (kScaleBlock / kSumGroup);
+    layout.short_sums_at = layout.group_sums_at + (groups + kBehind) * 4;
+    layout.pair_sums_at = layout.short_sums_at + ceil_div(groups, 2) * 4;
+    bytes = layout.pair_sums_at + groups;
   }
   layout.row_bytes = (ceil_div(bytes, 64) | 1) * 64;
   return layout;

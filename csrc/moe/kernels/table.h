@@ -16,14 +16,15 @@
 namespace moe {
 
 /// Activation rows as the dot products read them: words, then (kU8S8 only) a scale and the
-/// integers' sum for every kScaleBlock columns and a sum for every kSumGroup. Padded with zeros to
-/// whole words.
+/// integers' sum for every kScaleBlock columns and a sum for every kSumGroup; these again in 16
+/// bits, and for every two. Padded with zeros to whole words.
 struct ActivationLayout {
   int64_t words = 0;
   int64_t blocks = 0;  // of kScaleBlock columns (kU8S8)
   int64_t row_bytes =
       0;  // rows' distance: an odd number of cache lines, so that rows do not share sets
   int64_t scales_at = 0, block_sums_at = 0, group_sums_at = 0;  // bytes from the row's start
+  int64_t short_sums_at = 0, pair_sums_at = 0;
 
   static ActivationLayout of(Dot dot, int64_t cols);
 };

@@ -56,7 +56,7 @@ struct Plane {
 /// bits, then high ones). The byte that the dot product gets is the integer << kShift.
 template <int bits, int kShift = 0>
 struct Codes {
-  static constexpr int kBits = bits;
+  static constexpr int kBits = bits, kLargestByte = ((1 << bits) - 1) << kShift;
   static constexpr int kHighBits = bits == 8 || bits == 4 || bits <= 2 ? 0 : bits == 6 ? 2 : 1;
   static constexpr int kLowBits = bits - kHighBits;
   static constexpr int kWords = 8 / (kHighBits != 0 ? kHighBits : kLowBits);
@@ -148,6 +148,7 @@ struct SignCodes {
 /// Codes of at most four bits that stand for the sixteen bytes of Table::bytes().
 template <int bits, class Table>
 struct TableCodes : Codes<bits> {
+  static constexpr int kLargestByte = 255;
   static int byte_of(int code) { return Table::bytes()[code]; }
   static int nearest(float q, int offset) {
     const auto distance = [&](int code) {

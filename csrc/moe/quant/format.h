@@ -69,6 +69,14 @@ enum class Scales : uint8_t {
   kGroup,  // a row's group of kGroup columns; they stand in the block
 };
 
+/// How the groups of a range of activations are added where scales have two levels, a block's and
+/// small integers (steps): the integers times steps first, which is exact, then the block's.
+enum class Steps : uint8_t {
+  kNone,      // one level: a float for each group
+  kFloats,    // the sum fits the 24 bits of a float
+  kIntegers,  // the sum fits 32 bits
+};
+
 enum class Format : uint8_t {
 #define MOE_FORMAT(id, ...) id,
 #include "moe/quant/formats.inc"

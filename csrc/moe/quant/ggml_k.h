@@ -18,7 +18,7 @@ struct Q2KFormat : GroupBlock<Q2KFormat, 256, 16, Codes<2>, FourBitScales> {
 
 /// 32 bytes of third bits, 64 of two bits, 16 six-bit scales in 12 bytes, f16 d: d (s − 32) (q −
 /// 4), groups of 16.
-struct Q3KFormat : GroupBlock<Q3KFormat, 256, 16, Codes<3>, ByteScales<16>> {
+struct Q3KFormat : GroupBlock<Q3KFormat, 256, 16, Codes<3>, ByteScales<16, 32>> {
   static constexpr int kOffset = 4;
   static constexpr int64_t kFileBytes = 110;
   static void read(const uint8_t* file, uint8_t* codes, Row& by);
@@ -43,7 +43,7 @@ struct Q5KFormat : GroupBlock<Q5KFormat, 256, 32, Codes<5>, SixBitScales> {
 
 /// 128 bytes of nibbles, 64 of their upper two bits, 16 signed scales, f16 d: d s (q − 32), groups
 /// of 16.
-struct Q6KFormat : GroupBlock<Q6KFormat, 256, 16, Codes<6>, ByteScales<16>> {
+struct Q6KFormat : GroupBlock<Q6KFormat, 256, 16, Codes<6>, ByteScales<16, 128>> {
   static constexpr int kOffset = 32;
   static constexpr int64_t kFileBytes = 210;
   static void read(const uint8_t* file, uint8_t* codes, Row& by);
@@ -52,7 +52,7 @@ struct Q6KFormat : GroupBlock<Q6KFormat, 256, 16, Codes<6>, ByteScales<16>> {
 
 /// f16 d, 8 six-bit scales (two high bits in a 16-bit word, nibbles in 4 bytes), 128 bytes:
 /// d (s − 32) · kIq4Values[q], groups of 32.
-struct Iq4XsFormat : GroupBlock<Iq4XsFormat, 256, 32, Iq4Codes, ByteScales<8>> {
+struct Iq4XsFormat : GroupBlock<Iq4XsFormat, 256, 32, Iq4Codes, ByteScales<8, 32>> {
   static constexpr int kOffset = 128;
   static constexpr int64_t kFileBytes = 136;
   static void read(const uint8_t* file, uint8_t* codes, Row& by);

@@ -50,15 +50,17 @@ struct GroupBlock {
     Scale::template load<V>(block + kScalesAt, g, factor, min);
   }
 
-  /// Scales in two levels (load_units): whether the steps times the codes of a range of the
-  /// activations' scales add up to an integer that a float holds.
-  static constexpr bool steps_are_exact() {
+  /// Where scales have two levels a range's sum of steps times codes times activations is an exact
+  /// integer: in floats if none of their partial sums exceeds what those hold.
+  static constexpr Steps step_sums() {
     if constexpr (requires { Scale::kLargestStep; }) {
-      return ((1 << Codes::kBits) - 1) * Scale::kLargestStep * 127 * kScaleBlock < 1 << 24;
+      constexpr int64_t kCode = std::max(Self::kOffset, Codes::kLargestByte - Self::kOffset);
+      constexpr int64_t kLargest = kCode * Scale::kLargestStep * 127 * kScaleBlock;
+      static_assert(kLargest < int64_t{1} << 31);
+      return kLargest < 1 << 24 ? Steps::kFloats : Steps::kIntegers;
     }
-    return false;
+    return Steps::kNone;
   }
-  static constexpr bool kSteps = steps_are_exact();
   template <class V>
   [[gnu::always_inline]] static inline void steps(const std::byte* block, int g, typename V::I32& s,
                                                   typename V::I32& m) {
@@ -67,7 +69,7 @@ struct GroupBlock {
   template <class V>
   [[gnu::always_inline]] static inline void units(const std::byte* block, typename V::F32& d,
                                                   typename V::F32& least) {
-    load_units<V>(block + kScalesAt, d, least);
+    Scale::template units<V>(block + kScalesAt, d, least);
   }
 
   template <class Fill>

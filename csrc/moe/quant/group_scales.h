@@ -14,8 +14,9 @@ namespace moe {
 //   put(at, row, fields)          writes one row; `at` is where the block's scales are
 //   read(at, row, g)              group g's scale and minimum of one row
 //   load<V>(at, g, scale, min)    the same for sixteen rows
-// and those in two levels (load_units)
+// and those in two levels, d · s and −dmin · m
 //   kLargestStep, steps<V>(at, g, s, m)   the integers of a group
+//   units<V>(at, d, least)                the block's factors of them
 
 /// Sixteen rows of T, one after the other.
 template <class T>
@@ -148,8 +149,8 @@ struct TinyFloatScales {
   }
 };
 
-/// An f16 scale for the block and a signed byte for each group: d · s · 2^kExponent.
-template <int kGroups, int kExponent = 0>
+/// An f16 scale for the block and a signed byte for each group, at most `largest` from zero: d · s.
+template <int kGroups, int largest>
 struct ByteScales {
   struct Row {
     f16 d;
@@ -157,21 +158,31 @@ struct ByteScales {
   };
   static constexpr int64_t kBytes = 32 + 16 * kGroups;
   static constexpr bool kMin = false;
-  static constexpr float kFactor = 1.0f / (1 << -kExponent);
   static void put(std::byte* at, int row, const Row& fields) {
     put_row(at, row, fields.d);
     for (int g = 0; g < kGroups; ++g) put_row(at + 32 + 16 * g, row, fields.s[g]);
   }
   static ScaleMin read(const std::byte* at, int row, int g) {
-    const float steps = static_cast<float>(get_row<int8_t>(at + 32 + 16 * g, row)) * kFactor;
-    return {to_float(get_row<f16>(at, row)) * steps, 0.0f};
+    const auto s = static_cast<float>(get_row<int8_t>(at + 32 + 16 * g, row));
+    return {to_float(get_row<f16>(at, row)) * s, 0.0f};
+  }
+  static constexpr int kLargestStep = largest;
+  template <class V>
+  [[gnu::always_inline]] static inline void steps(const std::byte* at, int g, typename V::I32& s,
+                                                  typename V::I32&) {
+    s = V::widen_s8(reinterpret_cast<const int8_t*>(at + 32 + 16 * g));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void units(const std::byte* at, typename V::F32& d,
+                                                  typename V::F32&) {
+    d = V::load_f32(reinterpret_cast<const f16*>(at));
   }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
                                                  typename V::F32&) {
-    auto steps = to_f32(V::widen_s8(reinterpret_cast<const int8_t*>(at + 32 + 16 * g)));
-    if constexpr (kExponent != 0) steps = mul(steps, V::fill(kFactor));
-    scale = mul(V::load_f32(reinterpret_cast<const f16*>(at)), steps);
+    typename V::I32 s, none;
+    steps<V>(at, g, s, none);
+    scale = mul(V::load_f32(reinterpret_cast<const f16*>(at)), to_f32(s));
   }
 };
 
@@ -237,6 +248,11 @@ struct SixBitScales {
                                                  typename V::F32& min) {
     load_steps<V, SixBitScales>(at, g, scale, min);
   }
+  template <class V>
+  [[gnu::always_inline]] static inline void units(const std::byte* at, typename V::F32& d,
+                                                  typename V::F32& least) {
+    load_units<V>(at, d, least);
+  }
 };
 
 /// The scales of Q2_K: f16 d and dmin, for each of sixteen groups a byte with s in its low half and
@@ -270,6 +286,11 @@ struct FourBitScales {
   [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
                                                  typename V::F32& min) {
     load_steps<V, FourBitScales>(at, g, scale, min);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline void units(const std::byte* at, typename V::F32& d,
+                                                  typename V::F32& least) {
+    load_units<V>(at, d, least);
   }
 };
 

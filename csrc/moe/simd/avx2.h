@@ -148,6 +148,9 @@ MOE_INLINE F32x16 abs(F32x16 a) { return from_bits(and_bits(bits(a), set1_i32(0x
 MOE_INLINE I32x16 add(I32x16 a, I32x16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
+MOE_INLINE I32x16 mul(I32x16 a, I32x16 b) {
+  return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
+}
 MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) {
   return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
 }

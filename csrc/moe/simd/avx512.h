@@ -92,6 +92,7 @@ MOE_INLINE F32x16 from_bits(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
 MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
 MOE_INLINE F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
 MOE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+MOE_INLINE I32x16 mul(I32x16 a, I32x16 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 MOE_INLINE I32x16 shift_left(I32x16 a, int count) {
   return {_mm512_slli_epi32(a.v, static_cast<unsigned>(count))};
@@ -219,10 +220,33 @@ MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}
 MOE_INLINE U8x64 sub_bytes(U8x64 a, int b) {
   return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
 }
-/// Bytes a lane's small factor times, where no product exceeds 255.
+/// The low half of a lane in its upper half as well.
+MOE_INLINE __m512i repeat_half(I32x16 a) {
+  return _mm512_ternarylogic_epi32(a.v, _mm512_slli_epi32(a.v, 16), _mm512_set1_epi32(0xffff),
+                                   0xe4);  // mask ? a : shifted
+}
+/// Bytes a lane's factor times, modulo 256.
 MOE_INLINE U8x64 scale_bytes(U8x64 a, I32x16 factor) {
-  const __m512i both = _mm512_or_si512(factor.v, _mm512_slli_epi32(factor.v, 16));
-  return {_mm512_mullo_epi16(a.v, both)};
+  const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00)), both = repeat_half(factor);
+  const __m512i even = _mm512_mullo_epi16(a.v, both);
+  const __m512i odd = _mm512_mullo_epi16(_mm512_and_si512(a.v, upper), both);
+  return {_mm512_ternarylogic_epi32(odd, even, upper, 0xe4)};  // upper ? odd : even
+}
+/// The same where no product exceeds 255.
+MOE_INLINE U8x64 scale_small_bytes(U8x64 a, I32x16 factor) {
+  return {_mm512_mullo_epi16(a.v, repeat_half(factor))};
+}
+/// Bytes a lane's factor of eight bits times, less `offset` times the factor: 128 high + low.
+MOE_INLINE void scale_bytes(U8x64 a, I32x16 factor, int offset, U8x64& high, U8x64& low) {
+  const __m512i upper = _mm512_set1_epi16(static_cast<short>(0xff00)), both = repeat_half(factor);
+  const __m512i zero = _mm512_mullo_epi16(both, _mm512_set1_epi16(static_cast<short>(-offset)));
+  const __m512i by_odd = _mm512_slli_epi16(both, 8), by_even = _mm512_andnot_si512(upper, both);
+  const __m512i even = _mm512_add_epi16(_mm512_maddubs_epi16(a.v, by_even), zero);
+  const __m512i odd = _mm512_add_epi16(_mm512_maddubs_epi16(a.v, by_odd), zero);
+  low = {_mm512_and_si512(_mm512_ternarylogic_epi32(_mm512_slli_epi16(odd, 8), even, upper, 0xe4),
+                          _mm512_set1_epi8(0x7f))};
+  high = {_mm512_ternarylogic_epi32(_mm512_add_epi16(odd, odd), _mm512_srai_epi16(even, 7), upper,
+                                    0xe4)};
 }
 #ifdef __GFNI__
 // A number that is neither subnormal nor NaN is a map of its code's bits: seeeemmm becomes

@@ -115,6 +115,7 @@ MOE_INLINE I32x16 bits(F32x16 a) { return {reinterpret_cast<IntLanes>(a.v)}; }
 MOE_INLINE F32x16 from_bits(I32x16 a) { return {reinterpret_cast<FloatLanes>(a.v)}; }
 MOE_INLINE F32x16 abs(F32x16 a) { return from_bits({bits(a).v & 0x7fffffff}); }
 MOE_INLINE I32x16 add(I32x16 a, I32x16 b) { return {a.v + b.v}; }
+MOE_INLINE I32x16 mul(I32x16 a, I32x16 b) { return {a.v * b.v}; }
 MOE_INLINE I32x16 sub(I32x16 a, I32x16 b) { return {a.v - b.v}; }
 MOE_INLINE I32x16 shift_left(I32x16 a, int count) { return {a.v << count}; }
 MOE_INLINE I32x16 and_bits(I32x16 a, I32x16 b) { return {a.v & b.v}; }

@@ -21,23 +21,33 @@ static void activations_bf16(const float* x, int64_t cols, const ActivationLayou
   for (; k < layout.words * 2; ++k) out[k] = {0};
 }
 
-/// Sums of a row's bytes over each kSumGroup and each kScaleBlock columns. Small integers: their
-/// sums in floats are exact.
-static void sum_bytes(const int8_t* bytes, int64_t blocks, int32_t* block_sums,
-                      int32_t* group_sums) noexcept {
+/// The sums of a row's bytes (ActivationLayout). Small integers: their sums in floats are exact.
+static void sum_bytes(const ActivationLayout& layout, std::byte* row) noexcept {
+  const auto* bytes = reinterpret_cast<const int8_t*>(row);
+  auto* block_sums = reinterpret_cast<int32_t*>(row + layout.block_sums_at);
+  auto* group_sums = reinterpret_cast<int32_t*>(row + layout.group_sums_at);
+  auto* short_sums = reinterpret_cast<int16_t*>(row + layout.short_sums_at);
+  auto* pair_sums = reinterpret_cast<int16_t*>(row + layout.pair_sums_at);
   static_assert(kSumGroup == kLanes && kDeepestBlock / kSumGroup % kSumVectors == 0);
   constexpr int kGroups = kScaleBlock / kSumGroup;
-  for (int64_t g = 0; g < blocks * kGroups; g += kSumVectors) {
+  for (int64_t g = 0; g < layout.blocks * kGroups; g += kSumVectors) {
     F32x16 value[kSumVectors];
     MOE_UNROLL
     for (int i = 0; i < kSumVectors; ++i) value[i] = load(bytes + (g + i) * kSumGroup);
     alignas(64) float sums[kSumVectors];
     sum_lanes(value, sums);
-    for (int i = 0; i < kSumVectors; ++i) group_sums[g + i] = static_cast<int32_t>(sums[i]);
+    for (int i = 0; i < kSumVectors; ++i) {
+      group_sums[g + i] = static_cast<int32_t>(sums[i]);
+      short_sums[g + i] = static_cast<int16_t>(sums[i]);
+    }
   }
-  for (int64_t block = 0; block < blocks; ++block) {
+  for (int64_t block = 0; block < layout.blocks; ++block) {
     int32_t sum = 0;
-    for (int g = 0; g < kGroups; ++g) sum += group_sums[block * kGroups + g];
+    for (int64_t g = block * kGroups; g < (block + 1) * kGroups; g += 2) {
+      const int32_t pair = group_sums[g] + group_sums[g + 1];
+      pair_sums[g / 2] = static_cast<int16_t>(pair);
+      sum += pair;
+    }
     block_sums[block] = sum;
   }
 }
@@ -73,8 +83,7 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
       store_i8(out + begin + i, round_to_i32(mul(values(i), inverse)));
     }
   }
-  sum_bytes(out, layout.blocks, reinterpret_cast<int32_t*>(row + layout.block_sums_at),
-            reinterpret_cast<int32_t*>(row + layout.group_sums_at));
+  sum_bytes(layout, row);
 }
 
 static constexpr ConvertKernels kConvertKernels = {

@@ -10,19 +10,19 @@
 namespace moe::MOE_ISA {
 
 /// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima;
-/// where scales have two levels (steps), the group's integers instead, and the block's units. The
-/// byte that means zero is the format's that they come from (TileCall::offset).
-template <int group, bool min, bool two_levels>
+/// where scales have two levels (Steps), the group's integers instead, and the block's units.
+/// The byte that means zero is the format's that they come from (TileCall::offset).
+template <int group, bool min, Steps sums>
 struct ByteGroups {
   static constexpr bool kInCache = true;
   static constexpr int kDepth = group, kGroup = group, kUnitDepth = 4;
   static constexpr int64_t kUnitBytes = 64;
   static constexpr int64_t kScalesAt = group * kPanelRows;
-  static constexpr int64_t kBlockBytes = kScalesAt + (two_levels ? 256 : min ? 128 : 64);
+  static constexpr int64_t kBlockBytes = kScalesAt + (sums != Steps::kNone ? 256 : min ? 128 : 64);
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kGroup;
   static constexpr bool kMin = min;
-  static constexpr bool kSteps = two_levels;
+  static constexpr Steps step_sums() { return sums; }
 
   template <class V>
   MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
@@ -35,9 +35,14 @@ struct ByteGroups {
     if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 64));
   }
   template <class V>
+  MOE_INLINE void steps(const std::byte* block, int, typename V::I32& s, typename V::I32& m) {
+    s = load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt));
+    if constexpr (min) m = load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt + 64));
+  }
+  template <class V>
   MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
     d = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 128));
-    least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 192));
+    if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 192));
   }
 };
 
@@ -69,20 +74,24 @@ inline constexpr bool kHasTiles = true;
 inline constexpr bool kHasTiles = false;
 #endif
 
-/// Whether the scales of F have two levels that the products keep apart (GroupBlock::kSteps).
+/// Whether the scales of F have two levels, which the products keep apart.
+template <class F>
+constexpr Steps step_sums() {
+  if constexpr (requires { F::step_sums(); }) return F::step_sums();
+  return Steps::kNone;
+}
 template <class F>
 constexpr bool has_steps() {
-  if constexpr (requires { F::kSteps; }) return F::kSteps;
-  return false;
+  return step_sums<F>() != Steps::kNone;
 }
 /// A group's scale and minimum; where they have two levels, its integers.
 template <class F>
 MOE_INLINE void load_scale(const std::byte* block, int group, F32x16& scale, F32x16& min) {
-  if constexpr (has_steps<F>() && !requires { F::kInCache; }) {
+  if constexpr (has_steps<F>()) {
     I32x16 s, m;
     F::template steps<Vec>(block, group, s, m);
     scale = to_f32(s);
-    min = to_f32(m);
+    if constexpr (F::kMin) min = to_f32(m);
   } else {
     F::template scale<Vec>(block, group, scale, min);
   }
@@ -98,7 +107,7 @@ template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 &&
            (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
-  using Type = ByteGroups<F::kGroup, F::kMin, has_steps<F>()>;
+  using Type = ByteGroups<F::kGroup, F::kMin, step_sums<F>()>;
 };
 template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kBf16)
@@ -175,15 +184,19 @@ template <class F, class E, bool kSigned = false>
     }
     for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
       F32x16 scale, min;
-      load_scale<F>(block, g, scale, min);
       auto* to = reinterpret_cast<float*>(out + E::kScalesAt);
+      if constexpr (has_steps<F>()) {
+        I32x16 s, m;
+        F::template steps<Vec>(block, g, s, m);
+        store(to, from_bits(s));
+        if constexpr (E::kMin) store(to + kPanelRows, from_bits(m));
+        F::template units<Vec>(block, scale, min);
+        to += 2 * kPanelRows;
+      } else {
+        F::template scale<Vec>(block, g, scale, min);
+      }
       store(to, scale);
       if constexpr (E::kMin) store(to + kPanelRows, min);
-      if constexpr (has_steps<F>()) {
-        F::template units<Vec>(block, scale, min);
-        store(to + 2 * kPanelRows, scale);
-        store(to + 3 * kPanelRows, min);
-      }
     }
   }
 }

@@ -144,12 +144,18 @@ MOE_INLINE void accumulate(const TileCall& call, const uint32_t* const (&x)[R], 
   for (; u < units; ++u) unit(u);
 }
 
-template <int R, int P>
-MOE_INLINE void clear(F32x16 (&sum)[R][P]) {
+template <class Sum, int R, int P>
+MOE_INLINE void clear(Sum (&sum)[R][P]) {
   MOE_UNROLL
   for (int r = 0; r < R; ++r) {
     MOE_UNROLL
-    for (int p = 0; p < P; ++p) sum[r][p] = zero_f32();
+    for (int p = 0; p < P; ++p) {
+      if constexpr (std::is_same_v<Sum, I32x16>) {
+        sum[r][p] = set1_i32(0);
+      } else {
+        sum[r][p] = zero_f32();
+      }
+    }
   }
 }
 
@@ -231,8 +237,8 @@ MOE_INLINE int64_t unit_at(int64_t column) {
   return block_at<F>(column) + column % F::kDepth / F::kUnitDepth * F::kUnitBytes;
 }
 
-/// The sums of the group that starts at `column` times its scales, added to value (or written), and
-/// the minima times Σ x.
+/// The sums of the group that starts at `column` times its scales (or steps), added to value (or
+/// written), and the minima times Σ x.
 template <class F, bool kWrite, int R, int P>
 MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&total)[R],
                           const I32x16 (&sum)[R][P], F32x16 (&value)[R][P]) {
@@ -255,10 +261,27 @@ MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&
   }
 }
 
+/// The same in integers, times the group's step.
+template <class F, bool kWrite, int R, int P>
+MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&)[R],
+                          const I32x16 (&sum)[R][P], I32x16 (&value)[R][P]) {
+  constexpr int64_t kScaleBytes = (F::kBlockBytes - F::kScalesAt) / (F::kDepth / F::kGroup);
+  const int group = static_cast<int>(column % F::kDepth) / F::kGroup;
+  MOE_UNROLL
+  for (int p = 0; p < P; ++p) {
+    const int64_t at = block_at<F>(column);
+    request<R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
+    I32x16 step, min;
+    F::template steps<Vec>(call.panels[p].blocks + at, group, step, min);
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) value[r][p] = add(value[r][p], mul(sum[r][p], step));
+  }
+}
+
 /// Groups shorter than a range of the activations' scales: columns [begin, end) of a depth block.
-template <class F, int R, int P>
+template <class F, class Value, int R, int P>
 MOE_INLINE void add_groups(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
-                           int64_t end, F32x16 (&value)[R][P]) {
+                           int64_t end, Value (&value)[R][P]) {
   constexpr int kSums = F::kGroup / kSumGroup;
   constexpr int kUnitWords = F::kUnitDepth / 4;
   constexpr int kSpan = F::kUnitDepth > F::kGroup ? F::kUnitDepth : F::kGroup;
@@ -290,13 +313,13 @@ MOE_INLINE void add_groups(const TileCall& call, const uint32_t* const (&x)[R], 
   }
 }
 
-/// Scales in two levels: value, the sum of the groups' integers, times d, and the minima, whose sum
-/// is an integer too, times their unit.
+/// Scales in two levels: value, the sum of the groups' integers times their steps, times d, and the
+/// minima, whose sum is an integer too, times their unit.
 template <class F, int R, int P>
 MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x16 (&value)[R][P]) {
   F32x16 least[R][P];
   clear(least);
-  for (int64_t column = begin; column < end; column += F::kGroup) {
+  for (int64_t column = begin; F::kMin && column < end; column += F::kGroup) {
     const int64_t first_sum = (call.depth_block * kDepthBlock + column) / kSumGroup;
     F32x16 min[P];
     MOE_UNROLL
@@ -318,7 +341,10 @@ MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x
     F32x16 d, unit;
     F::template units<Vec>(call.panels[p].blocks + block_at<F>(begin), d, unit);
     MOE_UNROLL
-    for (int r = 0; r < R; ++r) value[r][p] = fma(least[r][p], unit, mul(value[r][p], d));
+    for (int r = 0; r < R; ++r) {
+      value[r][p] = mul(value[r][p], d);
+      if constexpr (F::kMin) value[r][p] = fma(least[r][p], unit, value[r][p]);
+    }
   }
 }
 
@@ -350,10 +376,18 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
           for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
         }
       }
+    } else if constexpr (step_sums<F>() == Steps::kIntegers) {
+      I32x16 sum[R][P];
+      add_groups<F>(call, x, begin, end, sum);
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
+      }
     } else {
-      add_groups<F, R, P>(call, x, begin, end, value);
-      if constexpr (has_steps<F>()) add_units<F, R, P>(call, begin, end, value);
+      add_groups<F>(call, x, begin, end, value);
     }
+    if constexpr (has_steps<F>()) add_units<F, R, P>(call, begin, end, value);
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
       const auto* scales = reinterpret_cast<const float*>(call.rows[r] + layout.scales_at);
