@@ -103,9 +103,11 @@ MOE_INLINE void multiply(const uint32_t* const (&x)[R], int64_t word,
 template <int R>
 MOE_INLINE void request(const PanelRange& range, int64_t i) {
   const std::byte* at = (i < range.last ? range.ahead : range.after) + (i >> range.shift);
-  // Many rows read the block that is in L1 while the next one arrives.
+  // Many rows read the block that is in L1 while the next one arrives. For few rows memory is asked
+  // twice as far ahead: L1 has too few lines under way to hide what memory takes.
   if constexpr (R < kTileRows / 2) {
     prefetch(at);
+    prefetch_l2(at + kPrefetchBytes);
   } else {
     prefetch_l2(at);
   }
