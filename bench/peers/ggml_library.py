@@ -95,6 +95,7 @@ class Ggml:
     """The functions under their own names; `context` and `extra_buffer_types` beside them."""
 
     def __init__(self, name: str, libraries: list[Path], functions: dict[str, Any]) -> None:
+        self.quantized: tuple[Any, int, list[Any]] | None = None  # what was rounded last, of what
         try:
             loaded = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in libraries]
         except OSError as error:

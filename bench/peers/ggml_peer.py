@@ -58,7 +58,7 @@ class GgmlPeer(Peer):
             np.empty((shape.experts, rows * ggml.ggml_row_size(kind, cols)), np.uint8)
             for cols, rows in sizes
         ]
-        for expert, forms in layer.packed(self._quantizer(kind), self._threads):
+        for expert, forms in self._quantized(layer, kind):
             for which in range(3):
                 whole[which][expert] = forms[which]
         for tensor, data in zip(tensors, whole, strict=True):
@@ -66,6 +66,14 @@ class GgmlPeer(Peer):
             ggml.ggml_backend_tensor_set(tensor, data.ctypes.data, 0, data.nbytes)
             self.lay_out(tensor)
         self._weights = (tensors[0], tensors[1], tensors[2])
+
+    def _quantized(self, layer: Layer, kind: int) -> list[tuple[int, list[np.ndarray]]]:
+        """Every expert's matrices; the peers of one library round them once."""
+        ggml = self._ggml
+        if ggml.quantized is None or ggml.quantized[:2] != (layer, kind):
+            forms = list(layer.packed(self._quantizer(kind), self._threads))
+            ggml.quantized = layer, kind, forms
+        return list(ggml.quantized[2])
 
     def lay_out(self, tensor: int) -> None:
         """What a program does with a tensor after loading it."""

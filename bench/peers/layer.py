@@ -45,25 +45,26 @@ class PlainSizes:
 class Layer:
     """E experts of random normal weights, of variance 1 / depth.
 
-    There are PATTERNS different experts, over and over: rounding gigabytes of weights would take
-    far longer than running them. PATTERNS is a prime, so that an index that is wrong by a power of
-    two gives another result. A pattern is a window of one run of numbers, each at another place:
-    all differ, and none takes memory of its own before somebody packs it.
+    There are seven different experts, over and over, three to five where they are large: rounding
+    gigabytes of weights would take far longer than running them. The number is a prime, so that an
+    index that is wrong by a power of two gives another result. A pattern is a window of one run of
+    numbers, each at another place: all differ, and none takes memory before somebody packs it.
     """
 
-    PATTERNS = 7
+    _LARGE = 300_000_000  # weights of all patterns
     _STEP = 7919  # a prime: windows do not align with rows
     _FILES = ("gate.npy", "up.npy", "down.npy")
 
     def __init__(self, shape: Sizes, values: list[Float32] | None = None) -> None:
         self.shape = shape
         self._count = shape.hidden * shape.inter
+        self._patterns = next((p for p in (7, 5) if 3 * p * self._count < self._LARGE), 3)
         if values is not None:
             self._values = values
             return
         rng = np.random.default_rng(0)
         self._values = [
-            rng.standard_normal(self._count + self._STEP * self.PATTERNS, np.float32)
+            rng.standard_normal(self._count + self._STEP * self._patterns, np.float32)
             for _ in range(3)
         ]
         for numbers, depth in zip(
@@ -82,7 +83,7 @@ class Layer:
 
     def expert(self, index: int) -> tuple[Float32, Float32, Float32]:
         """gate [F, H], up [F, H] and down [H, F]; views."""
-        start = self._STEP * (index % self.PATTERNS)
+        start = self._STEP * (index % self._patterns)
         gate, up, down = (values[start : start + self._count] for values in self._values)
         hidden, inter = self.shape.hidden, self.shape.inter
         return gate.reshape(inter, hidden), up.reshape(inter, hidden), down.reshape(hidden, inter)
@@ -91,11 +92,11 @@ class Layer:
         self, pack: Callable[[Float32, Float32, Float32], T], threads: int = 1
     ) -> Iterator[tuple[int, T]]:
         """Every expert's index and its packed form, made once for each pattern."""
-        different = range(min(self.PATTERNS, self.shape.experts))
+        different = range(min(self._patterns, self.shape.experts))
         with ThreadPoolExecutor(threads) as pool:
             forms = list(pool.map(lambda index: pack(*self.expert(index)), different))
         for index in range(self.shape.experts):
-            yield index, forms[index % self.PATTERNS]
+            yield index, forms[index % self._patterns]
 
     def reference(self, x: Float32, experts: Int32, weights: Float32) -> Float32:
         """The definition, for a few tokens."""
