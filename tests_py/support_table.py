@@ -57,10 +57,17 @@ that it is current.
   is refused by name.
 - **record**, **intervene**: routing recorded, replayed to the byte, masked and forced.
 
-"yes" stands for a test, "-" for what there is none of. Without GGUF are families that llama.cpp has
-no architecture for (as of llama-cpp-python 0.3.36): `axk1`, `flex_olmo`, `jetmoe`, `longcat_flash`
-and `switch_transformers` (its `t5` has no experts); its `bailingmoe3` (`bailing_hybrid`) and
-`minimax-01` (`minimax`) are not read.
+"yes" stands for a test, "-" for what there is none of. llama.cpp (llama-cpp-python 0.3.36, and its
+source as of November 2026) has no architecture for `axk1`, `flex_olmo`, `jetmoe`, `longcat_flash`
+and `switch_transformers` (its `t5` has no experts). It has `bailingmoe3` (`bailing_hybrid`: each
+layer's convolutions, bounded decays and the gates of latent heads have names of their own) and
+`minimax-01` (`minimax`: one `residual_scale` for six factors), which are not read or written yet.
+
+Its other architectures with experts belong to models that moekit has no family for: `arctic`,
+`bailingmoe`, `bailingmoe2`, `deci`, `dots3note`, `glm5-next`, `grok`, `grovemoe`, `hy_v4`,
+`kimi-k3`, `llada-moe`, `minicpm`, `nomic-bert-moe`, `rnd1`, `smallthinker`, `step35`; or to
+pictures: `deepseek2-ocr`, `qwen3vlmoe`. `mistral3` and `llama-embed` with experts are `llama`, the
+name that Mixtral's files have.
 
 """
 
