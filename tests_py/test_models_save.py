@@ -43,7 +43,8 @@ _WRITTEN = (
         "hy_v3",
         "laguna",
     ),
-    *("lfm2_moe", "mellum", "mimo_v2_flash", "minimax_m3_vl_text", "mistral4", "solar_open"),
+    *("lfm2_moe", "mellum", "mimo_v2_flash", "minimax", "minimax_m3_vl_text"),
+    *("mistral4", "solar_open"),
 )
 BOTH = [*test_models_gguf.FAMILIES, *_WRITTEN]
 # Types that the core keeps and llama.cpp has kernels for.
@@ -88,6 +89,11 @@ CHANGES = {
             kind: {"rope_type": "default", "rope_theta": 5e5}
             for kind in ("full_attention", "sliding_attention")
         }
+    },
+    # llama.cpp's epsilon of lightning attention is that of the other norms.
+    "minimax": {
+        "rms_norm_eps": 1e-6,
+        **{f"{part}_alpha_factor": 1.5 for part in ("linear_attn", "full_attn", "mlp")},
     },
     # llama.cpp chooses blocks with flash attention alone; 64 of 3 keys are all there are.
     "minimax_m3_vl_text": {
@@ -444,6 +450,9 @@ _UNSAID: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"hidden_act": "gelu"}, "activation is 'gelu'"),
     ("phimoe", {"attention_bias": False}, "attention_bias"),
     ("dots1", {"sliding_window": 4, "layer_types": None, "max_window_layers": 1}, "layer_types"),
+    ("minimax", {"mlp_alpha_factor": 1.5}, "factors of the stream"),
+    ("minimax", {"full_attn_beta_factor": 0.5}, "factors of the stream"),
+    ("minimax", {"sliding_window": 4}, "sliding_window"),
     ("minimax_m3_vl_text", {"swiglu_limit": 7.0}, "layer_types"),
     ("deepseek_v4", {}, "compress_rates"),
     ("granitemoe_swa", {"layer_rope_theta": [1e4, 2e4, 2e4]}, "layer_rope_theta"),
@@ -473,6 +482,9 @@ _ABSURD: list[tuple[str, str, Any]] = [
     ("deepseek_v4", "deepseek4.attention.compress_ratios", np.array([0, 4, 3], np.int32)),
     ("deepseek_v4", "deepseek4.attention.compress_ratios", np.zeros(2, np.int32)),
     ("deepseek_v4", "deepseek4.block_count", 2**32 - 1),
+    ("minimax", "minimax-01.attention.recurrent_layers", 2**32 - 1),
+    ("minimax", "minimax-01.block_count", 2**32 - 1),
+    ("minimax", "minimax-01.residual_scale", "1"),
     ("minimax_m3_vl_text", "minimax-m3.expert_shared_count", 2**32 - 1),
     ("minimax_m3_vl_text", "minimax-m3.block_count", 0),
 ]

@@ -147,6 +147,8 @@ class Architecture:
     latent: bool = False
     # Norms have the one in their weights that the model adds.
     holds_one: bool = False
+    # Names that layers with a certain tensor have instead.
+    beside: Mapping[str, Names] = field(default_factory=dict)
     # Keys that `gguf_families` reads.
     own: Sequence[str] = ()
     # What experts do between their products, by the core's name.

@@ -17,6 +17,8 @@ RATIOS = {
     128: "heavily_compressed_attention",
 }
 BLOCKS = "minimax_m3_sparse"
+# Parts of MiniMax-01 that have two factors each, by the names in its config.json.
+STREAMS = ("linear_attn", "full_attn", "mlp")
 # Factors of frequencies from here on stand for pairs that do not rotate (the converter's is 1e30).
 STILL = 1e20
 
@@ -109,6 +111,21 @@ def _minimax_m3(config: dict[str, Any], keys: Keys) -> None:
     config["norms_hold_one"] = True
 
 
+def _minimax(config: dict[str, Any], keys: Keys) -> None:
+    """Layers of lightning attention, and one factor of the stream for all of them."""
+    layers = keys.field("block_count", int)
+    recurrent = "attention.recurrent_layers"
+    if recurrent in keys or not 0 < layers <= MAX_LAYERS:
+        linear = keys.by_layer(recurrent, layers)
+    else:
+        period = keys.field("full_attention_interval", int, 8)
+        linear = [period < 1 or (n + 1) % period for n in range(layers)]
+    config["layer_types"] = ["linear_attention" if flag else FULL for flag in linear]
+    scale = keys.field("residual_scale", float)
+    for part in STREAMS:
+        config[f"{part}_alpha_factor"], config[f"{part}_beta_factor"] = scale, 1.0
+
+
 def _deepseek_v4(config: dict[str, Any], keys: Keys) -> None:
     """Kinds of layers by their ratios, the first ones routed by a table, and two rotations."""
     layers = keys.field("block_count", int)
@@ -141,6 +158,7 @@ def _deepseek_v4(config: dict[str, Any], keys: Keys) -> None:
 READ: Mapping[str, Callable[[dict[str, Any], Keys], None]] = {
     "gemma4_text": _gemma4,
     "granitemoe_swa": _granitemoe_swa,
+    "minimax": _minimax,
     "minimax_m3_vl_text": _minimax_m3,
     "deepseek_v4": _deepseek_v4,
 }

@@ -1,7 +1,15 @@
 """GGUF architectures whose layers of attention are of two kinds, with a rotation each, and others
 that came with them. As the rows of `gguf_architectures`, read and written."""
 
-from .gguf_architectures import SIGMOID, SOFTMAX, Architecture, Banks
+from .gguf_architectures import (
+    HEAD_DIM,
+    SIGMOID,
+    SOFTMAX,
+    SPARSE,
+    W_PARTS,
+    Architecture,
+    Banks,
+)
 
 
 def _shared(name: str) -> dict[str, str]:
@@ -185,5 +193,22 @@ KINDS = (
         own=("attention.head_count_kv",),
         activation="gelu_tanh",
         fixed={"attention_bias": False},
+    ),
+    Architecture(
+        "minimax-01",
+        "minimax",
+        {
+            **SPARSE,
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_gate": "self_attn.output_gate",
+            "attn_norm_2": "self_attn.norm",
+        },
+        fields=HEAD_DIM,
+        experts="block_sparse_moe.experts",
+        banks=W_PARTS,
+        expert_count="num_local_experts",
+        partial=True,
+        beside={"attn_qkv": {"attn_output": "self_attn.out_proj"}},
+        differs="llama.cpp normalises lightning attention with rms_norm_eps, not with 1e-6",
     ),
 )

@@ -1,7 +1,7 @@
 """The tensors of a GGUF file under the names of a Hugging Face checkpoint."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,14 @@ _ROTARY = frozenset({"rope_freqs.weight", "rope_factors_short.weight", "rope_fac
 Order = npt.NDArray[np.int64]
 
 
-def hf_name(row: Architecture, name: str) -> str:
+def hf_name(row: Architecture, name: str, present: Container[str] = ()) -> str:
     """Hugging Face's name of a GGUF tensor; one that the architecture does not know keeps its own
-    (in a block, behind the layer's prefix)."""
+    (in a block, behind the layer's prefix). `present` are the file's tensors."""
     match = _BLOCK.fullmatch(name)
     names: Mapping[str, str] = row.layer_names if match else row.frame
+    for mark, others in row.beside.items():
+        if match and f"blk.{match[1]}.{mark}.weight" in present:
+            names = {**names, **others}
     inner = match[2] if match else name
     prefix = f"{row.prefix}{int(match[1])}." if match else ""
     if inner in names:
@@ -40,6 +43,8 @@ def gguf_names(row: Architecture, names: Iterable[str]) -> dict[str, str]:
     """GGUF's name of each of Hugging Face's, in GGUF's grouping; ValueError for one without."""
     frame = {value: key for key, value in row.frame.items()}
     layer = {value: key for key, value in row.layer_names.items()}
+    for others in row.beside.values():
+        layer |= {value: key for key, value in others.items()}
     found = {}
     for name in names:
         inner, table, start = name, frame, ""
@@ -74,7 +79,7 @@ class GgufWeights(Weights):
             match = _BLOCK.fullmatch(name)
             if match and int(match[1]) >= blocks:
                 raise checkpoint.error(info, f"lies beyond the {blocks} blocks of the file")
-            full = hf_name(row, name)
+            full = hf_name(row, name, checkpoint)
             if full in found:
                 raise checkpoint.error(info, f"gives {quoted(full)} a second time")
             inner = name.split(".", 2)[-1]

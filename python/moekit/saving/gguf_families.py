@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint.gguf_architectures import Architecture
-from ..checkpoint.gguf_families import RATIOS
+from ..checkpoint.gguf_families import RATIOS, STREAMS
 from ..checkpoint.gguf_layers import FULL, SLIDING
 from ..config import Config
 from ..models import deepseek_v4
 from ..models.rope import read_rope
+from ..nn import LightningAttention
 from .placing import Array
 
 if TYPE_CHECKING:
@@ -116,6 +117,28 @@ def _granitemoe_swa(model: "Model", values: dict[str, Any]) -> None:
     values["attention.rope_pattern"] = np.array([theta > 0 for theta in thetas], np.bool_)
 
 
+def _minimax(model: "Model", values: dict[str, Any]) -> None:
+    """Layers of lightning attention; one factor of the stream, none of what is added to it."""
+    config = Config(model.config)
+    alphas = {config.number(f"{part}_alpha_factor", default=1.0) for part in STREAMS}
+    betas = {config.number(f"{part}_beta_factor", default=1.0) for part in STREAMS}
+    if len(alphas) > 1 or betas != {1.0}:
+        raise ValueError(
+            f"[save] factors of the stream are {sorted(alphas)} and of what is added to it "
+            f"{sorted(betas)}; GGUF's minimax-01 means one and 1, which are required"
+        )
+    parts = _attention(model)
+    if len(parts) < 2 or any(getattr(part, "window", None) is not None for part in parts):
+        raise ValueError(
+            f"[save] {len(parts)} layers, sliding_window {config.get('sliding_window')}; GGUF's "
+            "minimax-01 means two layers at least and no window, which are required"
+        )
+    linear = [isinstance(part, LightningAttention) for part in parts]
+    values["attention.recurrent_layers"] = np.array(linear, np.bool_)
+    values["attention.value_length"] = values["attention.key_length"]
+    values["residual_scale"] = alphas.pop()
+
+
 def _minimax_m3(model: "Model", values: dict[str, Any]) -> None:
     """Layers with experts choose blocks; the shared expert is as wide as so many others."""
     for key, default in _MINIMAX_3.items():
@@ -192,6 +215,7 @@ def _deepseek_v4(model: "Model", values: dict[str, Any]) -> None:
 WRITE: Mapping[str, Callable[["Model", dict[str, Any]], None]] = {
     "gemma4_text": _gemma4,
     "granitemoe_swa": _granitemoe_swa,
+    "minimax": _minimax,
     "minimax_m3_vl_text": _minimax_m3,
     "deepseek_v4": _deepseek_v4,
 }
