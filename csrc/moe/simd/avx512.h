@@ -211,6 +211,16 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
 }
 
 MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
+#ifdef __GFNI__
+  // Both at once: bit i of a byte is bit i + shift of the byte it comes from. 255 does not mask.
+  if (shift != 0 && mask != 255) {
+    uint64_t map = 0;
+    for (int i = 0; i < 8; ++i) {
+      if ((mask >> i & 1) != 0) map |= uint64_t{1} << (56 - 8 * i + i + shift);
+    }
+    return {_mm512_gf2p8affine_epi64_epi8(a.v, _mm512_set1_epi64(static_cast<long long>(map)), 0)};
+  }
+#endif
   const __m512i m = _mm512_set1_epi8(static_cast<char>(mask));
   if (shift > 0) a.v = _mm512_srli_epi16(a.v, static_cast<unsigned>(shift));
   if (shift < 0) a.v = _mm512_slli_epi16(a.v, static_cast<unsigned>(-shift));
