@@ -59,9 +59,7 @@ that it is current.
 
 "yes" stands for a test, "-" for what there is none of. llama.cpp (llama-cpp-python 0.3.36, and its
 source as of November 2026) has no architecture for `axk1`, `flex_olmo`, `jetmoe`, `longcat_flash`
-and `switch_transformers` (its `t5` has no experts). Its `bailingmoe3` (`bailing_hybrid`: decays
-that are always bounded, convolutions and gates of latent heads under names of their own) is not
-read or written yet.
+and `switch_transformers` (its `t5` has no experts).
 
 Its other architectures with experts belong to models that moekit has no family for: `arctic`,
 `bailingmoe`, `bailingmoe2`, `deci`, `dots3note`, `glm5-next`, `grok`, `grovemoe`, `hy_v4`,

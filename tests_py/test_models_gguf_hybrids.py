@@ -39,6 +39,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_next": {"linear_value_head_dim": 10},
     "qwen3_5_moe_text": {"linear_value_head_dim": 10},
     "kimi_linear": {"linear_num_heads": 3},
+    "bailing_hybrid": {},
     "nemotron_h": {
         "time_step_min": 1e-30,
         "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "moe"],
@@ -369,6 +370,22 @@ def test_a_written_file_is_the_same_model(
 @pytest.mark.parametrize(
     ("family", "changes", "named"),
     [
+        ("bailing_hybrid", {"kda_safe_gate": False}, "kda_safe_gate"),
+        ("bailing_hybrid", {"linear_num_heads": 4}, "linear_num_heads"),
+        (
+            "bailing_hybrid",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "rope_theta": 1e4,
+                    "factor": 4.0,
+                    "mscale": 1.0,
+                    "mscale_all_dim": 1.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "rope_type",
+        ),
         (
             "qwen3_next",
             {"layer_types": ["full_attention", *["linear_attention"] * 3]},

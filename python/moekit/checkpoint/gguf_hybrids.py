@@ -3,7 +3,17 @@
 some of them.
 """
 
-from .gguf_architectures import INPUT_OUTPUT, LATENT, LATENT_SIZES, SIGMOID, Architecture, Banks
+from .gguf_architectures import (
+    DEEPSEEK_ROUTER,
+    INPUT_OUTPUT,
+    LATENT,
+    LATENT_SIZES,
+    MOE_SIZE,
+    SHARED,
+    SIGMOID,
+    Architecture,
+    Banks,
+)
 
 _STATES = {
     "ssm_in": "in_proj",
@@ -210,5 +220,42 @@ HYBRIDS = (
         gating=SIGMOID,
         latent=True,
         kinds="layer_types",
+    ),
+    Architecture(
+        "bailingmoe3",
+        "bailing_hybrid",
+        {
+            **{key: name.replace("self_attn.", "attention.") for key, name in LATENT.items()},
+            **{f"attn_{part}": f"attention.{part}_proj" for part in "qkv"},
+            **{f"ssm_conv1d_{part}": f"attention.{part}_conv1d" for part in "qkv"},
+            "attn_output": "attention.dense",
+            "attn_gate": "attention.g_proj",
+            "ssm_f_a": "attention.f_proj",
+            "ssm_beta": "attention.b_proj",
+            "ssm_a": "attention.A",
+            "ssm_dt.bias": "attention.dt_bias",
+            "ssm_norm": "attention.o_norm",
+            "exp_probs_b.bias": "mlp.gate.expert_bias",
+            **SHARED,
+        },
+        fields=(
+            *LATENT_SIZES,
+            *MOE_SIZE,
+            *DEEPSEEK_ROUTER,
+            ("linear_head_dim", "kda.head_dim"),
+            ("short_conv_kernel_size", "ssm.conv_kernel"),
+            ("kda_lower_bound", "kda.gate_lower_bound"),
+        ),
+        frame={
+            "token_embd": "model.word_embeddings",
+            "output_norm": "model.norm",
+            "output": "lm_head",
+        },
+        fixed={"kda_safe_gate": True},
+        written={"kda.safe_gate": True},
+        gating=SIGMOID,
+        latent=True,
+        kinds="layer_types",
+        beside={"ssm_f_a": {"ssm_g_a": "attention.g_proj"}},
     ),
 )

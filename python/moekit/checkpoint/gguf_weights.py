@@ -43,14 +43,16 @@ def gguf_names(row: Architecture, names: Iterable[str]) -> dict[str, str]:
     """GGUF's name of each of Hugging Face's, in GGUF's grouping; ValueError for one without."""
     frame = {value: key for key, value in row.frame.items()}
     layer = {value: key for key, value in row.layer_names.items()}
-    for others in row.beside.values():
-        layer |= {value: key for key, value in others.items()}
+    every = dict.fromkeys(names)
     found = {}
-    for name in names:
+    for name in every:
         inner, table, start = name, frame, ""
         if name.startswith(row.prefix):
             block, _, inner = name.removeprefix(row.prefix).partition(".")
             table, start = layer, f"blk.{block}."
+            for mark, others in row.beside.items():
+                if f"{row.prefix}{block}.{row.layer_names[mark]}.weight" in every:
+                    table = {**layer, **{value: key for key, value in others.items()}}
         stem, _, kind = inner.rpartition(".")
         short = table.get(inner) or (f"{table[stem]}.{kind}" if stem in table else "")
         if not short:

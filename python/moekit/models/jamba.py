@@ -110,9 +110,10 @@ def short_convolution(layer: Reader, channels: int, taps: int, bias: bool) -> Sh
 
 
 def decay_rate(layer: Reader, *shape: int) -> Floats:
-    """How fast states fade: e^A_log, or what GGUF has instead, -A. Dimensions of 1 may be added."""
+    """How fast states fade: e^A_log, or what GGUF has instead, the negative of it or, of bounded
+    decays, itself. Dimensions of 1 may be added."""
     others = (*shape, 1), (1, 1, *shape, 1)
     if "A" in layer:
-        return -layer.tensor_of("A", shape, *others)
+        return np.abs(layer.tensor_of("A", shape, *others))
     rate: Floats = np.exp(layer.tensor_of("A_log", shape, *others))
     return rate

@@ -21,13 +21,16 @@ STATES = (
     "qwen3_next",
     "qwen3_5_moe_text",
     "kimi_linear",
+    "bailing_hybrid",
 )
+# Kimi Delta Attention: convolutions have four axes, widths keys of their own.
+_DELTA = ("kimi_linear", "bailing_hybrid")
 _QWEN = ("qwen3_next", "qwen3_5_moe_text")
 _DENSE = re.compile(r"block_sparse_moe\.(gate|up|down)_proj\.")
 # By which tensor a layer of attention is told, where it is not its queries'.
-_ATTENDS = {"kimi_linear": "attn_kv_a_mqa"}
-# In Mamba-2's files rates and skips are columns, and a norm has a row for each group.
-_COLUMNS = ("nemotron_h", "granitemoehybrid")
+_ATTENDS = {"kimi_linear": "attn_kv_a_mqa", "bailing_hybrid": "attn_kv_a_mqa"}
+# Rates and skips are columns in their files, and the norms of Mamba-2 have a row for each group.
+_COLUMNS = ("nemotron_h", "granitemoehybrid", "bailing_hybrid")
 
 
 def in_file_form(
@@ -71,10 +74,11 @@ def _changed(
         return [(name, replace(tensor, order=order))]
     values = values if order is None else values[order]
     if name.endswith(".A_log"):
-        values = -np.exp(values)
+        # A bounded decay has the rate itself.
+        values = np.exp(values) if row.family == "bailing_hybrid" else -np.exp(values)
         name = name.removesuffix("_log")
     if name.endswith("conv1d.weight") and values.ndim == 3:
-        values = values[:, 0] if row.family != "kimi_linear" else values[None]
+        values = values[:, 0] if row.family not in _DELTA else values[None]
     if row.family in _COLUMNS and name.endswith((".A", ".D")):
         values = values.reshape(-1, 1)
     if row.family in _COLUMNS and name.endswith(("mixer.norm.weight", "mamba.norm.weight")):
@@ -167,6 +171,21 @@ def state_keys(
                 f"[save] linear_num_heads is {heads!r}; GGUF's {row.name} has as many as heads of "
                 "attention, which is required"
             )
+    if row.family == "bailing_hybrid":
+        if keys.get("rope.scaling.type", "none") != "none":
+            raise ValueError(
+                f"[save] rope_type is {keys['rope.scaling.type']!r}; GGUF's {row.name} leaves the "
+                "softmax scale as it is, so default is required"
+            )
+        found["kda.gate_lower_bound"] = config.get("kda_lower_bound", -5.0)
+        found["kda.head_dim"] = config.get("linear_head_dim") or config.get("head_dim") or 128
+        found["ssm.conv_kernel"] = config.get("short_conv_kernel_size") or 4
+        heads = config.get("linear_num_heads") or keys["attention.head_count"]
+        if heads != keys["attention.head_count"]:
+            raise ValueError(
+                f"[save] linear_num_heads is {heads!r}; GGUF's {row.name} has as many as heads of "
+                "attention, which is required"
+            )
     heads = keys["attention.head_count_kv"]
     found["attention.head_count_kv"] = np.array([heads * a for a in attends], np.int32)
     if row.family == "nemotron_h":
@@ -181,7 +200,7 @@ def state_keys(
         found["ssm.inner_size"] = _product(config, "mamba_num_heads", "mamba_head_dim")
         shared = config.get("n_shared_experts")
         found["expert_shared_count"] = shared if isinstance(shared, int) else 1
-    elif row.family != "kimi_linear":
+    elif row.family not in _DELTA:
         found["ssm.inner_size"] = _product(config, "mamba_expand", "hidden_size")
     if row.family == "granitemoehybrid":
         found["rope.scaling.finetuned"] = config.get("position_embedding_type") == "rope"
