@@ -6,6 +6,7 @@ namespace moe::MOE_ISA {
 inline constexpr int kLanes = 16;
 // The register tile of a matrix product: kTileRows rows of activations × kTilePanels weight panels.
 inline constexpr int kTileRows = 2;
+inline constexpr int kFloatTileRows = 2;
 inline constexpr int kTilePanels = 1;
 
 using FloatLanes = float __attribute__((vector_size(64)));

@@ -3,10 +3,11 @@
 //
 // Shapes        x [count, depth], panels 2 × [16, depth] → out [count, 32]
 // Definition    out[t][n] = Σ_b  Σ_{k in block b}  x[t][k] · w[n][k]      b: kDepthBlock columns
-//               The inner sum runs in order of k, the blocks are added in order: one row's bytes do
-//               not depend on how many rows come with it, nor on the tile's height.
+//               (kFloatDepthBlock on the exact path). The inner sum runs in order of k, the blocks
+//               are added in order: one row's bytes do not depend on how many rows come with it,
+//               nor on the tile's height.
 // Regularities  count is 1 in decode: the weights stream past once, from memory.
-//               count is large in prompts: a depth block of the panels (<= 64 KB) stays in L2 while
+//               count is large in prompts: a depth block of the panels (<= 32 KB) stays in L1 while
 //               all row tiles pass, decoded once for all of them (isa/expand.h).
 // Cost          2 · count · 32 · depth operations, panel bytes once per call.
 
@@ -20,6 +21,8 @@
 
 namespace moe::MOE_ISA {
 
+/// Columns of a depth block of floats: 32 KB of two panels.
+inline constexpr int kFloatDepthBlock = 256;
 /// Rows up to which a tile decodes the weights itself: sums and decoded words share the registers,
 /// and storing words for so few rows takes longer than what spills.
 inline constexpr int kDirectRows = kTileRows / 2;
@@ -92,8 +95,9 @@ constexpr int fewest_tile_rows() {
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
 template <class F, class D, class E, class DE>
 static void gemm(const GemmCall& call) noexcept {
-  constexpr int64_t kBlocks = kDepthBlock / F::kDepth;
-  constexpr int64_t kDepthBlockBytes = kDepthBlock / E::kDepth * E::kBlockBytes;
+  constexpr int64_t kColumns = DE::kKind == Dot::kF32 ? kFloatDepthBlock : kDepthBlock;
+  constexpr int64_t kBlocks = kColumns / F::kDepth;
+  constexpr int64_t kDepthBlockBytes = kColumns / E::kDepth * E::kBlockBytes;
   constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
   constexpr bool kExpanded = !std::is_same_v<E, F>;
   // Bytes of E for one of F, as a power of two.

@@ -417,9 +417,11 @@ template <class F, class D, int R, int P>
   }
 }
 
-/// Rows of a register tile: half as many where floats and integers are summed side by side.
+/// Rows of a register tile: half as many where floats and integers are summed side by side, more
+/// where a float's word is a weight as it lies in memory.
 template <class F, class D>
 constexpr int tile_rows() {
+  if constexpr (std::is_same_v<F, F32Format>) return kFloatTileRows;
   if constexpr (D::kKind == Dot::kU8S8) {
     if constexpr (!is_long_group<F>()) return (kTileRows + 1) / 2;
   }
