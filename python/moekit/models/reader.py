@@ -309,7 +309,7 @@ class Reader:
         format = self.formats.embedding or self.stored_format(full)
         dtype = np.dtype(_TABLE_DTYPES.get(format, ml_dtypes.bfloat16))
         table: Array
-        if self._weights.dtype(self._prefix + full) == dtype:
+        if self._weights.dtype(piece.name) == dtype:
             table = self._weights.take(piece)
         else:
             table = np.empty((vocab, hidden), dtype)
