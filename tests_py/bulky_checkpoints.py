@@ -66,16 +66,23 @@ def _linear(kind: str, name: str, shape: tuple[int, int]) -> Iterator[tuple[str,
         yield name, _values(shape, DTYPES[kind])
 
 
-def _mixtral(kind: str, layers: int) -> tuple[Tensors, dict[str, Any]]:
-    dtype = DTYPES.get(kind, np.float16 if kind[:4] in ("gptq", "awq") else ml_dtypes.bfloat16)
+def _frame(layers: int, dtype: Any) -> Tensors:
+    """Tables and norms."""
     tensors: Tensors = {}
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tensors[name] = _values((V, H), dtype)
     tensors["model.norm.weight"] = np.ones(H, dtype)
     for n in range(layers):
-        layer = f"model.layers.{n}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{layer}.{norm}.weight"] = np.ones(H, dtype)
+            tensors[f"model.layers.{n}.{norm}.weight"] = np.ones(H, dtype)
+    return tensors
+
+
+def _mixtral(kind: str, layers: int) -> tuple[Tensors, dict[str, Any]]:
+    dtype = DTYPES.get(kind, np.float16 if kind[:4] in ("gptq", "awq") else ml_dtypes.bfloat16)
+    tensors = _frame(layers, dtype)
+    for n in range(layers):
+        layer = f"model.layers.{n}"
         tensors[f"{layer}.block_sparse_moe.gate.weight"] = _values((E, H), dtype)
         for part in "qkvo":
             tensors |= dict(_linear(kind, f"{layer}.self_attn.{part}_proj.weight", (H, H)))
@@ -89,14 +96,9 @@ def _mixtral(kind: str, layers: int) -> tuple[Tensors, dict[str, Any]]:
 def _gpt_oss(kind: str, layers: int) -> tuple[Tensors, dict[str, Any]]:
     """Banks, transposed and with gate and up alternating, or in blocks of MXFP4."""
     dtype = ml_dtypes.bfloat16
-    tensors: Tensors = {}
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        tensors[name] = _values((V, H), dtype)
-    tensors["model.norm.weight"] = np.ones(H, dtype)
+    tensors = _frame(layers, dtype)
     for n in range(layers):
         layer = f"model.layers.{n}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{layer}.{norm}.weight"] = np.ones(H, dtype)
         for part in "qkvo":
             tensors[f"{layer}.self_attn.{part}_proj.weight"] = _values((H, H), dtype)
             tensors[f"{layer}.self_attn.{part}_proj.bias"] = np.zeros(H, dtype)
