@@ -122,10 +122,13 @@ def test_a_library_that_is_not_there(peers: ModuleType, monkeypatch: pytest.Monk
         part("library").Library("ik", 1, "wall")
 
 
-def test_a_process_that_dies_is_told_and_starts_again(peers: ModuleType, tmp_path: Path):
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_process_that_dies_is_told_and_starts_again(peers: ModuleType, seen: bool):
     library = started("moekit")
     try:
         os.kill(library._process.pid, 9)
+        if seen:
+            library._process.wait()
         with pytest.raises(part("layer").Missing, match="ended with -9"):
             library.ask("pack", peer=0, format="f32")
         assert not library.running

@@ -66,10 +66,10 @@ class Library:
 
     def ask(self, do: str, **what: Any) -> Any:
         """Raises Missing where the library cannot, or where its process has ended."""
-        if not self.running:
-            raise Missing(f"{self.name}: its process has ended")
-        assert self._process is not None and self._process.stdin is not None
-        # A pipe that broke meanwhile shows as an answer that does not come.
+        if self._process is None:
+            raise Missing(f"{self.name}: its process is not started")
+        assert self._process.stdin is not None
+        # A process that has ended shows as an answer that does not come: `_answer` tells its status.
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **what}) + "\n")
             self._process.stdin.flush()
