@@ -9,6 +9,7 @@ inline constexpr int kLanes = 16;
 // 6 × 2 accumulators, 2 weights, 1 broadcast: 15 of 16 registers.
 inline constexpr int kTileRows = 6;
 inline constexpr int kFloatTileRows = 6;
+inline constexpr int kIntegerTileRows = 6;
 inline constexpr int kTilePanels = 1;
 
 struct F32x16 {

@@ -6,8 +6,9 @@
 namespace moe::MOE_ISA {
 
 inline constexpr int kLanes = 16;
-inline constexpr int kTileRows = 12;       // 12 × 2 accumulators, 2 weights: 26 of 32 registers
-inline constexpr int kFloatTileRows = 14;  // … with 2 weights and a row's float: 31
+inline constexpr int kTileRows = 12;        // 12 × 2 accumulators, 2 weights: 26 of 32 registers
+inline constexpr int kFloatTileRows = 14;   // … with 2 weights and a row's float: 31
+inline constexpr int kIntegerTileRows = 8;  // … whose pointers and those of the weights: 10 of 16
 inline constexpr int kTilePanels = 2;
 
 struct F32x16 {

@@ -7,6 +7,7 @@ inline constexpr int kLanes = 16;
 // The register tile of a matrix product: kTileRows rows of activations × kTilePanels weight panels.
 inline constexpr int kTileRows = 2;
 inline constexpr int kFloatTileRows = 2;
+inline constexpr int kIntegerTileRows = 2;
 inline constexpr int kTilePanels = 1;
 
 using FloatLanes = float __attribute__((vector_size(64)));

@@ -48,15 +48,35 @@ struct CountTo<0, R...> {
 template <class F, class D, int P, int... R>
 struct TilesUpTo<F, D, P, RowCounts<R...>> : Tiles<F, D, P, R...> {};
 
-/// One depth block, `bytes` of each panel in the layout F, in tiles of at most kRows rows. `next`
-/// is what is read from memory after it, and a 2^next_shift-th of `bytes` long.
+/// One depth block of weights in the layout F against a tile of rows, which reads it from memory;
+/// `next` is what is read after it.
+template <class F, class D, int kRows>
+MOE_INLINE void run_tile(TileCall call, int64_t count, const std::byte* const (&panels)[2],
+                         const std::byte* const (&next)[2]) {
+  using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kRows>::Type>;
+  const int64_t last = call.blocks * F::kBlockBytes - kPrefetchBytes;
+  PanelRange ranges[2];
+  for (int p = 0; p < 2; ++p) {
+    ranges[p] = {panels[p], panels[p] + kPrefetchBytes, next[p] - last, last, 0};
+  }
+  float* out = call.out;
+  for (int p = 0; p < 2; p += kTilePanels) {
+    call.panels = ranges + p;
+    call.out = out + p * kPanelRows;
+    Table::kByRows[count](call);
+  }
+}
+
+/// The same in tiles of at most kRows rows, one after the other; what is read next is a
+/// 2^next_shift-th of these weights' bytes long.
 template <class F, class D, int kRows>
 MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (&panels)[2],
                           const std::byte* const (&next)[2], int next_shift) {
   using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kRows>::Type>;
   // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
   const int64_t tiles = (count + kRows - 1) / kRows;
-  const int shift = 63 - __builtin_clzll(static_cast<unsigned long long>(tiles));
+  const int tiles_shift = 63 - __builtin_clzll(static_cast<unsigned long long>(tiles));
+  const int shift = tiles_shift + next_shift;
   const int64_t bytes = call.blocks * F::kBlockBytes;
   const std::byte* const* rows = call.rows;
   float* out = call.out;
@@ -65,14 +85,9 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
     const int64_t begin = t * count / tiles;
     const int64_t height = (t + 1) * count / tiles - begin;
     for (int p = 0; p < 2; ++p) {
-      ranges[p] = {panels[p], panels[p], panels[p], bytes, shift + next_shift};
-      if (tiles == 1 && !is_in_cache<F>()) {
-        ranges[p].ahead += kPrefetchBytes;
-        ranges[p].last = bytes - kPrefetchBytes;
-        ranges[p].after = next[p] - ranges[p].last;
-      } else if (t >> shift == 0) {
-        ranges[p].ahead = next[p] + ((t * bytes) >> (shift + next_shift));
-      }  // else all is requested
+      // Tiles beyond a power of two find all requested, and ask for nothing.
+      const bool shares = t >> tiles_shift == 0;
+      ranges[p] = {panels[p], next[p] + ((t * bytes) >> shift), nullptr, 0, shares ? shift : 63};
     }
     call.rows = rows + begin;
     for (int p = 0; p < 2; p += kTilePanels) {
@@ -81,6 +96,14 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
       Table::kByRows[height](call);
     }
   }
+}
+
+/// A depth block of weights that tiles read as they lie in memory: one tile of rows, or several.
+template <class F, class D, int kRows>
+MOE_INLINE void run_direct(const TileCall& call, int64_t count, const std::byte* const (&panels)[2],
+                           const std::byte* const (&next)[2]) {
+  if (count <= kRows) return run_tile<F, D, kRows>(call, count, panels, next);
+  run_tiles<FromCache<F>, D, kRows>(call, count, panels, next, 0);
 }
 
 /// Rows from which on AMX multiplies F in the layout E, which gives the same bytes.
@@ -132,13 +155,16 @@ static void gemm(const GemmCall& call) noexcept {
     tile_call.blocks = blocks;
     tile_call.out = call.out;
     if constexpr (!kExpanded) {
-      run_tiles<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next, 0);
+      run_direct<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next);
     } else {
       if constexpr (D::kKind != Dot::kF32) {
         constexpr bool kCopied = F::kUnitDepth == 4;
         if (call.count <= (kCopied ? kFewestCopiedRows - 1 : kDirectRows)) {
-          constexpr int kRows = kCopied ? tile_rows<F, D>() : kDirectRows;
-          run_tiles<F, D, kRows>(tile_call, call.count, panels, next, 0);
+          if constexpr (kCopied) {
+            run_direct<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next);
+          } else {
+            run_tile<F, D, kDirectRows>(tile_call, call.count, panels, next);
+          }
           continue;
         }
       }

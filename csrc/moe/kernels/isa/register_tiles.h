@@ -15,10 +15,10 @@
 
 namespace moe::MOE_ISA {
 
-/// One panel's range of a depth block. While byte i of it is read, `ahead` + (i >> shift) is
-/// requested: with several tiles of rows, each requests its share of the next depth block, so that
-/// reading goes on under the multiplications. A single tile requests what lies kPrefetchBytes
-/// before it; from byte `last` on that is `after`, relative to i as well.
+/// One panel's range of a depth block and what is requested from memory meanwhile. Of several tiles
+/// of rows, which read the range from L1, each requests a share of the next depth block: `ahead` +
+/// (i >> shift) for byte i. A tile alone, which reads from memory, requests what lies
+/// kPrefetchBytes before byte i: `ahead` + i, or `after` + i from byte `last` on.
 struct PanelRange {
   const std::byte* blocks;
   const std::byte* ahead;
@@ -71,7 +71,11 @@ struct IntegerDot : PackedDot<F> {
   MOE_INLINE Sum step(Sum sum, Words x, U8x64 w) { return dot_u8s8(sum, x, w); }
 };
 
-/// Whether the layout is one of expand.h's.
+/// Weights that several tiles of rows read, the first of them from memory.
+template <class F>
+struct FromCache : F {
+  static constexpr bool kInCache = true;
+};
 template <class F>
 constexpr bool is_in_cache() {
   return requires { F::kInCache; };
@@ -99,17 +103,31 @@ MOE_INLINE void multiply(const uint32_t* const (&x)[R], int64_t word,
   }
 }
 
-/// The line that is to come while byte i of the range is read.
-template <int R>
+/// The line that is to come while a tile alone reads byte i of the range. For few rows memory is
+/// asked twice as far ahead: L1 has too few lines under way to hide what memory takes.
+template <class F, int R>
 MOE_INLINE void request(const PanelRange& range, int64_t i) {
-  const std::byte* at = (i < range.last ? range.ahead : range.after) + (i >> range.shift);
-  // Many rows read the block that is in L1 while the next one arrives. For few rows memory is asked
-  // twice as far ahead: L1 has too few lines under way to hide what memory takes.
-  if constexpr (R < kTileRows / 2) {
-    prefetch(at);
-    prefetch_l2(at + kPrefetchBytes);
-  } else {
-    prefetch_l2(at);
+  if constexpr (!is_in_cache<F>()) {
+    const std::byte* at = (i < range.last ? range.ahead : range.after) + i;
+    if constexpr (R < kTileRows / 2) {
+      prefetch(at);
+      prefetch_l2(at + kPrefetchBytes);
+    } else {
+      prefetch_l2(at);
+    }
+  }
+}
+
+/// Requests the share of bytes [i, i + bytes) of the ranges that one tile of several reads: before
+/// its products, since it takes registers that those need.
+template <class F, int P>
+MOE_INLINE void request_share(const TileCall& call, int64_t i, int64_t bytes) {
+  if constexpr (is_in_cache<F>()) {
+    for (int p = 0; p < P; ++p) {
+      const PanelRange& range = call.panels[p];
+      const std::byte* at = range.ahead + (i >> range.shift);
+      for (int64_t line = 0; line < bytes >> range.shift; line += 64) prefetch_l2(at + line);
+    }
   }
 }
 
@@ -120,7 +138,7 @@ MOE_INLINE void decode_unit(const TileCall& call, int64_t at,
   MOE_UNROLL
   for (int p = 0; p < P; ++p) {
     MOE_UNROLL
-    for (int64_t i = 0; i < F::kUnitBytes; i += 64) request<R>(call.panels[p], at + i);
+    for (int64_t i = 0; i < F::kUnitBytes; i += 64) request<F, R>(call.panels[p], at + i);
     D::unit(call.panels[p].blocks + at, out[p]);
   }
 }
@@ -173,6 +191,7 @@ MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) 
     static_assert(F::kGroup == F::kDepth);
     for (int64_t b = 0; b < call.blocks; ++b) {
       clear(sum);
+      request_share<F, P>(call, b * F::kBlockBytes, F::kBlockBytes);
       accumulate<F, D, R, P>(call, x, b * (F::kDepth / depth_per_word(D::kKind)),
                              b * F::kBlockBytes, F::kDepth / F::kUnitDepth, sum);
       MOE_UNROLL
@@ -188,8 +207,16 @@ MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) 
       }
     }
   } else {
+    constexpr int64_t kSpan = 32;  // units
+    constexpr int kUnitWords = F::kUnitDepth / depth_per_word(D::kKind);
+    const int64_t units = call.blocks * (F::kDepth / F::kUnitDepth);
     clear(sum);
-    accumulate<F, D, R, P>(call, x, 0, 0, call.blocks * (F::kDepth / F::kUnitDepth), sum);
+    for (int64_t u = 0; u < units; u += kSpan) {
+      const int64_t at = u * F::kUnitBytes;
+      request_share<F, P>(call, at, kSpan * F::kUnitBytes);
+      accumulate<F, D, R, P>(call, x, u * kUnitWords, at, units - u < kSpan ? units - u : kSpan,
+                             sum);
+    }
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
       MOE_UNROLL
@@ -249,7 +276,7 @@ MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&
   MOE_UNROLL
   for (int p = 0; p < P; ++p) {
     const int64_t at = block_at<F>(column);
-    request<R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
+    request<F, R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
     F32x16 scale, min;
     load_scale<F>(call.panels[p].blocks + at, group, scale, min);
     MOE_UNROLL
@@ -272,7 +299,7 @@ MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&
   MOE_UNROLL
   for (int p = 0; p < P; ++p) {
     const int64_t at = block_at<F>(column);
-    request<R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
+    request<F, R>(call.panels[p], at + F::kScalesAt + group * kScaleBytes);
     I32x16 step, min;
     F::template steps<Vec>(call.panels[p].blocks + at, group, step, min);
     MOE_UNROLL
@@ -359,6 +386,7 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
   for (int64_t begin = 0; begin < columns; begin += kScaleBlock, ++scale_block) {
     const int64_t end = columns - begin < kScaleBlock ? columns : begin + kScaleBlock;
     F32x16 value[R][P];
+    request_share<F, P>(call, unit_at<F>(begin), unit_at<F>(end) - unit_at<F>(begin));
     if constexpr (is_long_group<F>()) {
       int32_t total[R];
       for (int r = 0; r < R; ++r) {
@@ -418,12 +446,13 @@ template <class F, class D, int R, int P>
 }
 
 /// Rows of a register tile: half as many where floats and integers are summed side by side, more
-/// where a float's word is a weight as it lies in memory.
+/// where a float's word is a weight as it lies in memory. Integers come in as few as keep all rows'
+/// pointers in registers: their products leave no time to reload them.
 template <class F, class D>
 constexpr int tile_rows() {
   if constexpr (std::is_same_v<F, F32Format>) return kFloatTileRows;
   if constexpr (D::kKind == Dot::kU8S8) {
-    if constexpr (!is_long_group<F>()) return (kTileRows + 1) / 2;
+    return is_long_group<F>() ? kIntegerTileRows : (kTileRows + 1) / 2;
   }
   return kTileRows;
 }
