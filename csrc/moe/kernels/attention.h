@@ -8,6 +8,8 @@ namespace moe {
 /// Keys per block of attention's online softmax. Block and segment boundaries are absolute
 /// positions, so that a query's arithmetic is the same wherever its chunk of the prompt begins.
 inline constexpr int kKeyBlock = 64;
+/// Keys of a kernel's block at most.
+inline constexpr int kWideBlock = 128;
 /// Keys whose softmax is computed on its own and then merged: what one query is split into.
 inline constexpr int kKeySegment = 512;
 
@@ -26,14 +28,18 @@ struct KeyRange {
   int64_t begin, end;
 };
 
-/// Query rows against one segment of one kv head's keys. Strides are in elements; pointers of keys,
+/// Query rows against one segment of one kv head's keys, or some blocks of it: calls follow each
+/// other from the segment's first block to its last. Strides are in elements; pointers of keys,
 /// values and biases are those of position 0.
 struct AttentionCall {
   const void* keys;
   const void* values;
   int64_t key_stride, value_stride;
   int64_t key_dim, value_dim;
-  int64_t begin, end;  // the segment; begin is a multiple of kKeyBlock
+  int64_t begin, end;     // begin is a multiple of the kernel's block
+  bool opens, closes;     // the segment's first and last call
+  const void* next_keys;  // rows that are read after these, to be requested meanwhile, or null
+  const void* next_values;
   int64_t rows;
   const float* queries;  // as `pack` wrote them, floats [rows to 16s][key_dim to 32s + 16] at most
   int64_t query_stride;  // key_dim rounded up to 16
@@ -43,13 +49,13 @@ struct AttentionCall {
   const float* key_scales;   // int8 keys and values: a factor for each position, else null
   const float* value_scales;
   float softcap;       // c · tanh(score / c); 0: none
-  float* max;          // [rows]: written
-  float* sum;          // [rows]: written
-  float* out;          // [rows][out_stride]: written
+  float* max;          // [rows]: written, as `out` and `lane_sums` are, by every call
+  float* sum;          // [rows]: written by the one that closes
+  float* out;          // [rows][out_stride]
   int64_t out_stride;  // value_dim rounded up to 16
-  float* key_block;    // scratch [kKeyBlock][key_dim rounded up to 32]
-  float* value_block;  // scratch [kKeyBlock][out_stride rounded up to 32]
-  float* lane_sums;    // scratch [rows][16]
+  float* lane_sums;    // [rows][16]
+  float* key_block;    // scratch [kWideBlock][key_dim rounded up to 32]
+  float* value_block;  // scratch [kWideBlock][out_stride rounded up to 32]
 };
 
 /// An indexer's heads against keys [begin, end): out[j] = Σ_h weights[h] · max(0, queries[h] ·
@@ -76,13 +82,14 @@ struct SoftmaxRow {
 using KeepRowFn = void (*)(const float* row, int64_t n, void* out, float* scale) noexcept;
 
 /// Queries as `run` reads them; those of float32 are packed [rows][stride], stride at least
-/// head_dim + tail_dim, zeros behind.
+/// head_dim + tail_dim, zeros behind. Keys come in blocks of `block`, from absolute boundaries.
 struct AttendKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*run)(const AttentionCall&) noexcept;
+  int64_t block;
 };
 
-/// The same for an indexer; rows are its heads.
+/// Queries and kernel of an indexer; rows are its heads.
 struct IndexKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*run)(const IndexCall&) noexcept;

@@ -28,23 +28,25 @@ static void pack_queries(const QueryRows& q, int64_t stride, float* packed) noex
 }
 
 /// What is read after a block's keys and after its values, where both are read in place: its
-/// values and the next block's keys; a half each of the next block's rows where values are their
-/// first columns (latent attention).
+/// values and the next keys; a half each of the next rows where values are their first columns
+/// (latent attention).
 template <class T>
-MOE_INLINE void following_rows(const AttentionCall& call, const T* keys, const T* values,
+MOE_INLINE void following_rows(const AttentionCall& call, const T* keys, const T* values, bool last,
                                NextRows (&next)[2]) {
   constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
   const int64_t key_stride = call.key_stride * kBytes, key_bytes = call.key_dim * kBytes;
   const auto* first = reinterpret_cast<const std::byte*>(keys);
   const auto* second = reinterpret_cast<const std::byte*>(values);
-  const std::byte* block = first + kKeyBlock * key_stride;
+  const std::byte* block =
+      last ? static_cast<const std::byte*>(call.next_keys) : first + kKeyBlock * key_stride;
   if (second >= first && second < first + key_bytes) {
+    if (block == nullptr) return;
     const int64_t half = key_bytes / 2 / 64 * 64;
     next[0] = {block, key_stride, half};
     next[1] = {block + half, key_stride, key_bytes - half};
   } else {
     next[0] = {second, call.value_stride * kBytes, call.value_dim * kBytes};
-    next[1] = {block, key_stride, key_bytes};
+    if (block != nullptr) next[1] = {block, key_stride, key_bytes};
   }
 }
 
@@ -67,7 +69,7 @@ static void attend(const AttentionCall& call) noexcept {
     const auto* values = static_cast<const T*>(call.values) + block * call.value_stride;
     const int count = static_cast<int>(block_end - block);
     NextRows next[2];
-    if (!many) following_rows(call, keys, values, next);
+    if (!many) following_rows(call, keys, values, block + kKeyBlock >= all.end, next);
     if (widen_keys) {
       widen_rows(keys, call.key_stride, count, call.key_dim, call.key_block, call.query_stride);
     }

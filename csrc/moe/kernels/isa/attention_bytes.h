@@ -9,6 +9,7 @@
 // Cost          Half the products of bfloat16 parts, and no conversion.
 
 #include "moe/kernels/isa/attention_few.h"
+#include "moe/kernels/isa/attention_requests.h"
 
 namespace moe::MOE_ISA {
 
@@ -215,6 +216,7 @@ MOE_INLINE void add_stacked_bytes(const TileWeights& w, const ByteWeights& weigh
 class ByteTiles {
  public:
   using Number = int8_t;
+  static constexpr int kBlock = kKeyBlock;
   static constexpr int64_t kRows = kTileHeight;
 
   explicit ByteTiles(const AttentionCall& call)
@@ -226,8 +228,8 @@ class ByteTiles {
     const int64_t rows = call_.rows < kRows ? call_.rows : kRows;
     return groups * (kKeyTiles * steps_ + kGroups + tiles_ + 2 * rows);
   }
-  void open(const int8_t* keys, const int8_t* values, int count, const Ahead& ahead) {
-    ahead_ = ahead;
+  void open(const int8_t* keys, const int8_t* values, int count, const Requests& requests) {
+    requests_ = requests;
     if (count == kKeyBlock && call_.key_dim % kByteColumns == 0) {
       keys_ = {{reinterpret_cast<const std::byte*>(keys), nullptr}, call_.key_stride};
     } else {
@@ -249,7 +251,7 @@ class ByteTiles {
     const auto* factors = reinterpret_cast<const float*>(queries + 2 * steps_ * kStepBytes);
     const auto* values = reinterpret_cast<const std::byte*>(call_.value_block);
     float* out = call_.out + row * call_.out_stride;
-    const auto request = [&] { ahead_.request(); };
+    const auto request = [&] { requests_.request(); };
     if (call_.rows <= kStackedRows) {
       with_layout(kKeyTiles * steps_, [&](auto meanwhile) {
         multiply_keys_stacked<Step::kSigned>(keys_, queries, steps_, sums_, meanwhile);
@@ -279,11 +281,11 @@ class ByteTiles {
       multiply_keys_apart<Step::kSigned>(keys_, queries, steps_, sums_, meanwhile);
     });
     const F32x16 scales = load(factors);
-    turn_lines(first, last, w_,
+    turn_lines(first, last, w_.scores[0], kKeyBlock,
                [&](int g, int i) MOE_INLINE_LAMBDA { return mul(unscaled(sums_[g], i), scales); });
     soften(call_, {row, height}, block, first, last, w_, request);
     lay_out_weights(w_, height, first, last, weights_.hi[0], weights_.lo[0], weights_.factor);
-    multiply_values_apart<Step::kSigned, 1, int32_t>(
+    multiply_values_apart<Step::kSigned, 1, kLineBytes, kLineBytes, int32_t>(
         weights_.hi, weights_.lo, values, tiles_, request,
         [&](int64_t c, const ByteSums(&sums)[2]) {
           add_byte_sums(w_, weights_, height, sums, c, tiles_, out, call_.out_stride);
@@ -295,12 +297,12 @@ class ByteTiles {
   template <class F>
   void with_layout(int64_t calls, F multiply) {
     if (laid_out_) {
-      multiply([&] { ahead_.request(); });
+      multiply([&] { requests_.request(); });
       return;
     }
     const int parts = static_cast<int>((ByteValueLayout::kParts + calls - 1) / calls);
     multiply([&] {
-      ahead_.request();
+      requests_.request();
       layout_.advance(parts);
     });
     layout_.advance(ByteValueLayout::kParts);
@@ -309,7 +311,7 @@ class ByteTiles {
 
   const AttentionCall& call_;
   int64_t steps_, tiles_;
-  Ahead ahead_{};
+  Requests requests_{};
   KeyTiles keys_{};
   ByteValueLayout layout_{nullptr, 0, 0, 0, nullptr};
   bool laid_out_ = false;

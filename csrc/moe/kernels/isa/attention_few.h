@@ -8,7 +8,7 @@
 // Cost          A product of tiles takes as long for one row as for sixteen: of few rows, stacking
 //               halves the products.
 
-#include "moe/kernels/isa/attention_operands.h"
+#include "moe/kernels/isa/attention_weights.h"
 
 namespace moe::MOE_ISA {
 
@@ -116,6 +116,7 @@ MOE_INLINE SpreadRows spread_rows(int64_t rows) {
   return rows <= 4 ? SpreadRows{1, 4, 0, 8} : SpreadRows{2, 8, 1, 0};
 }
 
+/// `counted` of a row is not needed: what is masked weighs 0.
 template <class M>
 MOE_INLINE void spread_weights(const TileWeights& w, int height, int first, int last,
                                const SpreadRows& at, SpreadWeights& to, M meanwhile) {
@@ -123,20 +124,12 @@ MOE_INLINE void spread_weights(const TileWeights& w, int height, int first, int 
     meanwhile();
     MOE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
-      // A key that is not counted weighs 0 even where its value's scale is NaN.
-      const auto lanes = static_cast<__mmask16>(
-          g < first || g >= last ? 0 : w.counted[r] >> (g * kLanes) & 0xffff);
-      const __m512 x = _mm512_maskz_loadu_ps(lanes, w.scores[r] + g * kLanes);
-      const auto words = [](__m512 a) MOE_INLINE_LAMBDA {
-        return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-      };
-      const __m512i hi = words(x), hi_odd = _mm512_slli_epi32(hi, 16);
-      const __m512i lo = words(_mm512_sub_ps(x, _mm512_castsi512_ps(hi_odd)));
-      _mm512_store_si512(to.word[0][g][r], hi);
-      _mm512_store_si512(to.word[0][g][at.lo + r], lo);
-      _mm512_store_si512(to.word[at.odd_tile][g][at.odd_row + r], hi_odd);
-      _mm512_store_si512(to.word[at.odd_tile][g][at.odd_row + at.lo + r],
-                         _mm512_slli_epi32(lo, 16));
+      const F32x16 x = g < first || g >= last ? zero_f32() : load(w.scores[r] + g * kLanes);
+      const WeightParts parts = weight_parts(x);
+      _mm512_store_si512(to.word[0][g][r], _mm512_srli_epi32(parts.hi, 16));
+      _mm512_store_si512(to.word[0][g][at.lo + r], _mm512_srli_epi32(parts.lo, 16));
+      _mm512_store_si512(to.word[at.odd_tile][g][at.odd_row + r], cut(parts.hi));
+      _mm512_store_si512(to.word[at.odd_tile][g][at.odd_row + at.lo + r], cut(parts.lo));
     }
   }
 }
@@ -266,12 +259,12 @@ template <Step kind, class N, class F>
 }
 
 /// Hands add(c, sums) the products of weights and values, [row][sixteen columns] of column tiles c
-/// and c + 1, while the next ones are under way. Weights are rows of kHalves lines.
-template <Step kind, int kHalves, class N, class F, class A>
+/// and c + 1, while the next ones are under way. Weights are rows of kRowBytes, each of kHalves
+/// lines that lie kNextBytes apart.
+template <Step kind, int kHalves, int64_t kRowBytes, int64_t kNextBytes, class N, class F, class A>
 [[gnu::noinline]] static void multiply_values_apart(const void* hi, const void* lo,
                                                     const std::byte* values, int64_t tiles,
                                                     F meanwhile, A add) noexcept {
-  constexpr int64_t kRowBytes = kHalves * kLineBytes;
   const auto *above = static_cast<const std::byte*>(hi), *below = static_cast<const std::byte*>(lo);
   PartSums<N> sums[2][2];
   int turn = 0;
@@ -280,8 +273,8 @@ template <Step kind, int kHalves, class N, class F, class A>
     clear_sums<2>();
     for (int half = 0; half < kHalves; ++half) {
       if (kHalves > 1 || c == 0) {
-        MOE_TILE_LOAD(4, above + half * kLineBytes, kRowBytes);
-        MOE_TILE_LOAD(5, below + half * kLineBytes, kRowBytes);
+        MOE_TILE_LOAD(4, above + half * kNextBytes, kRowBytes);
+        MOE_TILE_LOAD(5, below + half * kNextBytes, kRowBytes);
       }
       meanwhile();
       MOE_TILE_LOAD(6, at, kLineBytes);

@@ -10,24 +10,10 @@
 //               values under the products with the keys; the next block is requested meanwhile.
 
 #include "moe/kernels/isa/attention_bytes.h"
+#include "moe/kernels/isa/attention_few_pairs.h"
 #include "moe/kernels/isa/attention_pairs.h"
 
 namespace moe::MOE_ISA {
-
-/// Requests for the block that is read next, in `parts` parts, where rows follow each other:
-/// others' rows between them would be read for nothing.
-template <class T>
-MOE_INLINE Ahead next_block(const AttentionCall& call, const T* keys, const T* values,
-                            int64_t parts) {
-  const bool together = values >= keys && values < keys + call.key_dim;  // latent attention
-  const bool dense =
-      call.key_stride == call.key_dim && (together || call.value_stride == call.value_dim);
-  const int64_t bytes = dense ? kKeyBlock * call.key_stride * static_cast<int64_t>(sizeof(T)) : 0;
-  const auto* first = reinterpret_cast<const std::byte*>(keys);
-  const auto* second = reinterpret_cast<const std::byte*>(values);
-  if (together) second = first + bytes / 2;
-  return Ahead{}.over({first, second}, together ? bytes / 2 : bytes, parts);
-}
 
 /// The blocks of a call in P's tiles: P::kRows rows at a time, a block's values laid out under the
 /// first of them.
@@ -38,15 +24,19 @@ static void attend_tiles(const AttentionCall& call) noexcept {
   configure_tiles(kTileHeight, kTileHeight, kTileWords);
   P tiles(call);
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
-  for (int64_t block = all.begin / kKeyBlock * kKeyBlock; block < all.end; block += kKeyBlock) {
-    const int64_t end = block + kKeyBlock < call.end ? block + kKeyBlock : call.end;
+  for (int64_t block = all.begin / P::kBlock * P::kBlock; block < all.end; block += P::kBlock) {
+    const int64_t end = block + P::kBlock < call.end ? block + P::kBlock : call.end;
     const KeyRange used = seen(call, 0, call.rows, block, end);
     if (used.begin >= used.end) continue;
     const auto* keys = static_cast<const T*>(call.keys) + block * call.key_stride;
     const auto* values = static_cast<const T*>(call.values) + block * call.value_stride;
+    const bool ends = end >= all.end;
+    const auto* next_keys =
+        ends ? static_cast<const T*>(call.next_keys) : keys + P::kBlock * call.key_stride;
+    const auto* next_values =
+        ends ? static_cast<const T*>(call.next_values) : values + P::kBlock * call.value_stride;
     tiles.open(keys, values, static_cast<int>(end - block),
-               next_block(call, keys + kKeyBlock * call.key_stride,
-                          values + kKeyBlock * call.value_stride, tiles.parts()));
+               requests_for(call, next_keys, next_values, P::kBlock, tiles.parts()));
     for (int64_t row = 0; row < call.rows; row += P::kRows) {
       const int64_t height = call.rows - row < P::kRows ? call.rows - row : P::kRows;
       const KeyRange seen_here = seen(call, row, row + height, used.begin, used.end);

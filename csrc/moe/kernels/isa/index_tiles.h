@@ -37,7 +37,7 @@ static void index_tiles(const IndexCall& call) noexcept {
     if (std::is_same_v<T, bf16> && count == kKeyBlock && call.dim % kStepColumns == 0) {
       keys = {{reinterpret_cast<const std::byte*>(rows), nullptr}, call.key_stride * 2};
     } else {
-      lay_out_keys(rows, call.key_stride, count, call.dim,
+      lay_out_keys(rows, call.key_stride, count, call.dim, kKeyBlock,
                    reinterpret_cast<std::byte*>(call.key_block), keys);
     }
     std::memset(totals, 0, sizeof(totals));

@@ -198,8 +198,9 @@ MOE_INLINE KeyRange seen(const AttentionCall& call, int64_t first, int64_t last,
   return range;
 }
 
-/// Rows that have seen nothing yet.
+/// Rows that have seen nothing yet, if a call opens a segment.
 static void clear_rows(const AttentionCall& call) noexcept {
+  if (!call.opens) return;
   for (int64_t r = 0; r < call.rows; ++r) {
     call.max[r] = kMinusInf;
     store(call.lane_sums + r * kLanes, zero_f32());
@@ -207,6 +208,7 @@ static void clear_rows(const AttentionCall& call) noexcept {
   }
 }
 static void sum_rows(const AttentionCall& call) noexcept {
+  if (!call.closes) return;
   for (int64_t r = 0; r < call.rows; ++r) {
     call.sum[r] = reduce_add(load(call.lane_sums + r * kLanes));
   }

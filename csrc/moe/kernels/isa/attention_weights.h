@@ -1,0 +1,133 @@
+#pragma once
+// Weights of a tile's rows over a wide block of keys, as attention's tiles multiply them.
+//
+// Shapes        scores [16][block] floats → in their place, of each 32 keys, sixteen words of
+//               hi and sixteen of lo: numbers of keys j and j + 16 (isa/attention_values.h)
+// Definition    softmax_rows.h's, block by block under a running maximum; weight = hi + lo
+// Regularities  A row's sum is kept lane by lane over the groups in order.
+
+#include "moe/kernels/isa/attention_values.h"
+
+namespace moe::MOE_ISA {
+
+/// What a tile's rows make of a wide block.
+template <int kBlock>
+struct alignas(64) WideWeights {
+  static constexpr int64_t kStride = kBlock * 4;  // bytes of a row
+
+  float scores[kTileHeight][kBlock];    // then words
+  float shrink[kTileHeight];            // by how much the rows' earlier sums shrink
+  KeySet<kBlock> counted[kTileHeight];  // keys with a score above -inf
+};
+
+/// A weight's hi and lo are what lies before the cut of these: each rounded to the nearest.
+struct WeightParts {
+  __m512i hi, lo;
+};
+MOE_INLINE WeightParts weight_parts(F32x16 weight) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i hi = _mm512_add_epi32(bits(weight).v, half);
+  return {hi, _mm512_add_epi32(bits(sub(weight, from_bits({cut(hi)}))).v, half)};
+}
+
+/// Scores of 32 keys into weights and their words; their sum is added to `sum`, group by group.
+MOE_INLINE void weigh_step(float* at, F32x16 base, bool has_first, bool has_second, F32x16& sum) {
+  F32x16 a = zero_f32(), b = a;
+  if (has_first) a = exp_of_negative(sub(load(at), base));
+  if (has_second) b = exp_of_negative(sub(load(at + kLanes), base));
+  sum = add(add(sum, a), b);
+  const WeightParts parts = weight_parts(a), next = weight_parts(b);
+  _mm512_store_si512(at, pair_keys(parts.hi, next.hi));
+  _mm512_store_si512(at + kLanes, pair_keys(parts.lo, next.lo));
+}
+
+/// Scores of groups [first, last) of a block into words relative to the new running maximum;
+/// updates the rows' max and lane sums. Of the steps that those groups touch, all words are
+/// written. `meanwhile` is called twice for each row.
+template <int kBlock, class F>
+[[gnu::noinline]] static void soften_wide(const AttentionCall& call, RowTile tile, int64_t block,
+                                          int first, int last, WideWeights<kBlock>& w,
+                                          F meanwhile) noexcept {
+  constexpr int kAll = kBlock / kLanes;
+  const bool plain = call.softcap == 0.0f && call.bias == nullptr && call.key_bias == nullptr &&
+                     first == 0 && last == kAll;
+  F32x16 largest[kLanes];
+  for (int r = 0; r < kLanes; ++r) largest[r] = set1(kMinusInf);
+  for (int r = 0; r < tile.height; ++r) {
+    meanwhile();
+    const int64_t row = tile.begin + r;
+    const KeyRange visible = call.visible[row];
+    const bool whole = plain && visible.begin <= block && visible.end >= block + kBlock;
+    w.counted[r] = {};
+    for (int g = first / kGroups * kGroups; g < last; g += kGroups) {
+      const int64_t keys = block + g * kLanes;
+      float* at = w.scores[r] + g * kLanes;
+      const int from = first > g ? first - g : 0, to = last - g < kGroups ? last - g : kGroups;
+      const RowScores scores =
+          whole ? whole_row(call, row, keys, at) : masked_row(call, row, keys, from, to, at);
+      largest[r] = max(scores.largest, largest[r]);
+      w.counted[r].word[g / kGroups] = scores.counted;
+    }
+  }
+  float top[kLanes];
+  max_lanes(largest, top);
+  F32x16 before = load_padded(call.max + tile.begin, tile.height);
+  F32x16 after = max(load(top), before);
+  store_first(call.max + tile.begin, after, tile.height);
+  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
+  before = select(nothing, zero_f32(), before);
+  after = select(nothing, zero_f32(), after);
+  store(w.shrink, exp_of_negative(sub(before, after)));
+  store(top, after);
+  for (int r = 0; r < tile.height; ++r) {
+    meanwhile();
+    const F32x16 base = set1(top[r]);
+    F32x16 sum = zero_f32();
+    if (first == 0 && last == kAll) {
+      MOE_UNROLL
+      for (int g = 0; g < kAll; g += 2) {
+        weigh_step(w.scores[r] + g * kLanes, base, true, true, sum);
+      }
+    } else {
+      for (int g = first / 2 * 2; g < last; g += 2) {
+        weigh_step(w.scores[r] + g * kLanes, base, g >= first, g + 1 < last, sum);
+      }
+    }
+    float* total = call.lane_sums + (tile.begin + r) * kLanes;
+    store(total, fma(load(total), set1(w.shrink[r]), sum));
+  }
+}
+
+/// What a row's words say a key weighs.
+template <int kBlock>
+MOE_INLINE float weight_of(const WideWeights<kBlock>& w, int row, int key) {
+  const bool upper = key % (2 * kLanes) >= kLanes;
+  float sum = 0.0f;
+  for (int part = 0; part < 2; ++part) {
+    const int line = key / (2 * kLanes) * 2 + part;
+    uint32_t word;
+    std::memcpy(&word, w.scores[row] + line * kLanes + key % kLanes, 4);
+    word = upper ? word & 0xffff0000u : word << 16;
+    float number;
+    std::memcpy(&number, &word, 4);
+    sum += number;
+  }
+  return sum;
+}
+
+/// Adds to a row what tiles leave out: 0 times a damaged value would be NaN in rows that do not
+/// count it. weight(j) is that of key j.
+template <int kBlock, class T, class F>
+static void add_damaged(const KeySet<kBlock>& damaged, const KeySet<kBlock>& counted,
+                        const T* values, int64_t stride, int64_t dim, float* out,
+                        F weight) noexcept {
+  for (int j = 0; j < kBlock; ++j) {
+    if (!damaged.has(j) || !counted.has(j)) continue;
+    const F32x16 w = set1(weight(j));
+    for (int64_t c = 0; c < dim; c += kLanes) {
+      store(out + c, fma(w, load_padded(values + j * stride + c, dim - c), load(out + c)));
+    }
+  }
+}
+
+}  // namespace moe::MOE_ISA
