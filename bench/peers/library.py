@@ -69,7 +69,7 @@ class Library:
         if self._process is None:
             raise Missing(f"{self.name}: its process is not started")
         assert self._process.stdin is not None
-        # A process that has ended shows as an answer that does not come: `_answer` tells its status.
+        # A process that has ended shows as an answer that does not come: `_answer` tells why.
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({"do": do, **what}) + "\n")
             self._process.stdin.flush()
