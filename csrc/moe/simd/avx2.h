@@ -309,6 +309,10 @@ MOE_INLINE __m256i dot_half(__m256i acc, __m256i x, __m256i w) {
 MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return {dot_half(acc.lo, x.v, w.lo), dot_half(acc.hi, x.v, w.hi)};
 }
+MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, x.v)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x.v))};
+}
 
 MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));

@@ -211,6 +211,14 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return {_mm512_add_epi32(acc.v, _mm512_add_epi32(even, odd))};
 #endif
 }
+MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
+#ifdef __AVX512VNNI__
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
+  return acc;
+#else
+  return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(w.v, x.v))};
+#endif
+}
 
 MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
 #ifdef __GFNI__

@@ -269,6 +269,13 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   return acc;
 }
 
+/// acc[i] + x_0 · w[2i] + x_1 · w[2i+1]: signed 16-bit integers on both sides; exact.
+MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
+  const auto low = [](IntLanes a) { return (a << 16) >> 16; };
+  const IntLanes first = low(w.v) * static_cast<int16_t>(x.v);
+  return {acc.v + first + (w.v >> 16) * static_cast<int16_t>(x.v >> 16)};
+}
+
 /// (a >> shift) & mask in every byte, shifting left by −shift where it is negative. The mask has no
 /// bit that comes from another byte; |shift| < 8.
 MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {

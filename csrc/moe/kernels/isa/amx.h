@@ -108,11 +108,6 @@ MOE_INLINE void store_sums(void* to, int64_t panel, int64_t below, int64_t strid
   }
 }
 
-/// Pairs of 16-bit integers, exact sums of 32 bits.
-MOE_INLINE I32x16 dot_s16(I32x16 sum, Words x, I32x16 w) {
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum.v) : "v"(w.v), "v"(x.v));
-  return sum;
-}
 
 /// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.
 enum class Step { kPairs, kUnsigned, kSigned };

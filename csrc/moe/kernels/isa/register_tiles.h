@@ -342,27 +342,41 @@ MOE_INLINE void add_groups(const TileCall& call, const uint32_t* const (&x)[R], 
   }
 }
 
+/// The minima's integers of the group of a depth block's column, not negative and below 2^15.
+template <class F>
+MOE_INLINE I32x16 minima(const std::byte* blocks, int64_t column) {
+  I32x16 step, least;
+  F::template steps<Vec>(blocks + block_at<F>(column),
+                         static_cast<int>(column % F::kDepth) / F::kGroup, step, least);
+  return least;
+}
+
 /// Scales in two levels: value, the sum of the groups' integers times their steps, times d, and the
 /// minima, whose sum is an integer too, times their unit.
 template <class F, int R, int P>
 MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x16 (&value)[R][P]) {
-  F32x16 least[R][P];
-  clear(least);
-  for (int64_t column = begin; F::kMin && column < end; column += F::kGroup) {
-    const int64_t first_sum = (call.depth_block * kDepthBlock + column) / kSumGroup;
-    F32x16 min[P];
-    MOE_UNROLL
-    for (int p = 0; p < P; ++p) {
-      F32x16 scale;
-      load_scale<F>(call.panels[p].blocks + block_at<F>(column),
-                    static_cast<int>(column % F::kDepth) / F::kGroup, scale, min[p]);
-    }
-    MOE_UNROLL
-    for (int r = 0; r < R; ++r) {
-      const int32_t total = activation_sum<F::kGroup / kSumGroup>(call, r, first_sum);
-      const F32x16 sum = set1(static_cast<float>(total));
+  I32x16 least[R][P];
+  if constexpr (F::kMin) {
+    // The minima of two groups and those groups' Σ x make a word each.
+    static_assert(F::kGroup == kSumGroup || F::kGroup == 2 * kSumGroup);
+    const int64_t sums_at =
+        F::kGroup == kSumGroup ? call.layout->short_sums_at : call.layout->pair_sums_at;
+    clear(least);
+    for (int64_t column = begin; column < end; column += 2 * F::kGroup) {
+      I32x16 pair[P];
       MOE_UNROLL
-      for (int p = 0; p < P; ++p) least[r][p] = fma(sum, min[p], least[r][p]);
+      for (int p = 0; p < P; ++p) {
+        const I32x16 low = minima<F>(call.panels[p].blocks, column);
+        const I32x16 high = minima<F>(call.panels[p].blocks, column + F::kGroup);
+        pair[p] = add(low, shift_left(high, 16));
+      }
+      const int64_t at = sums_at + (call.depth_block * kDepthBlock + column) / F::kGroup * 2;
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const Words sums = broadcast_word(reinterpret_cast<const uint32_t*>(call.rows[r] + at));
+        MOE_UNROLL
+        for (int p = 0; p < P; ++p) least[r][p] = dot_i16(least[r][p], sums, pair[p]);
+      }
     }
   }
   MOE_UNROLL
@@ -372,7 +386,7 @@ MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
       value[r][p] = mul(value[r][p], d);
-      if constexpr (F::kMin) value[r][p] = fma(least[r][p], unit, value[r][p]);
+      if constexpr (F::kMin) value[r][p] = fma(to_f32(least[r][p]), unit, value[r][p]);
     }
   }
 }

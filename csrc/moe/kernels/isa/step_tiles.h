@@ -46,8 +46,7 @@ struct StepScales {
 
 template <class F>
 [[gnu::noinline]] static void expand_steps(const std::byte* block, const std::byte* next,
-                                           int64_t distance, StepWords<F>& words,
-                                           StepScales<F>& scales) noexcept {
+                                           StepWords<F>& words, StepScales<F>& scales) noexcept {
   using L = StepLayout<F>;
   constexpr int kUnitWords = F::kUnitDepth / 4;
   I32x16 step[L::kGroups];
@@ -65,7 +64,7 @@ template <class F>
   MOE_UNROLL
   for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
     U8x64 word[kUnitWords];
-    prefetch_unit<F>(block + u * F::kUnitBytes, block + F::kBlockBytes, next, distance);
+    prefetch_unit<F>(block + u * F::kUnitBytes, block + F::kBlockBytes, next);
     F::template weights<Vec>(block + u * F::kUnitBytes, word);
     MOE_UNROLL
     for (int i = 0; i < kUnitWords; ++i) {
@@ -135,7 +134,7 @@ struct PendingStep {
       for (int i = 0; F::kMin && i < kPairs; ++i) {
         const Words x = broadcast_word(reinterpret_cast<const uint32_t*>(totals) + i);
         MOE_UNROLL
-        for (int p = 0; p < 2; ++p) least_sum[p] = dot_s16(least_sum[p], x, min[p][i]);
+        for (int p = 0; p < 2; ++p) least_sum[p] = dot_i16(least_sum[p], x, min[p][i]);
       }
       const F32x16 scale = set1(*reinterpret_cast<const float*>(by));
       MOE_UNROLL
@@ -208,7 +207,6 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
   static_assert(L::kRanges == 2);
   const ActivationLayout& layout = *call.layout;
   const int64_t tiles = (call.count + kTileHeight - 1) / kTileHeight;
-  const bool few = tiles == 1;
   const int64_t totals_at = F::kGroup == kSumGroup ? layout.short_sums_at : layout.pair_sums_at;
   StepWords<F> words[2];
   StepScales<F> scales[2][2];
@@ -221,11 +219,10 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
     for (int p = 0; p < 2; ++p) {
       const std::byte* block = call.panels[p] + b * F::kBlockBytes;
       next[p] = b + 1 < call.blocks ? block + F::kBlockBytes : call.next[p];
-      expand_steps<F>(block, next[p], few ? F::kBlockBytes : kPrefetchBytes, words[p],
-                      scales[b % 2][p]);
+      expand_steps<F>(block, next[p], words[p], scales[b % 2][p]);
     }
     const int64_t steps = tiles * (L::kWords / kTileWords);
-    Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, steps);
+    Ahead ahead = Ahead::over(next, F::kBlockBytes, steps);
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t first = t * kTileHeight;
       const int64_t rest = call.count - first;
