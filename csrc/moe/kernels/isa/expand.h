@@ -118,13 +118,13 @@ struct FastLayout<F> {
 /// How far ahead of a single tile's reads the weights are requested, in bytes of one panel.
 inline constexpr int64_t kPrefetchBytes = 2048;
 
-/// Requests what is read `distance` bytes after `unit`: of the same blocks, which end at `end`, or
-/// of `next`.
+/// Requests what is read kPrefetchBytes after `unit`: of the same blocks, which end at `end`, or of
+/// `next`.
 template <class F>
-MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const std::byte* next,
-                              int64_t distance = kPrefetchBytes) {
+MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const std::byte* next) {
   const int64_t left = end - unit;
-  const std::byte* at = left > distance ? unit + distance : next + (distance - left);
+  const std::byte* at =
+      left > kPrefetchBytes ? unit + kPrefetchBytes : next + (kPrefetchBytes - left);
   MOE_UNROLL
   for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(at + i);
 }
@@ -164,8 +164,7 @@ template <class F>
 /// One panel's blocks as operands of the fast path, in E's layout; kSigned: bytes less kOffset.
 template <class F, class E, bool kSigned = false>
 [[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
-                                             int64_t blocks, std::byte* out,
-                                             int64_t distance = kPrefetchBytes) noexcept {
+                                             int64_t blocks, std::byte* out) noexcept {
   const std::byte* end = block + blocks * F::kBlockBytes;
   constexpr int kDepthOfWord = depth_per_word(F::kDot);
   constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
@@ -173,7 +172,7 @@ template <class F, class E, bool kSigned = false>
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       U8x64 word[kUnitWords];
-      prefetch_unit<F>(block + u * F::kUnitBytes, end, next, distance);
+      prefetch_unit<F>(block + u * F::kUnitBytes, end, next);
       F::template weights<Vec>(block + u * F::kUnitBytes, word);
       MOE_UNROLL
       for (int i = 0; i < kUnitWords; ++i) {

@@ -174,16 +174,11 @@ static void gemm(const GemmCall& call) noexcept {
       if constexpr (fewest_tile_rows<F, E, DE>() <= kGemmRows) {
         if (call.count >= fewest_tile_rows<F, E, DE>()) {
           constexpr bool kSigned = GroupWeights<E>::kStep == Step::kSigned;
-          // A few rows leave no time to read under their products: decoding requests the next
-          // depth block, line by line.
-          const int64_t bytes = blocks * F::kBlockBytes;
-          const bool few = call.count <= kTileHeight;
           for (int p = 0; p < 2; ++p) {
-            expand_weights<F, E, kSigned>(panels[p], next[p], blocks, expanded[p],
-                                          few ? bytes : kPrefetchBytes);
+            expand_weights<F, E, kSigned>(panels[p], next[p], blocks, expanded[p]);
             panels[p] = expanded[p];
           }
-          run_group_tiles<E>(tile_call, call.count, panels, next, few ? 0 : bytes);
+          run_group_tiles<E>(tile_call, call.count, panels, next, blocks * F::kBlockBytes);
           continue;
         }
       }
