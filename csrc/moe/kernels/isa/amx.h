@@ -108,7 +108,6 @@ MOE_INLINE void store_sums(void* to, int64_t panel, int64_t below, int64_t strid
   }
 }
 
-
 /// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.
 enum class Step { kPairs, kUnsigned, kSigned };
 

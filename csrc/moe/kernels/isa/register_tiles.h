@@ -118,8 +118,15 @@ MOE_INLINE void request(const PanelRange& range, int64_t i) {
   }
 }
 
-/// Requests the share of bytes [i, i + bytes) of the ranges that one tile of several reads: before
-/// its products, since it takes registers that those need.
+/// Whether a tile of several requests its share little by little. Tiles of few rows wait for
+/// memory: what they asked for at once would not be under way at once. Those of many rows ask
+/// before the products of a range, which need the registers.
+template <class F, int R>
+constexpr bool shares_in_steps() {
+  return is_in_cache<F>() && R < kTileRows / 2;
+}
+
+/// Requests the share of bytes [i, i + bytes) of the ranges that one tile of several reads.
 template <class F, int P>
 MOE_INLINE void request_share(const TileCall& call, int64_t i, int64_t bytes) {
   if constexpr (is_in_cache<F>()) {
@@ -153,15 +160,26 @@ MOE_INLINE void accumulate(const TileCall& call, const uint32_t* const (&x)[R], 
     decode_unit<F, D, R, P, kWords>(call, at + u * F::kUnitBytes, value);
     multiply<D, kWords, R, P>(x, word + u * kWords, value, 0, kWords, sum);
   };
-  int64_t u = 0;
-  if constexpr (kWords == 1) {
-    // Short units: the rows' pointers, more than there are registers, are reloaded once for four.
-    for (; u + 4 <= units; u += 4) {
-      MOE_UNROLL
-      for (int i = 0; i < 4; ++i) unit(u + i);
+  const auto run = [&](int64_t u, int64_t end) MOE_INLINE_LAMBDA {
+    if constexpr (kWords == 1) {
+      // Short units: rows' pointers, if there are more than registers, are reloaded once for four.
+      for (; u + 4 <= end; u += 4) {
+        MOE_UNROLL
+        for (int i = 0; i < 4; ++i) unit(u + i);
+      }
     }
+    for (; u < end; ++u) unit(u);
+  };
+  if constexpr (shares_in_steps<F, R>()) {
+    constexpr int64_t kStep = 8;
+    for (int64_t u = 0; u < units; u += kStep) {
+      const int64_t end = units - u < kStep ? units : u + kStep;
+      request_share<F, P>(call, at + u * F::kUnitBytes, (end - u) * F::kUnitBytes);
+      run(u, end);
+    }
+  } else {
+    run(0, units);
   }
-  for (; u < units; ++u) unit(u);
 }
 
 template <class Sum, int R, int P>
@@ -191,7 +209,9 @@ MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) 
     static_assert(F::kGroup == F::kDepth);
     for (int64_t b = 0; b < call.blocks; ++b) {
       clear(sum);
-      request_share<F, P>(call, b * F::kBlockBytes, F::kBlockBytes);
+      if constexpr (!shares_in_steps<F, R>()) {
+        request_share<F, P>(call, b * F::kBlockBytes, F::kBlockBytes);
+      }
       accumulate<F, D, R, P>(call, x, b * (F::kDepth / depth_per_word(D::kKind)),
                              b * F::kBlockBytes, F::kDepth / F::kUnitDepth, sum);
       MOE_UNROLL
@@ -213,7 +233,7 @@ MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) 
     clear(sum);
     for (int64_t u = 0; u < units; u += kSpan) {
       const int64_t at = u * F::kUnitBytes;
-      request_share<F, P>(call, at, kSpan * F::kUnitBytes);
+      if constexpr (!shares_in_steps<F, R>()) request_share<F, P>(call, at, kSpan * F::kUnitBytes);
       accumulate<F, D, R, P>(call, x, u * kUnitWords, at, units - u < kSpan ? units - u : kSpan,
                              sum);
     }
@@ -400,7 +420,9 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
   for (int64_t begin = 0; begin < columns; begin += kScaleBlock, ++scale_block) {
     const int64_t end = columns - begin < kScaleBlock ? columns : begin + kScaleBlock;
     F32x16 value[R][P];
-    request_share<F, P>(call, unit_at<F>(begin), unit_at<F>(end) - unit_at<F>(begin));
+    if constexpr (!shares_in_steps<F, R>()) {
+      request_share<F, P>(call, unit_at<F>(begin), unit_at<F>(end) - unit_at<F>(begin));
+    }
     if constexpr (is_long_group<F>()) {
       int32_t total[R];
       for (int r = 0; r < R; ++r) {
