@@ -137,8 +137,23 @@ constinit const VecCheck kVecCheck = {
     .nonzero_bytes = [](const uint8_t* x) noexcept { return to_bitmask(nonzero_bytes(x)); },
     .first_mask = [](int n) noexcept { return to_bitmask(first_mask(n)); },
     .lane_mask = [](uint32_t lanes) noexcept { return to_bitmask(lane_mask(lanes)); },
-    .negate_bytes = [](const uint8_t* x, uint64_t bytes,
-                       uint8_t* y) noexcept { store_u8(y, negate_bytes(load_u8(x), bytes)); },
+#ifdef MOE_PAIR_SUMS
+    .pair_products =
+        [](const int32_t* acc, const uint32_t* word, const uint8_t* w, const int32_t* steps,
+           int32_t* of_unsigned, int32_t* of_signed) noexcept {
+          const Words x = broadcast_word(word);
+          const U8x64 bytes = load_u8(w);
+          const I32x16 low = load_i32(steps), high = shift_right(low, 16);
+          const auto sum = [&](I16x32 pairs) {
+            const I32x16 first = dot_i16(load_i32(acc), pairs, set1_i16(1));
+            return dot_i16(first, add(pairs, set1_i16(1)), pair_halves(low, high));
+          };
+          store_i32(of_unsigned, sum(pair_products(x, bytes)));
+          store_i32(of_signed, sum(pair_products(x, bytes, byte_sizes(bytes))));
+        },
+#else
+    .pair_products = nullptr,
+#endif
     .bytes =
         [](const int32_t* x, const uint8_t* table, uint8_t* same, uint8_t* found) noexcept {
           const U8x64 bytes = as_bytes(load_i32(x));

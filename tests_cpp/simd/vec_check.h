@@ -60,8 +60,10 @@ struct VecCheck {
   uint32_t (*nonzero_bytes)(const uint8_t* x) noexcept;
   uint32_t (*first_mask)(int n) noexcept;
   uint32_t (*lane_mask)(uint32_t lanes) noexcept;
-  /// −x in the bytes whose bit is set.
-  void (*negate_bytes)(const uint8_t* x, uint64_t bytes, uint8_t* y) noexcept;
+  /// acc + p + (p + 1) · steps, where p is the pairs of a word's products with w, unsigned and
+  /// signed, and steps two numbers of 16 bits in a lane. Null where bytes are not multiplied so.
+  void (*pair_products)(const int32_t* acc, const uint32_t* word, const uint8_t* w,
+                        const int32_t* steps, int32_t* of_unsigned, int32_t* of_signed) noexcept;
   /// The bytes of sixteen words; table[x & 7].
   void (*bytes)(const int32_t* x, const uint8_t* table, uint8_t* same, uint8_t* found) noexcept;
 };

@@ -138,16 +138,46 @@ TEST_P(VecLanes, MakesMasksOfBits) {
   for (uint32_t lanes = 0; lanes < 0x10000; ++lanes) ASSERT_EQ(vec().lane_mask(lanes), lanes);
 }
 
-TEST_P(VecLanes, NegatesTheChosenBytes) {
-  for (uint64_t round = 0; round < 100; ++round) {
-    uint8_t x[64], y[64];
-    for (uint32_t i = 0; i < 64; ++i) x[i] = static_cast<uint8_t>(random_bits(round, i) % 256);
-    x[round % 64] = 0;
-    const uint64_t bytes = round == 0 ? 0 : round == 1 ? ~uint64_t{0} : random_bits(round, 99);
-    vec().negate_bytes(x, bytes, y);
-    for (int i = 0; i < 64; ++i) {
-      EXPECT_EQ(y[i], static_cast<uint8_t>((bytes >> i & 1) != 0 ? -x[i] : x[i])) << i;
+TEST_P(VecLanes, MultipliesPairsOfBytes) {
+  if (vec().pair_products == nullptr) GTEST_SKIP() << "multiplies four bytes at once";
+  for (uint64_t round = 0; round < 400; ++round) {
+    int8_t x[4];
+    uint8_t small[64], bytes[64];
+    int32_t acc[kLanes], steps[kLanes], found[kLanes], unused[kLanes];
+    int16_t step[2 * kLanes];
+    for (uint32_t j = 0; j < 4; ++j) {
+      // Half of the rounds: what gives the largest sums.
+      const int any = static_cast<int>(random_bits(round, j) % 255) - 127;
+      x[j] = static_cast<int8_t>(round % 4 == 0 ? 127 : round % 4 == 1 ? -127 : any);
     }
+    for (uint32_t i = 0; i < 64; ++i) {
+      const uint64_t any = random_bits(round, 10 + i);
+      small[i] = static_cast<uint8_t>(round % 8 < 4 ? 129 : any % 130);
+      bytes[i] = static_cast<uint8_t>(round % 8 < 4 ? 128 : any % 256);
+    }
+    for (uint32_t i = 0; i < kLanes; ++i) {
+      acc[i] = static_cast<int32_t>(random_bits(round, 100 + i) % 2001) - 1000;
+      step[2 * i] = static_cast<int16_t>(random_bits(round, 200 + i) % 16384);
+      step[2 * i + 1] = static_cast<int16_t>(-step[2 * i] / 2);
+    }
+    std::memcpy(steps, step, 64);
+    uint32_t word;
+    std::memcpy(&word, x, 4);
+    const auto check = [&](auto weight) {
+      for (int i = 0; i < kLanes; ++i) {
+        int32_t want = acc[i];
+        for (int half = 0; half < 2; ++half) {
+          const int at = 4 * i + 2 * half;
+          const int pair = x[2 * half] * weight(at) + x[2 * half + 1] * weight(at + 1);
+          want += pair + (pair + 1) * step[2 * i + half];
+        }
+        ASSERT_EQ(found[i], want) << "round " << round << ", lane " << i;
+      }
+    };
+    vec().pair_products(acc, &word, small, steps, found, unused);
+    check([&](int i) { return static_cast<int>(small[i]); });
+    vec().pair_products(acc, &word, bytes, steps, unused, found);
+    check([&](int i) { return static_cast<int>(static_cast<int8_t>(bytes[i])); });
   }
 }
 

@@ -97,58 +97,26 @@ struct Codes {
     return static_cast<int>(std::min(std::max(0.0f, code), kLast));
   }
   template <class V>
-  [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
-    if constexpr (bits == 8) {
-      out[0] = V::load_bytes(unit);
-    } else {
-#pragma GCC unroll 8
-      for (int w = 0; w < kWords; ++w) {
-        out[w] = Low::template load<V>(unit, w, kShift);
-        if constexpr (kHighBits != 0) {
-          out[w] =
-              or_bytes(out[w], High::template load<V>(unit + Low::kBytes, w, kLowBits + kShift));
-        }
-      }
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    if constexpr (bits == 8) return V::load_bytes(unit);
+    auto fields = Low::template load<V>(unit, w, kShift);
+    if constexpr (kHighBits != 0) {
+      const auto high = High::template load<V>(unit + Low::kBytes, w, kLowBits + kShift);
+      fields = or_bytes(fields, high);
     }
+    return fields;
   }
-};
-
-static inline uint64_t word_at(const std::byte* at) {
-  uint64_t word;
-  std::memcpy(&word, at, 8);
-  return word;
-}
-
-/// Signs, one bit each: a set one is 1, the others −1. A unit's words have a bit for each of their
-/// bytes.
-struct SignCodes {
-  static constexpr int kUnitDepth = 32;
-  static constexpr int64_t kUnitBytes = kUnitDepth * kPanelRows / 8;
-  static int64_t byte_at(int row, int64_t k) { return k / 4 * 8 + row / 2; }
-  static int bit_at(int row, int64_t k) { return row % 2 * 4 + static_cast<int>(k % 4); }
-
-  static int get(const std::byte* block, int row, int64_t k) {
-    return static_cast<int>(block[byte_at(row, k)]) >> bit_at(row, k) & 1;
-  }
-  /// The block has to be zero before.
-  static void set(std::byte* block, int row, int64_t k, int code) {
-    block[byte_at(row, k)] |= static_cast<std::byte>(code << bit_at(row, k));
-  }
-  static int byte_of(int code) { return 127 + 2 * code; }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
-    const auto minus_ones = as_bytes(V::fill_i32(0x7f7f7f7f));  // negated: 129
 #pragma GCC unroll 8
-    for (int w = 0; w < kUnitDepth / 4; ++w) {
-      out[w] = negate_bytes(minus_ones, word_at(unit + 8 * w));
-    }
+    for (int w = 0; w < kWords; ++w) out[w] = word<V>(unit, w);
   }
 };
 
 /// Codes of at most four bits that stand for the sixteen bytes of Table::bytes().
 template <int bits, class Table>
 struct TableCodes : Codes<bits> {
-  static constexpr int kLargestByte = 255;
+  static constexpr int kLargestByte = *std::max_element(Table::bytes(), Table::bytes() + 16);
   static int byte_of(int code) { return Table::bytes()[code]; }
   static int nearest(float q, int offset) {
     const auto distance = [&](int code) {
@@ -165,10 +133,13 @@ struct TableCodes : Codes<bits> {
     return best;
   }
   template <class V>
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    return lookup16(Codes<bits>::template word<V>(unit, w), Table::bytes());
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
-    Codes<bits>::template load<V>(unit, out);
 #pragma GCC unroll 8
-    for (int w = 0; w < Codes<bits>::kWords; ++w) out[w] = lookup16(out[w], Table::bytes());
+    for (int w = 0; w < Codes<bits>::kWords; ++w) out[w] = word<V>(unit, w);
   }
 };
 

@@ -7,20 +7,20 @@
 
 namespace moe {
 
-// 128 and a size with its sign; the sign is a code's highest bit.
-static constexpr uint8_t kIq2Bytes[16] = {136, 153, 171, 128, 120, 103, 85,  128,
-                                          128, 128, 128, 128, 128, 128, 128, 128};
-static constexpr uint8_t kIq3XxsBytes[16] = {132, 140, 148, 156, 164, 172, 180, 190,
-                                             124, 116, 108, 100, 92,  84,  76,  66};
+// The largest size, and a size with its sign; the sign is a code's highest bit.
+static constexpr uint8_t kIq2Bytes[16] = {51, 68, 86, 43, 35, 18, 0,  43,
+                                          43, 43, 43, 43, 43, 43, 43, 43};
+static constexpr uint8_t kIq3XxsBytes[16] = {66, 74, 82, 90, 98, 106, 114, 124,
+                                             58, 50, 42, 34, 26, 18,  10,  0};
 struct Iq2Table {
-  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq2Bytes; }
+  [[gnu::always_inline]] static constexpr const uint8_t* bytes() { return kIq2Bytes; }
 };
 struct Iq3XxsTable {
-  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq3XxsBytes; }
+  [[gnu::always_inline]] static constexpr const uint8_t* bytes() { return kIq3XxsBytes; }
 };
 template <const auto& kGrid>
-using Iq2Points = SignedPoints<kGrid, SignedSizeCodes<Iq2Table>, 128>;
-using Iq3XxsPoints = SignedPoints<kIq3XxsGrid, TableCodes<4, Iq3XxsTable>, 128>;
+using Iq2Points = SignedPoints<kGrid, SignedSizeCodes<Iq2Table>, 43>;
+using Iq3XxsPoints = SignedPoints<kIq3XxsGrid, TableCodes<4, Iq3XxsTable>, 62>;
 // Odd numbers from −15 to 15: twice the code, less 15.
 using Iq3SPoints = SignedPoints<kIq3SGrid, Codes<4, 1>, 15>;
 

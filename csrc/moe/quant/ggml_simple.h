@@ -53,7 +53,7 @@ struct Q5_1Format : GroupBlock<Q5_1Format, 32, 32, Codes<5>, HalfScaleMin> {
 static constexpr uint8_t kE2m1Bytes[16] = {12, 13, 14, 15, 16, 18, 20, 24,
                                            12, 11, 10, 9,  8,  6,  4,  0};
 struct E2m1Table {
-  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kE2m1Bytes; }
+  [[gnu::always_inline]] static constexpr const uint8_t* bytes() { return kE2m1Bytes; }
 };
 using E2m1Codes = TableCodes<4, E2m1Table>;
 
@@ -81,14 +81,14 @@ static constexpr NearestTable kIq4Nearest(kIq4Values);
 static constexpr uint8_t kIq4Bytes[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                           129, 141, 153, 166, 181, 197, 217, 241};
 struct Iq4Table {
-  [[gnu::always_inline]] static inline const uint8_t* bytes() { return kIq4Bytes; }
+  [[gnu::always_inline]] static constexpr const uint8_t* bytes() { return kIq4Bytes; }
 };
 using Iq4Codes = TableCodes<4, Iq4Table>;
 
 /// f16 d, a bit for each of 128 columns: d where it is set, else −d. Errors as large as the weights
 /// leave GPTQ nothing to gain, so there is no rounding one by one: kGridPoints.
-struct Q1_0Format : GroupBlock<Q1_0Format, 128, 128, SignCodes, HalfScale> {
-  static constexpr int kOffset = 128;
+struct Q1_0Format : GroupBlock<Q1_0Format, 128, 128, Codes<1, 1>, HalfScale> {
+  static constexpr int kOffset = 1;
   static constexpr int kGridPoints = 2;
   static constexpr bool kHasZero = false;
   static constexpr int64_t kFileBytes = 18;

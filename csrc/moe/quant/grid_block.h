@@ -4,6 +4,7 @@
 // bytes, on every instruction set. Gathers of points from the file's codes take fewer bytes and
 // two to three times as long.
 
+#include <algorithm>
 #include <cstring>
 
 #include "moe/quant/codes.h"
@@ -56,20 +57,19 @@ struct SignedSizeCodes {
     put(w - 6, (code & 3) << 6);
     put(2, code >> 2 << w);
   }
+  static constexpr int kLargestByte = *std::max_element(Table::bytes(), Table::bytes() + 8);
   static int byte_of(int code) { return Table::bytes()[code]; }
   template <class V>
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    const auto line = [&](int i) { return V::load_bytes(unit + 64 * i); };
+    const auto code = w < 6 ? bit_field(line(w / 2), 3 * (w % 2), 255)
+                            : or_bytes(bit_field(line(w - 6), 6, 3), bit_field(line(2), w - 2, 4));
+    return lookup8(code, Table::bytes());
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
-    const typename V::U8 line[3] = {V::load_bytes(unit), V::load_bytes(unit + 64),
-                                    V::load_bytes(unit + 128)};
-#pragma GCC unroll 6
-    for (int w = 0; w < 6; ++w) {
-      out[w] = lookup8(bit_field(line[w / 2], 3 * (w % 2), 255), Table::bytes());
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      const auto code = or_bytes(bit_field(line[i], 6, 3), bit_field(line[2], 4 + i, 4));
-      out[6 + i] = lookup8(code, Table::bytes());
-    }
+#pragma GCC unroll 8
+    for (int w = 0; w < kUnitDepth / 4; ++w) out[w] = word<V>(unit, w);
   }
 };
 
@@ -104,6 +104,7 @@ struct SignedPoints : Codes {
 template <int kRun>
 struct MovedPoints {
   static constexpr int kUnitDepth = 32;
+  static constexpr int kLargestByte = 3 * 8 + 2;
   static constexpr int kOffset = 9;  // 8 for a value's offset, and moved down
   static constexpr int64_t kMasksAt = 128;
   static constexpr int64_t kUnitBytes = kMasksAt + 2 * (kUnitDepth / kRun);
@@ -124,17 +125,16 @@ struct MovedPoints {
     return 8 * Fields::get(unit, r, k) + 2 * up - kOffset;
   }
   template <class V>
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    uint16_t rows;
+    std::memcpy(&rows, unit + kMasksAt + 2 * (w / (kRun / 4)), 2);
+    const auto moved = select(V::lane_mask(rows), V::fill_i32(0x02020202), V::fill_i32(0));
+    return or_bytes(Fields::template load<V>(unit, w, 3), as_bytes(moved));
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* unit, typename V::U8* out) {
-    typename V::U8 moved;
 #pragma GCC unroll 8
-    for (int w = 0; w < kUnitDepth / 4; ++w) {
-      if (w % (kRun / 4) == 0) {
-        uint16_t rows;
-        std::memcpy(&rows, unit + kMasksAt + 2 * (w / (kRun / 4)), 2);
-        moved = as_bytes(select(V::lane_mask(rows), V::fill_i32(0x02020202), V::fill_i32(0)));
-      }
-      out[w] = or_bytes(Fields::template load<V>(unit, w, 3), moved);
-    }
+    for (int w = 0; w < kUnitDepth / 4; ++w) out[w] = word<V>(unit, w);
   }
 };
 
@@ -180,11 +180,15 @@ struct GridBlock {
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kGroup;
   static constexpr bool kMin = false, kHasZero = false;
-  static constexpr int kOffset = Points::kOffset;
+  static constexpr int kOffset = Points::kOffset, kLargestByte = Points::kLargestByte;
 
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* unit, typename V::U8* out) {
     Points::template load<V>(unit, out);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    return Points::template word<V>(unit, w);
   }
   template <class V>
   [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {

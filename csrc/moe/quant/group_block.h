@@ -30,10 +30,15 @@ struct GroupBlock {
   static constexpr Scales kScales = Scales::kGroup;
   static constexpr bool kMin = Scale::kMin;
   static constexpr bool kHasZero = true;  // whether 0 is a value, whatever the scale
+  static constexpr int kLargestByte = Codes::kLargestByte;
 
   template <class V>
   [[gnu::always_inline]] static inline void weights(const std::byte* unit, typename V::U8* out) {
     Codes::template load<V>(unit, out);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::U8 word(const std::byte* unit, int w) {
+    return Codes::template word<V>(unit, w);
   }
   template <class V>
   [[gnu::always_inline]] static inline void values(const std::byte* unit, typename V::F32* out) {

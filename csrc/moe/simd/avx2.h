@@ -314,6 +314,51 @@ MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x.v))};
 }
 
+#ifndef __AVXVNNI__
+#define MOE_PAIR_SUMS  // bytes' products are cheapest as sums of pairs (isa/narrow_tiles.h)
+
+struct I16x32 {
+  __m256i lo, hi;
+};
+MOE_INLINE I16x32 set1_i16(int16_t x) { return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
+MOE_INLINE I16x32 load_i16(const void* p) {
+  return {load_half(p), load_half(static_cast<const char*>(p) + 32)};
+}
+MOE_INLINE void store_i16(void* p, I16x32 a) {
+  store_half(p, a.lo);
+  store_half(static_cast<char*>(p) + 32, a.hi);
+}
+/// Keeps a chain of additions: g++ would make a tree of it, whose leaves it has to spill.
+MOE_INLINE __m256i in_order(__m256i sum) {
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+MOE_INLINE I16x32 add(I16x32 a, I16x32 b) {
+  return {in_order(_mm256_add_epi16(a.lo, b.lo)), in_order(_mm256_add_epi16(a.hi, b.hi))};
+}
+/// Sums of two neighbours' products; exact where no byte of w exceeds 129 and none of x is −128.
+MOE_INLINE I16x32 pair_products(Words x, U8x64 w) {
+  return {_mm256_maddubs_epi16(w.lo, x.v), _mm256_maddubs_epi16(w.hi, x.v)};
+}
+/// The same of signed bytes w, given their sizes as well; no byte of x is −128.
+MOE_INLINE I16x32 pair_products(Words x, U8x64 w, U8x64 sizes) {
+  return {_mm256_maddubs_epi16(sizes.lo, _mm256_sign_epi8(x.v, w.lo)),
+          _mm256_maddubs_epi16(sizes.hi, _mm256_sign_epi8(x.v, w.hi))};
+}
+MOE_INLINE U8x64 byte_sizes(U8x64 a) { return {_mm256_abs_epi8(a.lo), _mm256_abs_epi8(a.hi)}; }
+/// acc + a's pairs times b's.
+MOE_INLINE I32x16 dot_i16(I32x16 acc, I16x32 a, I16x32 b) {
+  return {in_order(_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo))),
+          in_order(_mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi)))};
+}
+MOE_INLINE I32x16 dot_i16(I32x16 acc, Words a, I16x32 b) { return dot_i16(acc, {a.v, a.v}, b); }
+/// The low halves of the lanes of `low`, and of `high` above them.
+MOE_INLINE I16x32 pair_halves(I32x16 low, I32x16 high) {
+  return {_mm256_blend_epi16(low.lo, _mm256_slli_epi32(high.lo, 16), 0xaa),
+          _mm256_blend_epi16(low.hi, _mm256_slli_epi32(high.hi, 16), 0xaa)};
+}
+#endif
+
 MOE_INLINE U8x64 bit_field(U8x64 a, int shift, uint8_t mask) {
   const __m256i m = _mm256_set1_epi8(static_cast<char>(mask));
   if (shift > 0) a = {_mm256_srli_epi16(a.lo, shift), _mm256_srli_epi16(a.hi, shift)};
@@ -355,18 +400,6 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
 }
 MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
   return lookup16(bit_field(a, 0, 7), table);
-}
-MOE_INLINE __m256i negate_half(__m256i a, uint32_t bytes) {
-  const __m256i each = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1,  //
-                                        2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
-  const __m256i bit = _mm256_set1_epi64x(static_cast<long long>(0x8040201008040201u));
-  const __m256i spread = _mm256_shuffle_epi8(_mm256_set1_epi32(static_cast<int32_t>(bytes)), each);
-  const __m256i mask = _mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit);
-  return _mm256_sub_epi8(_mm256_xor_si256(a, mask), mask);
-}
-MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
-  return {negate_half(a.lo, static_cast<uint32_t>(bytes)),
-          negate_half(a.hi, static_cast<uint32_t>(bytes >> 32))};
 }
 MOE_INLINE U8x64 as_bytes(I32x16 a) { return {a.lo, a.hi}; }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {

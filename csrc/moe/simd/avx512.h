@@ -340,9 +340,6 @@ MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
   return lookup16(bit_field(a, 0, 7), table);
 #endif
 }
-MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
-  return {_mm512_mask_sub_epi8(a.v, bytes, _mm512_setzero_si512(), a.v)};
-}
 MOE_INLINE U8x64 as_bytes(I32x16 a) { return {a.v}; }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) {
   return {_mm512_xor_si512(a.v, _mm512_set1_epi8(static_cast<char>(b)))};

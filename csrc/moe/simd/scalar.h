@@ -309,17 +309,6 @@ MOE_INLINE U8x64 lookup16(U8x64 a, const uint8_t* table) {
 MOE_INLINE U8x64 lookup8(U8x64 a, const uint8_t* table) {
   return lookup16(bit_field(a, 0, 7), table);
 }
-/// −a modulo 256 in the bytes whose bit is set, a in the others.
-MOE_INLINE U8x64 negate_bytes(U8x64 a, uint64_t bytes) {
-  // The mask of a word from its four bits.
-  UintLanes mask;
-  for (int i = 0; i < 16; ++i) {
-    const auto four = static_cast<uint32_t>(bytes >> (4 * i) & 15);
-    mask[i] = ((four * 0x00204081u) & 0x01010101u) * 255u;
-  }
-  const UintLanes flipped = a.v ^ mask, ones = mask & 0x01010101u;
-  return {((flipped & 0x7f7f7f7fu) + ones) ^ (flipped & 0x80808080u)};
-}
 MOE_INLINE U8x64 as_bytes(I32x16 a) { return {reinterpret_cast<UintLanes>(a.v)}; }
 MOE_INLINE U8x64 xor_bytes(U8x64 a, uint8_t b) { return {a.v ^ (0x01010101u * b)}; }
 /// Byte j of each lane's word, zero-extended to float.

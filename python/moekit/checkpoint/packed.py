@@ -3,7 +3,7 @@
     config.json, tokenizer.json, ...      as in the checkpoint that was packed
     packed-00000.safetensors, ...         the model's arrays: layer n in file n, the rest after it
     moekit.json                           what the files mean:
-        layout   "moekit packed", version 2
+        layout   "moekit packed", version 3
         weights  path in the model (for tensors that parts keep only in another form, "tensor:" and
                  their name) -> {file, format, shape}; arrays have no format and their own
                  dtype, packed weights are U8: the panels of the experts one after another (as
@@ -41,7 +41,7 @@ from .write import dtype_name, stream_safetensors
 
 DOCUMENT = "moekit.json"
 LAYOUT = "moekit packed"
-VERSION = 2  # 1 had other panels for fp8 and for IQ1, IQ2 and IQ3
+VERSION = 3  # 1 had other panels for fp8 and for IQ1, IQ2 and IQ3, 2 for Q1_0
 MAX_DOCUMENT_BYTES = 256 << 20
 _PROGRESS = "progress.json"
 # A tensor of each file that is no weight: what was noted while its part was made.

@@ -97,6 +97,19 @@ MOE_INLINE void load_scale(const std::byte* block, int group, F32x16& scale, F32
   }
 }
 
+#ifdef MOE_PAIR_SUMS
+inline constexpr bool kHasPairSums = true;
+#else
+inline constexpr bool kHasPairSums = false;
+#endif
+/// Whether F's bytes are multiplied in pairs (isa/narrow_tiles.h).
+template <class F>
+constexpr bool is_narrow() {
+  return kHasPairSums && F::kDot == Dot::kU8S8 && F::kScales == Scales::kGroup;
+}
+template <class F>
+struct NarrowGroups;
+
 /// What multiplies many rows of format F: F itself where a word needs no decoding, unless tiles
 /// want its bytes with their sign.
 template <class F>
@@ -104,10 +117,15 @@ struct FastLayout {
   using Type = F;
 };
 template <class F>
-  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 &&
+  requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 && !is_narrow<F>() &&
            (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
   using Type = ByteGroups<F::kGroup, F::kMin, step_sums<F>()>;
+};
+template <class F>
+  requires(is_narrow<F>())
+struct FastLayout<F> {
+  using Type = NarrowGroups<F>;
 };
 template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kBf16)

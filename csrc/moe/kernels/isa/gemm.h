@@ -13,6 +13,9 @@
 
 #include "moe/kernels/isa/expand.h"
 #include "moe/kernels/isa/register_tiles.h"
+#ifdef MOE_PAIR_SUMS
+#include "moe/kernels/isa/narrow_tiles.h"
+#endif
 #ifdef __AMX_TILE__
 #include "moe/kernels/isa/group_tiles.h"
 #include "moe/kernels/isa/pair_tiles.h"
@@ -186,6 +189,10 @@ static void gemm(const GemmCall& call) noexcept {
       for (int p = 0; p < 2; ++p) {
         if constexpr (D::kKind == Dot::kF32) {
           expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);
+#ifdef MOE_PAIR_SUMS
+        } else if constexpr (is_narrow<F>()) {
+          expand_narrow<F>(panels[p], next[p], blocks, expanded[p]);
+#endif
         } else {
           expand_weights<F, E>(panels[p], next[p], blocks, expanded[p]);
         }

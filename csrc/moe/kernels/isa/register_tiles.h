@@ -411,6 +411,11 @@ MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x
   }
 }
 
+// isa/narrow_tiles.h
+template <class F, int R>
+MOE_INLINE void narrow_range(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
+                             int64_t end, F32x16 (&value)[R][1]);
+
 /// A depth block in integers, one range of the activations' scales after the other.
 template <class F, int R, int P>
 MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]) {
@@ -420,10 +425,12 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
   for (int64_t begin = 0; begin < columns; begin += kScaleBlock, ++scale_block) {
     const int64_t end = columns - begin < kScaleBlock ? columns : begin + kScaleBlock;
     F32x16 value[R][P];
-    if constexpr (!shares_in_steps<F, R>()) {
+    if constexpr (is_narrow<F>() || !shares_in_steps<F, R>()) {
       request_share<F, P>(call, unit_at<F>(begin), unit_at<F>(end) - unit_at<F>(begin));
     }
-    if constexpr (is_long_group<F>()) {
+    if constexpr (is_narrow<F>()) {
+      narrow_range<F>(call, x, begin, end, value);
+    } else if constexpr (is_long_group<F>()) {
       int32_t total[R];
       for (int r = 0; r < R; ++r) {
         total[r] =
@@ -453,7 +460,7 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
     } else {
       add_groups<F>(call, x, begin, end, value);
     }
-    if constexpr (has_steps<F>()) add_units<F, R, P>(call, begin, end, value);
+    if constexpr (has_steps<F>() && !is_narrow<F>()) add_units<F, R, P>(call, begin, end, value);
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
       const auto* scales = reinterpret_cast<const float*>(call.rows[r] + layout.scales_at);
@@ -488,6 +495,7 @@ template <class F, class D>
 constexpr int tile_rows() {
   if constexpr (std::is_same_v<F, F32Format>) return kFloatTileRows;
   if constexpr (D::kKind == Dot::kU8S8) {
+    if constexpr (is_narrow<F>()) return (kTileRows + 1) / 2;
     return is_long_group<F>() ? kIntegerTileRows : (kTileRows + 1) / 2;
   }
   return kTileRows;
