@@ -230,13 +230,14 @@ struct alignas(64) PartSums {
   N hi[kTileWeights], lo[kTileWeights];
 };
 
-/// sums [key tile][key][sixteen queries] = keys · queries [hi, lo][step].
+/// sums [key tile][key][sixteen queries] = keys · queries [hi, lo][step], of key tiles [first,
+/// last).
 template <Step kind, class N, class F>
 [[gnu::noinline]] static void multiply_keys_apart(const KeyTiles& k, const std::byte* queries,
-                                                  int64_t steps, PartSums<N> (&sums)[kKeyTiles],
-                                                  F meanwhile) noexcept {
+                                                  int64_t steps, PartSums<N>* sums, F meanwhile,
+                                                  int first = 0, int last = kKeyTiles) noexcept {
   const int64_t below = kTileHeight * k.stride, lo = steps * kStepBytes;
-  for (int tile = 0; tile < kKeyTiles; tile += 2) {
+  for (int tile = first; tile < last; tile += 2) {
     clear_sums<2>();
     for (int64_t s = 0; s < steps; ++s) {
       const std::byte* at = k.part[0] + tile * below + s * kLineBytes;
@@ -251,10 +252,10 @@ template <Step kind, class N, class F>
       multiply_tiles<kind, 2, 5, 6>();
       multiply_tiles<kind, 3, 5, 7>();
     }
-    MOE_TILE_STORE(0, sums[tile].hi, kLineBytes);
-    MOE_TILE_STORE(1, sums[tile].lo, kLineBytes);
-    MOE_TILE_STORE(2, sums[tile + 1].hi, kLineBytes);
-    MOE_TILE_STORE(3, sums[tile + 1].lo, kLineBytes);
+    MOE_TILE_STORE(0, sums[tile - first].hi, kLineBytes);
+    MOE_TILE_STORE(1, sums[tile - first].lo, kLineBytes);
+    MOE_TILE_STORE(2, sums[tile - first + 1].hi, kLineBytes);
+    MOE_TILE_STORE(3, sums[tile - first + 1].lo, kLineBytes);
   }
 }
 

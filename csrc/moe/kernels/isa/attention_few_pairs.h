@@ -189,10 +189,13 @@ class FewPairTiles {
   void attend_apart(const std::byte* queries, int64_t row, int height, int64_t block, int first,
                     int last) {
     with_layout(kKeyTiles * steps_, [&](auto meanwhile) {
-      multiply_keys_apart<Step::kPairs>(keys_, queries, steps_, sums_, meanwhile);
-    });
-    turn_lines(first, last, w_.scores[0], kBlock, [&](int g, int i) MOE_INLINE_LAMBDA {
-      return add(load(sums_[g].hi + i * kLanes), load(sums_[g].lo + i * kLanes));
+      // Half a block's sums at a time: what a tile touches is more than L1 as it is.
+      for (int tile = 0; tile < kKeyTiles; tile += 2) {
+        multiply_keys_apart<Step::kPairs>(keys_, queries, steps_, sums_, meanwhile, tile, tile + 2);
+        turn_lines(tile, tile + 2, w_.scores[0], kBlock, [&](int g, int i) MOE_INLINE_LAMBDA {
+          return add(load(sums_[g - tile].hi + i * kLanes), load(sums_[g - tile].lo + i * kLanes));
+        });
+      }
     });
     const auto request = [&] { requests_.request(); };
     soften_wide(call_, {row, height}, block, first, last, w_, request);
