@@ -16,8 +16,6 @@ namespace {
 // does not show, few enough that their queries and outputs stay in L2.
 constexpr int64_t kTaskRows = 128;
 constexpr int64_t kSmallTaskRows = 24;
-// Rows of a kv head at most that wait for memory rather than for the processor.
-constexpr int64_t kStepRows = 16;
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 1 << 16;
 // More partial results than this are not worth splitting the queries' keys over threads.
@@ -80,16 +78,13 @@ struct Workspace {
   float* lane_sums;
   RowStates part, total;
 
-  /// For `heads` kv heads of `rows` rows each.
-  Workspace(Carver memory, const AttentionInputs& in, int64_t heads, int64_t head_rows) {
+  Workspace(Carver memory, const AttentionInputs& in, int64_t rows) {
     const int64_t width = round_up(in.values.dim, 16), key_width = round_up(in.keys.dim, 32);
-    const int64_t rows = heads * head_rows;
     head = memory.take<const float*>(rows);
     tail = memory.take<const float*>(rows);
     bias = memory.take<const float*>(rows);
     visible = memory.take<KeyRange>(rows);
-    head_queries = round_up(head_rows, 16) * (key_width + 16);
-    queries = memory.take<float>(heads * head_queries);
+    queries = memory.take<float>(round_up(rows, 16) * (key_width + 16));
     key_block = memory.take<float>(kWideBlock * key_width);
     value_block = memory.take<float>(kWideBlock * round_up(width, 32));
     lane_sums = memory.take<float>(rows * 16);
@@ -98,7 +93,6 @@ struct Workspace {
     bytes = memory.used();
   }
   size_t bytes;
-  int64_t head_queries;   // floats of one head's
   int64_t prepared = -1;  // whose queries these are
 };
 
@@ -115,10 +109,7 @@ KeyRange visible_keys(const AttentionInputs& in, int64_t query) {
   return range.begin < range.end ? range : KeyRange{0, 0};
 }
 
-/// A call's split into tasks: some rows (queries × heads of one kv head) and all their keys. Where
-/// the kv heads of a token lie side by side, a step of decoding takes several in a task, block of
-/// keys by block of keys, so that memory is read page by page (measured: one head after the other
-/// reads two thirds as fast).
+/// A call's split into tasks: some rows (queries × heads of one kv head) and all their keys.
 class Tasks {
  public:
   Tasks(const AttentionInputs& in, const float* key_bias, const KernelTable& table, float* out)
@@ -140,24 +131,16 @@ class Tasks {
         busy ? kTaskRows : std::clamp(all_rows / (4 * threads_), kSmallTaskRows, kTaskRows);
     pieces_ = (rows_ + wanted - 1) / wanted;
     piece_rows_ = (rows_ + pieces_ - 1) / pieces_;
-    // Enough units for the threads, of as many heads as that leaves.
-    const int64_t units = threads_ == 1 ? 1 : 4 * threads_;
-    const bool side_by_side = in.keys.head_stride < in.keys.token_stride;
-    const bool step = pieces_ == 1 && rows_ <= kStepRows;
-    heads_ = step && side_by_side
-                 ? std::clamp<int64_t>(in.keys.heads * segments_ / units, 1, in.keys.heads)
-                 : 1;
-    groups_ = (in.keys.heads + heads_ - 1) / heads_;
-    count_ = pieces_ * groups_;
-    const auto partial = static_cast<size_t>(count_ * segments_ * unit_rows() * in.values.dim) * 4;
+    count_ = pieces_ * in.keys.heads;
+    const auto partial = static_cast<size_t>(count_ * segments_ * piece_rows_ * in.values.dim) * 4;
     split_ = threads_ > 1 && segments_ > 1 && count_ < 4 * threads_ && partial <= kMaxPartialBytes;
   }
 
   void run() {
     const int64_t width = round_up(in_.values.dim, 16);
-    const size_t per_thread = Workspace(Carver(nullptr), in_, heads_, piece_rows_).bytes;
+    const size_t per_thread = Workspace(Carver(nullptr), in_, piece_rows_).bytes;
     Carver counted(nullptr);
-    const int64_t partial_rows = split_ ? count_ * segments_ * unit_rows() : 0;
+    const int64_t partial_rows = split_ ? count_ * segments_ * piece_rows_ : 0;
     RowStates::take(counted, partial_rows, width);
     // From the calling thread, for all: memory that cannot be had is an exception here, and none
     // may leave a parallel region.
@@ -168,7 +151,7 @@ class Tasks {
 
     TaskQueue tasks, merges;
     const auto work = [&](Team& team) {
-      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, heads_,
+      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_,
                     piece_rows_);
       const int64_t units = split_ ? count_ * segments_ : count_;
       // Later queries see more keys: long tasks first.
@@ -193,26 +176,17 @@ class Tasks {
   }
 
  private:
-  int64_t unit_rows() const { return heads_ * piece_rows_; }  // at most
   int64_t first_row(int64_t task) const { return task % pieces_ * rows_ / pieces_; }
-  int64_t head_rows(int64_t task) const {
+  int64_t task_rows(int64_t task) const {
     return (task % pieces_ + 1) * rows_ / pieces_ - first_row(task);
   }
-  int64_t first_head(int64_t task) const { return task / pieces_ * in_.keys.heads / groups_; }
-  int64_t end_head(int64_t task) const { return (task / pieces_ + 1) * in_.keys.heads / groups_; }
-  /// Rows of a task: those of its first kv head, then those of the next.
-  int64_t task_rows(int64_t task) const {
-    return (end_head(task) - first_head(task)) * head_rows(task);
-  }
-  int64_t query(int64_t task, int64_t r) const {
-    return (first_row(task) + r % head_rows(task)) / group_;
-  }
+  int64_t kv_head(int64_t task) const { return task / pieces_; }
+  int64_t query(int64_t task, int64_t r) const { return (first_row(task) + r) / group_; }
   int64_t head(int64_t task, int64_t r) const {
-    return (first_head(task) + r / head_rows(task)) * group_ +
-           (first_row(task) + r % head_rows(task)) % group_;
+    return kv_head(task) * group_ + (first_row(task) + r) % group_;
   }
   RowStates partial(int64_t unit) const {
-    const int64_t row = unit * unit_rows();
+    const int64_t row = unit * piece_rows_;
     return {partials_.max + row, partials_.sum + row, partials_.out + row * partials_.width,
             partials_.width};
   }
@@ -235,73 +209,55 @@ class Tasks {
       }
       own.visible[r] = visible_keys(in_, i);
     }
-    const int64_t of_head = head_rows(task);
-    for (int64_t r = 0; r < rows; r += of_head) {
-      kernel_.pack({own.head + r, own.tail + r, q.dim, tails.dim, of_head, in_.scale},
-                   round_up(in_.keys.dim, 16), own.queries + r / of_head * own.head_queries);
-    }
-  }
-
-  static const std::byte* row_of(const HeadsView& view, int64_t head, int64_t token) {
-    const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
-    return static_cast<const std::byte*>(view.data) +
-           (token * view.token_stride + head * view.head_stride) * static_cast<int64_t>(bytes);
+    kernel_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale},
+                 round_up(in_.keys.dim, 16), own.queries);
   }
 
   void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
-    const int64_t begin = segment * kKeySegment;
-    const int64_t end = std::min(begin + kKeySegment, in_.keys.tokens);
-    const int64_t heads = end_head(task) - first_head(task);
-    const int64_t span = heads > 1 ? kernel_.block : kKeySegment;
-    for (int64_t keys = begin; keys < end; keys += span) {
-      for (int64_t h = 0; h < heads; ++h) {
-        AttentionCall call = call_of(own, task, h, into);
-        call.begin = keys;
-        call.end = std::min(keys + span, end);
-        call.opens = keys == begin;
-        call.closes = call.end == end;
-        const bool last = h + 1 == heads;
-        const int64_t next_head = first_head(task) + (last ? 0 : h + 1);
-        const int64_t next = last ? keys + span : keys;
-        if (next < in_.keys.tokens) {
-          call.next_keys = row_of(in_.keys, next_head, next);
-          call.next_values = row_of(in_.values, next_head, next);
-        }
-        kernel_.run(call);
-      }
-    }
-  }
-
-  /// The rows of a task's kv head h, counted from its first, without their keys.
-  AttentionCall call_of(Workspace& own, int64_t task, int64_t h, const RowStates& into) const {
-    const int64_t head = first_head(task) + h, rows = head_rows(task), first = h * rows;
-    const auto scales_of_head = [&](const HeadsView& view) {
-      return view.scales != nullptr ? view.scales + head * view.scale_head_stride : nullptr;
+    const auto of_head = [&](const HeadsView& view) {
+      const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
+      return static_cast<const std::byte*>(view.data) +
+             kv_head(task) * view.head_stride * static_cast<int64_t>(bytes);
     };
-    AttentionCall call{};
-    call.keys = row_of(in_.keys, head, 0);
-    call.values = row_of(in_.values, head, 0);
+    const auto scales_of_head = [&](const HeadsView& view) {
+      return view.scales != nullptr ? view.scales + kv_head(task) * view.scale_head_stride
+                                    : nullptr;
+    };
+    AttentionCall call;
+    call.keys = of_head(in_.keys);
+    call.values = of_head(in_.values);
     call.key_stride = in_.keys.token_stride;
     call.value_stride = in_.values.token_stride;
     call.key_dim = in_.keys.dim;
     call.value_dim = in_.values.dim;
-    call.rows = rows;
-    call.queries = own.queries + h * own.head_queries;
+    call.begin = segment * kKeySegment;
+    call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
+    call.opens = call.closes = true;
+    const auto next = [&](const HeadsView& view, const void* keys) -> const void* {
+      if (call.end >= in_.keys.tokens) return nullptr;
+      const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
+      return static_cast<const std::byte*>(keys) +
+             call.end * view.token_stride * static_cast<int64_t>(bytes);
+    };
+    call.next_keys = next(in_.keys, call.keys);
+    call.next_values = next(in_.values, call.values);
+    call.rows = task_rows(task);
+    call.queries = own.queries;
     call.query_stride = round_up(in_.keys.dim, 16);
-    call.visible = own.visible + first;
-    call.bias = in_.bias != nullptr ? own.bias + first : nullptr;
+    call.visible = own.visible;
+    call.bias = in_.bias != nullptr ? own.bias : nullptr;
     call.key_bias = key_bias_;
     call.key_scales = scales_of_head(in_.keys);
     call.value_scales = scales_of_head(in_.values);
     call.softcap = in_.softcap;
-    call.max = into.max + first;
-    call.sum = into.sum + first;
-    call.out = into.out + first * into.width;
+    call.max = into.max;
+    call.sum = into.sum;
+    call.out = into.out;
     call.out_stride = into.width;
-    call.lane_sums = own.lane_sums + first * 16;
     call.key_block = own.key_block;
     call.value_block = own.value_block;
-    return call;
+    call.lane_sums = own.lane_sums;
+    kernel_.run(call);
   }
 
   void merge(Workspace& own, int64_t task, const RowStates& part) const {
@@ -351,7 +307,6 @@ class Tasks {
   int64_t rows_;  // of one kv head
   int threads_;
   int64_t pieces_, piece_rows_;  // tasks per kv head and the rows of the largest
-  int64_t heads_, groups_;       // kv heads of the largest task, and sets of them
   int64_t count_, segments_;
   bool split_;  // a task's segments are computed apart, by whoever is free, and merged at the end
   RowStates partials_{};
