@@ -143,10 +143,9 @@ constinit const VecCheck kVecCheck = {
            int32_t* of_unsigned, int32_t* of_signed) noexcept {
           const Words x = broadcast_word(word);
           const U8x64 bytes = load_u8(w);
-          const I32x16 low = load_i32(steps), high = shift_right(low, 16);
           const auto sum = [&](I16x32 pairs) {
             const I32x16 first = dot_i16(load_i32(acc), pairs, set1_i16(1));
-            return dot_i16(first, add(pairs, set1_i16(1)), pair_halves(low, high));
+            return dot_i16(first, add(pairs, set1_i16(1)), load_i16(steps));
           };
           store_i32(of_unsigned, sum(pair_products(x, bytes)));
           store_i32(of_signed, sum(pair_products(x, bytes, byte_sizes(bytes))));

@@ -162,7 +162,8 @@ struct NibbleSteps {
     const auto twice = g % 2 == 0 ? shift_left(pairs, 1) : shift_right(pairs, 3);
     const auto steps = add(and_bits(twice, V::fill_i32(30)), V::fill_i32(1));
     const auto d = V::load_f32(reinterpret_cast<const f16*>(block + kAt));
-    return mul(d, mul(to_f32(steps), V::fill(kFactor)));
+    // A power of two: it does not matter where it is multiplied.
+    return mul(mul(d, V::fill(kFactor)), to_f32(steps));
   }
 };
 

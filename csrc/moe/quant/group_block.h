@@ -72,6 +72,14 @@ struct GroupBlock {
     Scale::template steps<V>(block + kScalesAt, g, s, m);
   }
   template <class V>
+  [[gnu::always_inline]] static inline auto step_bytes(const std::byte* block, int g) {
+    return Scale::template step_bytes<V>(block + kScalesAt, g);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline auto min_bytes(const std::byte* block, int g) {
+    return Scale::template min_bytes<V>(block + kScalesAt, g);
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void units(const std::byte* block, typename V::F32& d,
                                                   typename V::F32& least) {
     Scale::template units<V>(block + kScalesAt, d, least);

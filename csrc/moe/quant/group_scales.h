@@ -16,6 +16,7 @@ namespace moe {
 //   load<V>(at, g, scale, min)    the same for sixteen rows
 // and those in two levels, d · s and −dmin · m
 //   kLargestStep, steps<V>(at, g, s, m)   the integers of a group
+//   step_bytes<V>(at, g), min_bytes<V>(at, g)   the same, a byte for each row
 //   units<V>(at, d, least)                the block's factors of them
 
 /// Sixteen rows of T, one after the other.
@@ -173,6 +174,10 @@ struct ByteScales {
     s = V::widen_s8(reinterpret_cast<const int8_t*>(at + 32 + 16 * g));
   }
   template <class V>
+  [[gnu::always_inline]] static inline typename V::Row step_bytes(const std::byte* at, int g) {
+    return V::load_row(at + 32 + 16 * g);
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void units(const std::byte* at, typename V::F32& d,
                                                   typename V::F32&) {
     d = V::load_f32(reinterpret_cast<const f16*>(at));
@@ -244,6 +249,16 @@ struct SixBitScales {
     m = add(shift_right(low, 4), shift_left(and_bits(high, V::fill_i32(12)), 2));
   }
   template <class V>
+  [[gnu::always_inline]] static inline typename V::Row step_bytes(const std::byte* at, int g) {
+    return or_bytes(bit_field(V::load_row(at + 64 + 16 * g), 0, 15),
+                    bit_field(V::load_row(at + 192 + 16 * (g / 2)), g % 2 * 4 - 4, 0x30));
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::Row min_bytes(const std::byte* at, int g) {
+    return or_bytes(bit_field(V::load_row(at + 64 + 16 * g), 4, 15),
+                    bit_field(V::load_row(at + 192 + 16 * (g / 2)), g % 2 * 4 - 2, 0x30));
+  }
+  template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,
                                                  typename V::F32& min) {
     load_steps<V, SixBitScales>(at, g, scale, min);
@@ -281,6 +296,14 @@ struct FourBitScales {
     const auto sm = V::widen_u8(reinterpret_cast<const uint8_t*>(at + 64 + 16 * g));
     s = and_bits(sm, V::fill_i32(15));
     m = shift_right(sm, 4);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::Row step_bytes(const std::byte* at, int g) {
+    return bit_field(V::load_row(at + 64 + 16 * g), 0, 15);
+  }
+  template <class V>
+  [[gnu::always_inline]] static inline typename V::Row min_bytes(const std::byte* at, int g) {
+    return bit_field(V::load_row(at + 64 + 16 * g), 4, 15);
   }
   template <class V>
   [[gnu::always_inline]] static inline void load(const std::byte* at, int g, typename V::F32& scale,

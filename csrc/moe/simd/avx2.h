@@ -352,10 +352,27 @@ MOE_INLINE I32x16 dot_i16(I32x16 acc, I16x32 a, I16x32 b) {
           in_order(_mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi)))};
 }
 MOE_INLINE I32x16 dot_i16(I32x16 acc, Words a, I16x32 b) { return dot_i16(acc, {a.v, a.v}, b); }
-/// The low halves of the lanes of `low`, and of `high` above them.
-MOE_INLINE I16x32 pair_halves(I32x16 low, I32x16 high) {
-  return {_mm256_blend_epi16(low.lo, _mm256_slli_epi32(high.lo, 16), 0xaa),
-          _mm256_blend_epi16(low.hi, _mm256_slli_epi32(high.hi, 16), 0xaa)};
+/// Bytes of sixteen lanes.
+struct U8x16 {
+  __m128i v;
+};
+MOE_INLINE U8x16 load_row(const void* p) {
+  return {_mm_loadu_si128(static_cast<const __m128i*>(p))};
+}
+MOE_INLINE U8x16 bit_field(U8x16 a, int shift, uint8_t mask) {
+  if (shift > 0) a.v = _mm_srli_epi16(a.v, shift);
+  if (shift < 0) a.v = _mm_slli_epi16(a.v, -shift);
+  return {_mm_and_si128(a.v, _mm_set1_epi8(static_cast<char>(mask)))};
+}
+MOE_INLINE U8x16 or_bytes(U8x16 a, U8x16 b) { return {_mm_or_si128(a.v, b.v)}; }
+/// A lane of 32 bits has the bytes of a and, above it, b, widened.
+MOE_INLINE I16x32 pair_bytes(U8x16 a, U8x16 b) {
+  return {_mm256_cvtepu8_epi16(_mm_unpacklo_epi8(a.v, b.v)),
+          _mm256_cvtepu8_epi16(_mm_unpackhi_epi8(a.v, b.v))};
+}
+MOE_INLINE I16x32 pair_signed_bytes(U8x16 a, U8x16 b) {
+  return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a.v, b.v)),
+          _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a.v, b.v))};
 }
 #endif
 

@@ -50,6 +50,10 @@ struct Vec {
     return load(p);
   }
   MOE_INLINE U8 load_bytes(const void* p) { return load_u8(p); }
+#ifdef MOE_PAIR_SUMS
+  using Row = U8x16;
+  MOE_INLINE Row load_row(const void* p) { return MOE_ISA::load_row(p); }
+#endif
   MOE_INLINE F32 fill(float x) { return set1(x); }
   MOE_INLINE I32 fill_i32(int32_t x) { return set1_i32(x); }
   MOE_INLINE I32 widen_u8(const uint8_t* p) { return load_i32(p); }

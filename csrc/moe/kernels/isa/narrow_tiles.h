@@ -89,15 +89,20 @@ MOE_INLINE U8x64 narrow_word(const std::byte* unit, int i) {
   return word;
 }
 
+/// Bytes a and b of sixteen rows, side by side in a row's lane.
+template <class F>
+MOE_INLINE I16x32 pair_steps(U8x16 a, U8x16 b) {
+  if constexpr (F::kMin) return pair_bytes(a, b);
+  return pair_signed_bytes(a, b);
+}
 /// Group g's steps, in both halves of a lane.
 template <class F>
 MOE_INLINE I16x32 repeated_steps(const std::byte* block, int g) {
   if constexpr (is_decoded<F>()) {
     return load_i16(block + F::kScalesAt + g * 64);
   } else {
-    I32x16 step, min;
-    F::template steps<Vec>(block, g, step, min);
-    return pair_halves(step, step);
+    const U8x16 step = F::template step_bytes<Vec>(block, g);
+    return pair_steps<F>(step, step);
   }
 }
 /// What the sums of activations over groups g and g + 1 are multiplied by.
@@ -105,154 +110,207 @@ template <class F>
 MOE_INLINE I16x32 paired_steps(const std::byte* block, int g) {
   if constexpr (is_decoded<F>()) {
     return load_i16(block + F::kSumStepsAt + g * 32);
+  } else if constexpr (F::kMin) {
+    return pair_steps<F>(F::template min_bytes<Vec>(block, g),
+                         F::template min_bytes<Vec>(block, g + 1));
   } else {
-    I32x16 step[2], min[2];
-    for (int i = 0; i < 2; ++i) F::template steps<Vec>(block, g + i, step[i], min[i]);
-    return F::kMin ? pair_halves(min[0], min[1]) : pair_halves(step[0], step[1]);
+    return pair_steps<F>(F::template step_bytes<Vec>(block, g),
+                         F::template step_bytes<Vec>(block, g + 1));
   }
 }
 
-/// `count` words from `first` on of the piece at `unit`, activations from `x` + word on: their
-/// products times `factor`.
+/// The kScaleBlock columns of a depth block from `begin` on, or what there is of them; columns are
+/// counted from there.
 template <class F, int R>
-MOE_INLINE void add_words(const std::byte* unit, int first, int count,
-                          const uint32_t* const (&x)[R], int64_t word, I16x32 factor,
-                          I32x16 (&sum)[R]) {
-  constexpr int kWords = Runs<F>::kWords;
-  MOE_UNROLL
-  for (int begin = first; begin < first + count; begin += kWords) {
-    I16x32 part[R];
-    MOE_UNROLL
-    for (int i = begin; i < begin + kWords; ++i) {
-      const U8x64 weight = narrow_word<F>(unit, i);
-      const U8x64 sizes = Runs<F>::kSigned ? byte_sizes(weight) : weight;
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        const Words at = broadcast_word(x[r] + word + i);
-        const I16x32 product =
-            Runs<F>::kSigned ? pair_products(at, weight, sizes) : pair_products(at, weight);
-        part[r] = i == begin ? product : add(part[r], product);
+struct NarrowRange {
+  using N = Runs<F>;
+  static constexpr int kParts = std::max(1, F::kDepth / kScaleBlock);  // of a block
+  static constexpr int kPieceColumns = 4 * N::kPieceWords;
+  /// Whether all its addresses are constants: one row of a deep block. The long code of short
+  /// blocks is slower from memory.
+  static constexpr bool kWhole = R == 1 && !is_decoded<F>() && F::kDepth >= kScaleBlock;
+
+  const TileCall& call;
+  const uint32_t* x[R];    // its words
+  const std::byte* block;  // the first
+  int inner;               // its first column in that
+  int64_t first_sum;       // of kSumGroup columns, in a row
+  const std::byte* ahead;  // where what is requested lies, by a byte's distance from `block`
+
+  [[gnu::always_inline]] inline NarrowRange(const TileCall& call_, const uint32_t* const (&rows)[R],
+                                            int64_t begin)
+      : call(call_),
+        block(call_.panels[0].blocks + block_at<F>(begin)),
+        inner(static_cast<int>(begin / kScaleBlock % kParts) * kScaleBlock),
+        first_sum((call_.depth_block * kDepthBlock + begin) / kSumGroup) {
+    for (int r = 0; r < R; ++r) x[r] = rows[r] + begin / 4;
+    const PanelRange& range = call.panels[0];
+    const int64_t at = block - range.blocks;
+    ahead = (at < range.last ? range.ahead : range.after) + at;
+  }
+  [[gnu::always_inline]] const std::byte* block_of(int column) const {
+    return block + (inner + column) / F::kDepth * F::kBlockBytes;
+  }
+  [[gnu::always_inline]] int group_of(int column) const {
+    return (inner + column) % F::kDepth / F::kGroup;
+  }
+  [[gnu::always_inline]] const std::byte* unit_of(int column) const {
+    return block_of(column) + (inner + column) % F::kDepth / F::kUnitDepth * F::kUnitBytes;
+  }
+  /// Requests the part i of n of the `bytes` that lie as far ahead as `at` is read: line by line, a
+  /// few at once would wait for each other.
+  template <int64_t bytes, int n>
+  [[gnu::always_inline]] void request(const std::byte* at, int i) const {
+    if constexpr (!is_in_cache<F>()) {
+      const auto lines = [&](int part) { return (part * bytes + 64 * n - 1) / (64 * n); };
+      const std::byte* line = ahead + (at - block);
+      static_assert(bytes <= 64 * n);
+      if (lines(i) == lines(i + 1)) return;
+      line += 64 * lines(i);
+      if constexpr (R < kTileRows / 2) {
+        prefetch(line);
+        prefetch_l2(line + kPrefetchBytes);
+      } else {
+        prefetch_l2(line);
       }
     }
+  }
+  [[gnu::always_inline]] void request_scale(int column) const {
+    constexpr int64_t kBytes = F::kBlockBytes - F::kScalesAt;
+    request<kBytes, F::kDepth / F::kGroup>(block_of(column) + F::kScalesAt, group_of(column));
+  }
+
+  /// `words` words from `first` on of the piece at `column`: their products times `factor`.
+  template <int words>
+  [[gnu::always_inline]] void add_words(int column, int first, I16x32 factor,
+                                        I32x16 (&sum)[R]) const {
+    const std::byte* unit = unit_of(column);
     MOE_UNROLL
-    for (int r = 0; r < R; ++r) sum[r] = dot_i16(sum[r], part[r], factor);
-  }
-}
-
-/// Requests what is to come while a piece is read.
-template <class F, int R>
-MOE_INLINE void request_piece(const TileCall& call, int64_t at) {
-  MOE_UNROLL
-  for (int64_t i = 0; i < Runs<F>::kPieceWords / Runs<F>::kUnitWords * F::kUnitBytes; i += 64) {
-    request<F, R>(call.panels[0], at + i);
-  }
-}
-template <class F, int R>
-MOE_INLINE void request_scales(const TileCall& call, int64_t column) {
-  constexpr int64_t kScaleBytes = (F::kBlockBytes - F::kScalesAt) / (F::kDepth / F::kGroup);
-  const int64_t group = column % F::kDepth / F::kGroup;
-  request<F, R>(call.panels[0], block_at<F>(column) + F::kScalesAt + group * kScaleBytes);
-}
-
-/// A group's sums times its scale, and its minimum: added to value, or written where one group is
-/// all of it.
-template <class F, int R>
-MOE_INLINE void scale_group(const TileCall& call, int64_t column, const I32x16 (&sum)[R],
-                            F32x16 (&value)[R][1]) {
-  constexpr int kSums = F::kGroup / kSumGroup;
-  const std::byte* block = call.panels[0].blocks + block_at<F>(column);
-  const int64_t first_sum = (call.depth_block * kDepthBlock + column) / kSumGroup;
-  F32x16 scale, min;
-  request_scales<F, R>(call, column);
-  F::template scale<Vec>(block, static_cast<int>(column % F::kDepth) / F::kGroup, scale, min);
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    I32x16 whole = sum[r];
-    int32_t total = 0;
-    if constexpr (F::kMin || !Runs<F>::kSigned) total = activation_sum<kSums>(call, r, first_sum);
-    if constexpr (!F::kMin && !Runs<F>::kSigned) {
-      whole = add(whole, set1_i32(-F::kOffset * total));
-    }
-    const F32x16 q = to_f32(whole);
-    value[r][0] = is_long_group<F>() ? mul(q, scale) : fma(q, scale, value[r][0]);
-    if constexpr (F::kMin) {
-      value[r][0] = fma(set1(static_cast<float>(total)), min, value[r][0]);
+    for (int begin = first; begin < first + words; begin += N::kWords) {
+      I16x32 part[R];
+      MOE_UNROLL
+      for (int i = begin; i < begin + N::kWords; ++i) {
+        request<F::kUnitBytes, N::kUnitWords>(unit + i / N::kUnitWords * F::kUnitBytes,
+                                              i % N::kUnitWords);
+        const U8x64 weight = narrow_word<F>(unit, i);
+        const U8x64 sizes = N::kSigned ? byte_sizes(weight) : weight;
+        MOE_UNROLL
+        for (int r = 0; r < R; ++r) {
+          const Words at = broadcast_word(x[r] + column / 4 + i);
+          const I16x32 product =
+              N::kSigned ? pair_products(at, weight, sizes) : pair_products(at, weight);
+          part[r] = i == begin ? product : add(part[r], product);
+        }
+      }
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) sum[r] = dot_i16(sum[r], part[r], factor);
     }
   }
-}
 
-/// Scales in two levels: the sums of integers times steps, times d, and the minima. An offset is a
-/// minimum in steps.
-template <class F, int R>
-MOE_INLINE void scale_steps(const TileCall& call, int64_t begin, int64_t end, I32x16 (&sum)[R],
-                            F32x16 (&value)[R][1]) {
-  constexpr int kPair = 2 * F::kGroup;
-  static_assert(kPair == 32 || kPair == 64);
-  const std::byte* block = call.panels[0].blocks + block_at<F>(begin);
-  const int64_t sums_at = kPair == 32 ? call.layout->short_sums_at : call.layout->pair_sums_at;
-  I32x16 least[R];
-  for (int r = 0; r < R; ++r) least[r] = set1_i32(0);
-  for (int64_t column = begin; Runs<F>::kSumSteps && column < end; column += kPair) {
-    const I16x32 step = paired_steps<F>(block, static_cast<int>(column % F::kDepth) / F::kGroup);
-    const int64_t pair = (call.depth_block * kDepthBlock + column) / kPair;
+  /// A group's sums times its scale, and its minimum: added to value, or written where one group is
+  /// all of it.
+  [[gnu::always_inline]] void scale_group(int column, const I32x16 (&sum)[R],
+                                          F32x16 (&value)[R][1]) const {
+    F32x16 scale, min;
+    request_scale(column);
+    F::template scale<Vec>(block_of(column), group_of(column), scale, min);
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
-      const auto* sums = reinterpret_cast<const uint32_t*>(call.rows[r] + sums_at);
-      least[r] = dot_i16(least[r], broadcast_word(sums + pair), step);
+      I32x16 whole = sum[r];
+      int32_t total = 0;
+      if constexpr (F::kMin || !N::kSigned) {
+        total = activation_sum<F::kGroup / kSumGroup>(call, r, first_sum + column / kSumGroup);
+      }
+      if constexpr (!F::kMin && !N::kSigned) {
+        whole = add(whole, set1_i32(-F::kOffset * total));
+      }
+      const F32x16 q = to_f32(whole);
+      value[r][0] = is_long_group<F>() ? mul(q, scale) : fma(q, scale, value[r][0]);
+      if constexpr (F::kMin) {
+        value[r][0] = fma(set1(static_cast<float>(total)), min, value[r][0]);
+      }
     }
   }
-  F32x16 d, unit;
-  F::template units<Vec>(block, d, unit);
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    if constexpr (!F::kMin && Runs<F>::kSumSteps) {
-      sum[r] = sub(sum[r], mul(least[r], set1_i32(F::kOffset)));
-    }
-    value[r][0] = mul(to_f32(sum[r]), d);
-    if constexpr (F::kMin) value[r][0] = fma(to_f32(least[r]), unit, value[r][0]);
-  }
-}
 
-/// Columns [begin, end) of a depth block, all but the activations' scale.
+  /// Scales in two levels: the sums of integers times steps, times d, and the minima. An offset is
+  /// a minimum in steps.
+  [[gnu::always_inline]] void scale_steps(I32x16 (&sum)[R], F32x16 (&value)[R][1]) const {
+    constexpr int kPair = 2 * F::kGroup;
+    static_assert(kPair == 32 || kPair == 64);
+    const int64_t sums_at = kPair == 32 ? call.layout->short_sums_at : call.layout->pair_sums_at;
+    I32x16 least[R];
+    for (int r = 0; r < R; ++r) least[r] = set1_i32(0);
+    MOE_UNROLL
+    for (int column = 0; N::kSumSteps && column < kScaleBlock; column += kPair) {
+      const I16x32 step = paired_steps<F>(block, group_of(column));
+      MOE_UNROLL
+      for (int r = 0; r < R; ++r) {
+        const auto* sums = reinterpret_cast<const uint32_t*>(call.rows[r] + sums_at);
+        const int64_t pair = first_sum / (kPair / kSumGroup) + column / kPair;
+        least[r] = dot_i16(least[r], broadcast_word(sums + pair), step);
+      }
+    }
+    F32x16 d, unit;
+    F::template units<Vec>(block, d, unit);
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      if constexpr (!F::kMin && N::kSumSteps) {
+        sum[r] = sub(sum[r], mul(least[r], set1_i32(F::kOffset)));
+      }
+      value[r][0] = mul(to_f32(sum[r]), d);
+      if constexpr (F::kMin) value[r][0] = fma(to_f32(least[r]), unit, value[r][0]);
+    }
+  }
+
+  /// The columns from `column` on that are one piece of code.
+  static constexpr int kSpan = std::max(kPieceColumns, F::kGroup);
+  [[gnu::always_inline]] void add_span(int column, I32x16 (&sum)[R], F32x16 (&value)[R][1]) const {
+    const I16x32 ones = set1_i16(1);
+    if constexpr (kPieceColumns < F::kGroup) {
+      clear_sums(sum);
+      for (int piece = column; piece < column + kSpan; piece += kPieceColumns) {
+        add_words<N::kPieceWords>(piece, 0, ones, sum);
+      }
+      scale_group(column, sum, value);
+    } else {
+      MOE_UNROLL
+      for (int g = 0; g < kPieceColumns / F::kGroup; ++g) {
+        const int group = column + g * F::kGroup;
+        I16x32 factor = ones;
+        if constexpr (N::kSteps) {
+          request_scale(group);
+          factor = repeated_steps<F>(block_of(group), group_of(group));
+        } else {
+          clear_sums(sum);
+        }
+        add_words<N::kGroupWords>(column, g * N::kGroupWords, factor, sum);
+        if constexpr (!N::kSteps) scale_group(group, sum, value);
+      }
+    }
+  }
+  MOE_INLINE void clear_sums(I32x16 (&sum)[R]) {
+    for (int r = 0; r < R; ++r) sum[r] = set1_i32(0);
+  }
+
+  /// All of it but the activations' scale.
+  [[gnu::always_inline]] void run(int columns, F32x16 (&value)[R][1]) const {
+    I32x16 sum[R];
+    clear_sums(sum);
+    clear(value);
+    if (kWhole && columns == kScaleBlock) {
+      MOE_UNROLL
+      for (int column = 0; column < kScaleBlock; column += kSpan) add_span(column, sum, value);
+    } else {
+      for (int column = 0; column < columns; column += kSpan) add_span(column, sum, value);
+    }
+    if constexpr (N::kSteps) scale_steps(sum, value);
+  }
+};
+
 template <class F, int R>
 MOE_INLINE void narrow_range(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
                              int64_t end, F32x16 (&value)[R][1]) {
-  using N = Runs<F>;
-  constexpr int kPiece = 4 * N::kPieceWords;
-  constexpr int kSpan = std::max(kPiece, F::kGroup);
-  constexpr int kPieceGroups = kPiece / F::kGroup;
-  const std::byte* blocks = call.panels[0].blocks;
-  const I16x32 ones = set1_i16(1);
-  I32x16 sum[R];
-  for (int r = 0; r < R; ++r) sum[r] = set1_i32(0);
-  clear(value);
-  for (int64_t column = begin; column < end; column += kSpan) {
-    if constexpr (kPieceGroups == 0) {
-      for (int r = 0; r < R; ++r) sum[r] = set1_i32(0);
-      for (int64_t k = column; k < column + kSpan; k += kPiece) {
-        request_piece<F, R>(call, unit_at<F>(k));
-        add_words<F, R>(blocks + unit_at<F>(k), 0, N::kPieceWords, x, k / 4, ones, sum);
-      }
-      scale_group<F, R>(call, column, sum, value);
-    }
-    if constexpr (kPieceGroups > 0) request_piece<F, R>(call, unit_at<F>(column));
-    MOE_UNROLL
-    for (int g = 0; g < kPieceGroups; ++g) {
-      const int64_t group = column + g * F::kGroup;
-      I16x32 factor = ones;
-      if constexpr (N::kSteps) {
-        request_scales<F, R>(call, group);
-        factor = repeated_steps<F>(blocks + block_at<F>(column),
-                                   static_cast<int>(group % F::kDepth) / F::kGroup);
-      } else {
-        for (int r = 0; r < R; ++r) sum[r] = set1_i32(0);
-      }
-      add_words<F, R>(blocks + unit_at<F>(column), g * N::kGroupWords, N::kGroupWords, x,
-                      column / 4, factor, sum);
-      if constexpr (!N::kSteps) scale_group<F, R>(call, group, sum, value);
-    }
-  }
-  if constexpr (N::kSteps) scale_steps<F, R>(call, begin, end, sum, value);
+  NarrowRange<F, R>(call, x, begin).run(static_cast<int>(end - begin), value);
 }
 
 /// One panel's blocks in the layout NarrowGroups<F>; `next` is read after them.
