@@ -28,16 +28,14 @@ struct KeyRange {
   int64_t begin, end;
 };
 
-/// Query rows against one segment of one kv head's keys, or some blocks of it: calls follow each
-/// other from the segment's first block to its last. Strides are in elements; pointers of keys,
+/// Query rows against one segment of one kv head's keys. Strides are in elements; pointers of keys,
 /// values and biases are those of position 0.
 struct AttentionCall {
   const void* keys;
   const void* values;
   int64_t key_stride, value_stride;
   int64_t key_dim, value_dim;
-  int64_t begin, end;     // begin is a multiple of the kernel's block
-  bool opens, closes;     // the segment's first and last call
+  int64_t begin, end;     // the segment; begin is a multiple of kWideBlock
   const void* next_keys;  // rows that are read after these, to be requested meanwhile, or null
   const void* next_values;
   int64_t rows;
@@ -49,11 +47,11 @@ struct AttentionCall {
   const float* key_scales;   // int8 keys and values: a factor for each position, else null
   const float* value_scales;
   float softcap;       // c · tanh(score / c); 0: none
-  float* max;          // [rows]: written, as `out` and `lane_sums` are, by every call
-  float* sum;          // [rows]: written by the one that closes
-  float* out;          // [rows][out_stride]
+  float* max;          // [rows]: written
+  float* sum;          // [rows]: written
+  float* out;          // [rows][out_stride]: written
   int64_t out_stride;  // value_dim rounded up to 16
-  float* lane_sums;    // [rows][16]
+  float* lane_sums;    // scratch [rows][16]
   float* key_block;    // scratch [kWideBlock][key_dim rounded up to 32]
   float* value_block;  // scratch [kWideBlock][out_stride rounded up to 32]
 };
@@ -82,14 +80,13 @@ struct SoftmaxRow {
 using KeepRowFn = void (*)(const float* row, int64_t n, void* out, float* scale) noexcept;
 
 /// Queries as `run` reads them; those of float32 are packed [rows][stride], stride at least
-/// head_dim + tail_dim, zeros behind. Keys come in blocks of `block`, from absolute boundaries.
+/// head_dim + tail_dim, zeros behind.
 struct AttendKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*run)(const AttentionCall&) noexcept;
-  int64_t block;
 };
 
-/// Queries and kernel of an indexer; rows are its heads.
+/// The same for an indexer; rows are its heads.
 struct IndexKernel {
   void (*pack)(const QueryRows&, int64_t stride, float* packed) noexcept;
   void (*run)(const IndexCall&) noexcept;

@@ -232,7 +232,6 @@ class Tasks {
     call.value_dim = in_.values.dim;
     call.begin = segment * kKeySegment;
     call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
-    call.opens = call.closes = true;
     const auto next = [&](const HeadsView& view, const void* keys) -> const void* {
       if (call.end >= in_.keys.tokens) return nullptr;
       const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);

@@ -16,7 +16,7 @@
 namespace moe::MOE_ISA {
 
 inline constexpr int kGroups = kKeyBlock / kLanes;  // vectors of scores per block
-static_assert(kTileRows <= kLanes && kKeySegment % kKeyBlock == 0);
+static_assert(kTileRows <= kLanes && kKeySegment % kWideBlock == 0);
 
 static constexpr float kLaneIndex[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 static constexpr float kMinusInf = -__builtin_inff();
@@ -198,9 +198,8 @@ MOE_INLINE KeyRange seen(const AttentionCall& call, int64_t first, int64_t last,
   return range;
 }
 
-/// Rows that have seen nothing yet, if a call opens a segment.
+/// Rows that have seen nothing yet.
 static void clear_rows(const AttentionCall& call) noexcept {
-  if (!call.opens) return;
   for (int64_t r = 0; r < call.rows; ++r) {
     call.max[r] = kMinusInf;
     store(call.lane_sums + r * kLanes, zero_f32());
@@ -208,7 +207,6 @@ static void clear_rows(const AttentionCall& call) noexcept {
   }
 }
 static void sum_rows(const AttentionCall& call) noexcept {
-  if (!call.closes) return;
   for (int64_t r = 0; r < call.rows; ++r) {
     call.sum[r] = reduce_add(load(call.lane_sums + r * kLanes));
   }
