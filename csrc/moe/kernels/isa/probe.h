@@ -3,8 +3,7 @@
 //
 // Definition    multiply: sum[c] = dot(sum[c], x, w) for independent c; read: Σ of all words
 // Regularities  sums stay in registers, operands in the first cache lines of L1: the multiplier
-// limits
-//               it, or what else this instruction set's dot product is made of
+//               limits it, or what else this instruction set's dot product is made of
 // Cost          chains · 16 lanes · 2 · depth_per_word operations a step
 
 #include "moe/kernels/probe.h"
@@ -82,6 +81,40 @@ static float probe_multiply(int64_t rounds) noexcept {
   return total;
 }
 
+#ifdef MOE_PAIR_SUMS
+inline constexpr int kPairChains = 3;
+/// Bytes as isa/narrow_tiles.h multiplies them at best: kProbeSteps words of codes of four bits
+/// added in 16 bits, then widened.
+static float probe_pairs(int64_t rounds) noexcept {
+  alignas(64) uint32_t x[kPairChains], w[16];
+  for (uint32_t& word : x) word = 0xff01ff01u;  // signs that cancel each other, as above
+  for (uint32_t& lane : w) lane = 0x03030303u;
+  const I16x32 ones = set1_i16(1);
+  I32x16 sum[kPairChains];
+  MOE_UNROLL
+  for (int c = 0; c < kPairChains; ++c) sum[c] = set1_i32(0);
+  for (int64_t r = 0; r < rounds; ++r) {
+    I16x32 run[kPairChains];
+    MOE_UNROLL
+    for (int s = 0; s < kProbeSteps; ++s) {
+      asm volatile("" : "+m"(x), "+m"(w));
+      const U8x64 weight = load_u8(w);
+      MOE_UNROLL
+      for (int c = 0; c < kPairChains; ++c) {
+        const I16x32 pairs = pair_products(broadcast_word(x + c), weight);
+        run[c] = s == 0 ? pairs : add(run[c], pairs);
+      }
+    }
+    MOE_UNROLL
+    for (int c = 0; c < kPairChains; ++c) sum[c] = dot_i16(sum[c], run[c], ones);
+  }
+  float total = 0.0f;
+  MOE_UNROLL
+  for (int c = 0; c < kPairChains; ++c) total += reduce_add(to_f32(sum[c]));
+  return total;
+}
+#endif
+
 #ifdef __AMX_TILE__
 /// Four independent tiles of sums: the next product starts every 16 cycles, and a sum is ready
 /// after 52. The operands are noise: zeros draw less power, so that the clock would be one that no
@@ -145,12 +178,18 @@ constexpr int64_t probe_operations(Dot dot) {
   if (dot != Dot::kF32)
     return int64_t{4} * kTileHeight * kTileWords * kLanes * 2 * depth_per_word(dot);
 #endif
-  return int64_t{2} * kLanes * depth_per_word(dot) * kProbeChains * kProbeSteps;
+  int64_t chains = kProbeChains;
+#ifdef MOE_PAIR_SUMS
+  if (dot == Dot::kU8S8) chains = kPairChains;
+#endif
+  return int64_t{2} * kLanes * depth_per_word(dot) * chains * kProbeSteps;
 }
 
 static constexpr ProbeKernels kProbeKernels = {
 #ifdef __AMX_TILE__
     {&probe_multiply<Dot::kF32>, &probe_tiles<Step::kPairs>, &probe_tiles<Step::kUnsigned>},
+#elif defined(MOE_PAIR_SUMS)
+    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_pairs},
 #else
     {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_multiply<Dot::kU8S8>},
 #endif
