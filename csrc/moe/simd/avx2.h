@@ -293,6 +293,12 @@ MOE_INLINE F32x16 dot_bf16(F32x16 acc, Words x, U8x64 w) {
   return {_mm256_fmadd_ps(x1, odd_bf16(w.lo), lo), _mm256_fmadd_ps(x1, odd_bf16(w.hi), hi)};
 }
 
+/// Keeps a chain of additions: g++ would make a tree of it, whose leaves it has to spill.
+MOE_INLINE __m256i in_order(__m256i sum) {
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
 // AVX2's own product of unsigned and signed bytes saturates at 16 bits; even and odd bytes are
 // widened instead, which is exact.
 MOE_INLINE __m256i dot_half(__m256i acc, __m256i x, __m256i w) {
@@ -303,7 +309,7 @@ MOE_INLINE __m256i dot_half(__m256i acc, __m256i x, __m256i w) {
   const __m256i even = _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(0xff)),
                                          _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(w, 8), _mm256_srai_epi16(x, 8));
-  return _mm256_add_epi32(acc, _mm256_add_epi32(even, odd));
+  return in_order(_mm256_add_epi32(acc, _mm256_add_epi32(even, odd)));
 #endif
 }
 MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
@@ -327,11 +333,6 @@ MOE_INLINE I16x32 load_i16(const void* p) {
 MOE_INLINE void store_i16(void* p, I16x32 a) {
   store_half(p, a.lo);
   store_half(static_cast<char*>(p) + 32, a.hi);
-}
-/// Keeps a chain of additions: g++ would make a tree of it, whose leaves it has to spill.
-MOE_INLINE __m256i in_order(__m256i sum) {
-  __asm__("" : "+x"(sum));
-  return sum;
 }
 MOE_INLINE I16x32 add(I16x32 a, I16x32 b) {
   return {in_order(_mm256_add_epi16(a.lo, b.lo)), in_order(_mm256_add_epi16(a.hi, b.hi))};

@@ -208,7 +208,9 @@ MOE_INLINE I32x16 dot_u8s8(I32x16 acc, Words x, U8x64 w) {
   const __m512i even = _mm512_madd_epi16(_mm512_and_si512(w.v, _mm512_set1_epi16(0xff)),
                                          _mm512_srai_epi16(_mm512_slli_epi16(x.v, 8), 8));
   const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(w.v, 8), _mm512_srai_epi16(x.v, 8));
-  return {_mm512_add_epi32(acc.v, _mm512_add_epi32(even, odd))};
+  __m512i sum = _mm512_add_epi32(acc.v, _mm512_add_epi32(even, odd));
+  __asm__("" : "+v"(sum));  // in order: g++ would make a tree of a chain, and spill its leaves
+  return {sum};
 #endif
 }
 MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
