@@ -283,11 +283,13 @@ def test_experts_share_the_threads_of_torch(folder: str, kind: str) -> None:
             run_as(module, "moekit", *inputs)  # packs, with all of ours
             numbers.mul(2)
             expected = run_as(module, "moekit", *inputs)
+            # Threads that packing used and torch's team left out may still be ending: none is new.
             threads = set(os.listdir("/proc/self/task"))
             for _ in range(3):
                 numbers.mul(2)
+                assert set(os.listdir("/proc/self/task")) <= threads
                 assert torch.equal(run_as(module, "moekit", *inputs), expected)
-                assert set(os.listdir("/proc/self/task")) == threads
+                assert set(os.listdir("/proc/self/task")) <= threads
         assert _core.num_threads() == 5
     finally:
         torch.set_num_threads(before[0])
