@@ -70,15 +70,7 @@ template <int kBlock, class F>
     }
   }
   float top[kLanes];
-  max_lanes(largest, top);
-  F32x16 before = load_padded(call.max + tile.begin, tile.height);
-  F32x16 after = max(load(top), before);
-  store_first(call.max + tile.begin, after, tile.height);
-  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
-  before = select(nothing, zero_f32(), before);
-  after = select(nothing, zero_f32(), after);
-  store(w.shrink, exp_of_negative(sub(before, after)));
-  store(top, after);
+  raise_maxima(call, tile, largest, top, w.shrink);
   for (int r = 0; r < tile.height; ++r) {
     meanwhile();
     const F32x16 base = set1(top[r]);

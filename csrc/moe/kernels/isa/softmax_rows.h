@@ -141,6 +141,21 @@ MOE_INLINE F32x16 weigh_scores(const AttentionCall& call, F32x16 top, int64_t bl
   return sum;
 }
 
+/// The rows' running maxima, raised to their block's largest scores: `top`, 0 where nothing has
+/// been seen yet; by `shrink` their earlier sums are multiplied.
+MOE_INLINE void raise_maxima(const AttentionCall& call, RowTile tile,
+                             const F32x16 (&largest)[kLanes], float (&top)[kLanes], float* shrink) {
+  max_lanes(largest, top);
+  F32x16 before = load_padded(call.max + tile.begin, tile.height);
+  F32x16 after = max(load(top), before);
+  store_first(call.max + tile.begin, after, tile.height);
+  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
+  before = select(nothing, zero_f32(), before);
+  after = select(nothing, zero_f32(), after);
+  store(shrink, exp_of_negative(sub(before, after)));
+  store(top, after);
+}
+
 /// Scores into weights relative to the new running maximum, times their values' scales; updates the
 /// rows' max and sum. `meanwhile` is called twice for each row.
 template <class F>
@@ -161,16 +176,7 @@ template <class F>
     w.counted[r] = scores.counted;
   }
   float top[kLanes];
-  max_lanes(largest, top);
-  F32x16 before = load_padded(call.max + tile.begin, tile.height);
-  F32x16 after = max(load(top), before);
-  store_first(call.max + tile.begin, after, tile.height);
-  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
-  before = select(nothing, zero_f32(), before);
-  after = select(nothing, zero_f32(), after);
-  const F32x16 shrink = exp_of_negative(sub(before, after));
-  store(w.shrink, shrink);
-  store(top, after);
+  raise_maxima(call, tile, largest, top, w.shrink);
   for (int r = 0; r < tile.height; ++r) {
     meanwhile();
     const F32x16 base = set1(top[r]);
