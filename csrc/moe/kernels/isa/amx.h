@@ -34,6 +34,14 @@ MOE_INLINE void configure_tiles(int above, int below, int words) {
 /// Without this a thread switch saves 8 KB.
 MOE_INLINE void release_tiles() { __asm__ volatile("tilerelease" : : : "memory"); }
 
+/// One addition of floats. Where none has run for half a microsecond, the sums' way out of their
+/// tiles takes 300 ns longer (measured on Granite Rapids: products alone let the adders fall
+/// asleep). Loops of more than a hundred products call this in between.
+MOE_INLINE void keep_awake() {
+  float zero;
+  __asm__ volatile("vxorps %0, %0, %0\n\tvaddps %0, %0, %0" : "=x"(zero));
+}
+
 #define MOE_TILE_LOAD(tile, from, stride) \
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile : : "r"(from), "r"(stride) : "memory")
 #define MOE_TILE_STORE(tile, to, stride) \

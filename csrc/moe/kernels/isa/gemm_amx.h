@@ -61,6 +61,7 @@ struct Bf16Tiles {
       }
     }
     for (int64_t s = 0; s < w.steps; ++s) {
+      keep_awake();
       ahead.request();
       multiply_step<Step::kPairs, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
                                           step_at(w, 1, s));
