@@ -50,10 +50,11 @@ struct AttentionCall {
   float* max;          // [rows]: written
   float* sum;          // [rows]: written
   float* out;          // [rows][out_stride]: written
-  int64_t out_stride;  // value_dim rounded up to 16
+  int64_t out_width;   // value_dim rounded up to 16
+  int64_t out_stride;  // at least that
   float* lane_sums;    // scratch [rows][16]
   float* key_block;    // scratch [kWideBlock][key_dim rounded up to 32]
-  float* value_block;  // scratch [kWideBlock][out_stride rounded up to 32]
+  float* value_block;  // scratch [kWideBlock][out_width rounded up to 32]
 };
 
 /// An indexer's heads against keys [begin, end): out[j] = Σ_h weights[h] · max(0, queries[h] ·

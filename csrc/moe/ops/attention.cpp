@@ -47,14 +47,21 @@ class Carver {
 struct RowStates {
   float* max;
   float* sum;
-  float* out;  // [rows][width]
-  int64_t width;
+  float* out;  // [rows][stride]
+  int64_t width, stride;
 
   static RowStates take(Carver& memory, int64_t rows, int64_t width) {
-    return {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows * width),
-            width};
+    const int64_t stride = apart(width);
+    return {memory.take<float>(rows), memory.take<float>(rows), memory.take<float>(rows * stride),
+            width, stride};
   }
-  SoftmaxRow row(int64_t r) const { return {max[r], sum[r], out + r * width}; }
+  /// An odd number of lines between rows: where it is a power of two, rows share a few sets of the
+  /// cache, and a row's loads wait for stores to the row 4096 bytes before.
+  static int64_t apart(int64_t width) {
+    constexpr int64_t kLine = 16;
+    return (width / kLine | 1) * kLine;
+  }
+  SoftmaxRow row(int64_t r) const { return {max[r], sum[r], out + r * stride}; }
   void set(int64_t r, const SoftmaxRow& row) const {
     max[r] = row.max;
     sum[r] = row.sum;
@@ -62,7 +69,7 @@ struct RowStates {
   void clear(int64_t rows) const {
     std::fill_n(max, rows, kMinusInf);
     std::fill_n(sum, rows, 0.0f);
-    std::fill_n(out, rows * width, 0.0f);
+    std::fill_n(out, rows * stride, 0.0f);
   }
 };
 
@@ -187,8 +194,8 @@ class Tasks {
   }
   RowStates partial(int64_t unit) const {
     const int64_t row = unit * piece_rows_;
-    return {partials_.max + row, partials_.sum + row, partials_.out + row * partials_.width,
-            partials_.width};
+    return {partials_.max + row, partials_.sum + row, partials_.out + row * partials_.stride,
+            partials_.width, partials_.stride};
   }
 
   /// Queries of a task, once for all segments that this thread takes of it in turn.
@@ -252,7 +259,8 @@ class Tasks {
     call.max = into.max;
     call.sum = into.sum;
     call.out = into.out;
-    call.out_stride = into.width;
+    call.out_width = into.width;
+    call.out_stride = into.stride;
     call.key_block = own.key_block;
     call.value_block = own.value_block;
     call.lane_sums = own.lane_sums;

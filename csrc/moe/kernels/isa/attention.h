@@ -59,7 +59,7 @@ static void attend(const AttentionCall& call) noexcept {
   const bool dense = call.key_stride == call.key_dim && call.value_stride == call.value_dim;
   const bool many = tiles > 1 && !(std::is_same_v<T, float> && (dense || tiles == 2));
   const bool widen_keys = many || call.key_dim != call.query_stride;
-  const bool widen_values = many || call.value_dim != call.out_stride;
+  const bool widen_values = many || call.value_dim != call.out_width;
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
   for (int64_t block = all.begin / kKeyBlock * kKeyBlock; block < all.end; block += kKeyBlock) {
     const int64_t block_end = block + kKeyBlock < call.end ? block + kKeyBlock : call.end;
@@ -75,7 +75,7 @@ static void attend(const AttentionCall& call) noexcept {
     }
     if (widen_values) {
       widen_rows(values, call.value_stride, count, call.value_dim, call.value_block,
-                 call.out_stride);
+                 call.out_width);
     }
     bool uniform = call.bias == nullptr && call.key_bias == nullptr;
     for (int64_t r = 0; r < call.rows && uniform; ++r) {
@@ -106,7 +106,7 @@ static void attend(const AttentionCall& call) noexcept {
       }
       soften(call, tile, block, first, last, w, [] {});
       if (widen_values) {
-        weigh(call, tile, w, call.value_block, call.out_stride, finite);
+        weigh(call, tile, w, call.value_block, call.out_width, finite);
       } else {
         weigh(call, tile, w, values, call.value_stride, finite, t == 0 ? next[1] : NextRows{});
       }

@@ -220,7 +220,7 @@ class ByteTiles {
   static constexpr int64_t kRows = kTileHeight;
 
   explicit ByteTiles(const AttentionCall& call)
-      : call_(call), steps_(byte_steps(call.key_dim)), tiles_(call.out_stride / kLanes) {}
+      : call_(call), steps_(byte_steps(call.key_dim)), tiles_(call.out_width / kLanes) {}
 
   /// Steps of a block: requests are spread over them.
   int64_t parts() const {

@@ -32,7 +32,7 @@ struct FewRows {
   const float* shrink;
   int height;
   float* out;
-  int64_t stride;
+  int64_t stride, width;
   int64_t interleaved;  // column tiles
 };
 
@@ -77,7 +77,7 @@ MOE_INLINE void add_spread(const FewRows& to, const SpreadRows& at, int64_t colu
       const F32x16 b = add(load(odd), load(odd + at.lo * kLanes));
       float* out = to.out + r * to.stride + c * kStepColumns;
       store(out, fma(load(out), shrink, {_mm512_permutex2var_ps(a.v, low, b.v)}));
-      if (c * kStepColumns + kLanes >= to.stride) break;
+      if (c * kStepColumns + kLanes >= to.width) break;
       store(out + kLanes,
             fma(load(out + kLanes), shrink, {_mm512_permutex2var_ps(a.v, high, b.v)}));
     }
@@ -92,7 +92,7 @@ class FewPairTiles {
   static constexpr int64_t kRows = kTileHeight;
 
   explicit FewPairTiles(const AttentionCall& call)
-      : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_stride / kLanes) {}
+      : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_width / kLanes) {}
 
   int64_t parts() const {
     const int64_t groups = (call_.rows + kRows - 1) / kRows;
@@ -244,8 +244,8 @@ class FewPairTiles {
             call_.value_dim, damaged_,           reinterpret_cast<std::byte*>(call_.value_block)};
   }
   FewRows output(int64_t row, int height, const float* shrink) const {
-    return {shrink, height, call_.out + row * call_.out_stride, call_.out_stride,
-            interleaved_tiles<bf16>(call_.value_dim)};
+    return {shrink,           height,          call_.out + row * call_.out_stride,
+            call_.out_stride, call_.out_width, interleaved_tiles<bf16>(call_.value_dim)};
   }
 
   const AttentionCall& call_;

@@ -22,7 +22,7 @@ class PairTiles {
   static constexpr int64_t kRows = kTilePair;
 
   explicit PairTiles(const AttentionCall& call)
-      : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_stride / kLanes) {}
+      : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_width / kLanes) {}
 
   /// Calls for requests in a whole block.
   int64_t parts() const {

@@ -16,6 +16,7 @@ struct Requests {
   int64_t share;  // of a call
 
   [[gnu::always_inline]] inline void request() {
+    keep_awake();
     const int64_t count = rows < share ? rows : share;
     rows -= count;
     for (int64_t i = 0; i < count; ++i) {

@@ -209,7 +209,7 @@ static void clear_rows(const AttentionCall& call) noexcept {
   for (int64_t r = 0; r < call.rows; ++r) {
     call.max[r] = kMinusInf;
     store(call.lane_sums + r * kLanes, zero_f32());
-    std::memset(call.out + r * call.out_stride, 0, static_cast<size_t>(call.out_stride) * 4);
+    std::memset(call.out + r * call.out_stride, 0, static_cast<size_t>(call.out_width) * 4);
   }
 }
 static void sum_rows(const AttentionCall& call) noexcept {

@@ -91,12 +91,13 @@ constexpr int wide_columns() {
 template <int R, int P, class T>
 MOE_INLINE void weigh_columns(const float* w, const T* values, int64_t stride, int begin, int end,
                               const float* shrink, float* out, int64_t c, int64_t width,
-                              const NextRows& next) {
+                              int64_t out_stride, const NextRows& next) {
   for (; c + P * kLanes <= width; c += P * kLanes) {
-    weigh_tile<R, P>(w, values, stride, begin, end, shrink, out, c, width, next);
+    weigh_tile<R, P>(w, values, stride, begin, end, shrink, out, c, out_stride, next);
   }
   if constexpr (P > 1) {
-    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width, next);
+    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width, out_stride,
+                            next);
   }
 }
 
@@ -116,14 +117,14 @@ MOE_INLINE void weigh(const AttentionCall& call, RowTile tile, const TileWeights
   // A weight of 0 times a value that is not finite would be NaN: such a block goes row by row.
   if (!finite && every != whole) {
     for (int r = 0; r < tile.height; ++r) {
-      weigh_keys(w.counted[r], w.scores[r], values, stride, call.out_stride, w.shrink[r],
+      weigh_keys(w.counted[r], w.scores[r], values, stride, call.out_width, w.shrink[r],
                  out + r * call.out_stride);
     }
   } else {
     with_height<kTileRows>(tile.height, [&](auto number) MOE_INLINE_LAMBDA {
       constexpr int R = decltype(number)::kValue;
       weigh_columns<R, wide_columns<R>()>(w.scores[0], values, stride, begin, end, w.shrink, out, 0,
-                                          call.out_stride, next);
+                                          call.out_width, call.out_stride, next);
     });
   }
 }
