@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -62,9 +63,9 @@ Buffer activations(const KernelTable& table, const ActivationLayout& layout, int
   return rows;
 }
 
-/// All rows in calls of `count`.
+/// All rows in calls of `count`, the depth in parts of `part` columns.
 std::vector<float> product(const KernelTable& table, Format format, int64_t cols,
-                           const Buffer& panels, int64_t count) {
+                           const Buffer& panels, int64_t count, int64_t part) {
   const FormatInfo& info = format_info(format);
   const ActivationLayout layout = ActivationLayout::of(Dot::kU8S8, cols);
   const Buffer rows = activations(table, layout, cols);
@@ -81,7 +82,10 @@ std::vector<float> product(const KernelTable& table, Format format, int64_t cols
     call.layout = &layout;
     call.count = count;
     call.out = reinterpret_cast<float*>(out.data());
-    table.gemm->run[static_cast<int>(format)][static_cast<int>(Dot::kU8S8)](call);
+    for (; call.begin < call.blocks; call.begin = call.end) {
+      call.end = std::min(call.begin + part / info.depth, call.blocks);
+      table.gemm->run[static_cast<int>(format)][static_cast<int>(Dot::kU8S8)](call);
+    }
     all.insert(all.end(), call.out, call.out + count * kGemmOutputs);
   }
   return all;
@@ -103,10 +107,13 @@ TEST_P(GemmIsas, AllVectorsGiveTheSameBytes) {
         if (!can_run(*table[t])) continue;
         for (const int64_t count : {int64_t{kRows}, int64_t{1}, int64_t{2}, int64_t{3}, int64_t{5},
                                     int64_t{8}, int64_t{13}}) {
-          const std::vector<float> found = product(*table[t], format, cols, panels, count);
-          if (want.empty()) want = found;
-          ASSERT_EQ(std::memcmp(found.data(), want.data(), found.size() * 4), 0)
-              << table[t]->name << ", " << count << " rows of " << cols << ", codes of " << fill;
+          for (const int64_t part : {int64_t{kDepthBlock}, 4 * int64_t{kDepthBlock}}) {
+            const std::vector<float> found = product(*table[t], format, cols, panels, count, part);
+            if (want.empty()) want = found;
+            ASSERT_EQ(std::memcmp(found.data(), want.data(), found.size() * 4), 0)
+                << table[t]->name << ", " << count << " rows of " << cols << " in parts of " << part
+                << ", codes of " << fill;
+          }
         }
       }
     }

@@ -104,6 +104,24 @@ TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
   }
 }
 
+// So many rows do not stay in a cache: the depth is cut, and each part meets all columns.
+TEST_P(GroupedMatmul, PartsOfTheDepthAddUpToTheSameBytes) {
+  constexpr int64_t kRows = 40, kCols = 2300, kCount = 290;
+  for (int f = 0; f < kFormatCount; ++f) {
+    const PackedWeight weight = packed(static_cast<Format>(f), 1, kRows, kCols);
+    const auto x = normal(kCount * kCols, 5);
+    for (const Compute compute : {Compute::kExact, Compute::kFast}) {
+      const auto all = run(x, weight, {0, kCount}, compute);
+      for (const int64_t r : {0, 100, 255, 256, 289}) {
+        const std::vector<float> row(x.begin() + r * kCols, x.begin() + (r + 1) * kCols);
+        const std::vector<float> same(all.begin() + r * kRows, all.begin() + (r + 1) * kRows);
+        EXPECT_EQ(run(row, weight, {0, 1}, compute), same)
+            << format_info(static_cast<Format>(f)).name << " row " << r;
+      }
+    }
+  }
+}
+
 // Scales in two levels: 128 columns add up to an integer that is rounded once, the largest ones
 // too.
 TEST_P(GroupedMatmul, StepsAddUpExactly) {

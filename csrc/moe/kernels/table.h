@@ -30,11 +30,13 @@ struct ActivationLayout {
 };
 inline constexpr int kSumGroup = 16;
 
-/// One call: every given row against two panels (thirty-two outputs), the whole depth.
+/// One call: every given row against two panels (thirty-two outputs). The depth may be cut at
+/// multiples of kDepthBlock columns: calls for its parts, one after the other, add to the same out.
 struct GemmCall {
   const std::byte* panels[2];  // gate and up of the same outputs, or two neighbours (or one twice)
   const std::byte* next[2];    // what is read after them: a hint, any address will do
   int64_t blocks;              // blocks along the depth, of the format's kDepth
+  int64_t begin, end;          // those of this call; a part that begins at 0 writes, others add
   const std::byte* x;          // activation rows
   const ActivationLayout* layout;
   const int32_t* rows;  // which of them, or null for 0, 1, 2, …

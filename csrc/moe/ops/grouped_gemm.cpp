@@ -36,6 +36,43 @@ void panels_of(const Product& product, int64_t group, const std::byte* (&panels)
   }
 }
 
+// Activation rows that stay in the second-level cache while weights stream past.
+constexpr int64_t kNearBytes = 512 << 10;
+// Sums of a few column groups that wait for the depth's next part.
+constexpr int64_t kPieceFloats = 8 * kGemmRows * kGemmOutputs;
+
+// Blocks of the depth that are multiplied at once: all, unless so many columns of the rows leave
+// the cache. Each part then meets several groups of columns before the next one is read.
+int64_t blocks_per_part(const FormatInfo& format, int64_t blocks, int64_t rows_bytes) {
+  if (rows_bytes <= kNearBytes) return blocks;
+  const int64_t shortest = kDepthBlock / format.depth;
+  const int64_t near = blocks * kNearBytes / rows_bytes;
+  return std::max<int64_t>(1, near / shortest) * shortest;
+}
+
+// What follows the products: biases and activation of `count` rows from `row` on, to the output.
+void finish(const Product& product, int64_t group, int64_t row, int64_t count, float* sums) {
+  const RowwiseKernels& k = *kernels().rowwise;
+  const int64_t column = group * outputs_per_group(product);
+  const int columns =
+      static_cast<int>(std::min(product.first.rows - column, outputs_per_group(product)));
+  const auto bias = [&](const float* of) { return of != nullptr ? of + column : nullptr; };
+  if (product.second != nullptr) {
+    k.gate(product.activation, sums, count, bias(product.first_bias), bias(product.second_bias),
+           columns);
+  }
+  for (int64_t i = 0; i < count && product.second == nullptr; ++i) {
+    float* values = sums + i * kGemmOutputs;
+    if (product.first_bias != nullptr) {
+      k.add_scaled(values, product.first_bias + column, 1.0f, columns);
+    }
+    if (product.activation.kind != Activation::kIdentity) {
+      k.activate(product.activation, values, columns);
+    }
+  }
+  k.write(sums, count, columns, product.out.row(row) + column, product.out.stride, product.far);
+}
+
 }  // namespace
 
 ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
@@ -95,26 +132,21 @@ void ProductQueue::work() noexcept {
 
 void ProductQueue::run(const Piece& piece, const Piece& next) noexcept {
   const Product& product = *piece.product;
-  const KernelTable& k = kernels();
   const PackedMatrix& w = product.first;
-  const GemmFn gemm = k.gemm->run[static_cast<int>(w.format)][static_cast<int>(product.x->dot)];
-  alignas(64) float out[kGemmRows * kGemmOutputs];
+  const FormatInfo& format = format_info(w.format);
+  const GemmFn gemm =
+      kernels().gemm->run[static_cast<int>(w.format)][static_cast<int>(product.x->dot)];
+  alignas(64) float out[kPieceFloats];
   GemmCall call{};
-  call.blocks = format_info(w.format).blocks(w.cols);
+  call.blocks = format.blocks(w.cols);
   call.layout = &product.x->layout;
-  call.out = out;
+  const int64_t rows = std::min(product.count, kGemmRows);
+  const int64_t part = blocks_per_part(format, call.blocks, rows * call.layout->row_bytes);
+  const bool once = part == call.blocks && product.count <= kGemmRows;
+  const int64_t together = once ? 1 : kPieceFloats / (rows * kGemmOutputs);
 
-  for (int64_t group = piece.begin; group < piece.end; ++group) {
-    const int64_t column = group * outputs_per_group(product);
-    const int columns = static_cast<int>(std::min(w.rows - column, outputs_per_group(product)));
-    panels_of(product, group, call.panels);
-    if (group + 1 < piece.end) {
-      panels_of(product, group + 1, call.next);
-    } else if (next.product != nullptr) {
-      panels_of(*next.product, next.begin, call.next);
-    } else {
-      std::copy_n(call.panels, 2, call.next);  // they are in the cache
-    }
+  for (int64_t first = piece.begin; first < piece.end; first += together) {
+    const int64_t last = std::min(first + together, piece.end);
     for (int64_t row = 0; row < product.count; row += kGemmRows) {
       call.count = std::min(product.count - row, kGemmRows);
       if (product.rows != nullptr) {
@@ -123,23 +155,35 @@ void ProductQueue::run(const Piece& piece, const Piece& next) noexcept {
       } else {
         call.x = product.x->row(product.first_row + row);
       }
-      gemm(call);
-      float* to = product.out.row(row) + column;
-      if (product.second != nullptr) {
-        k.rowwise->gate(product.activation, out, call.count,
-                        product.first_bias ? product.first_bias + column : nullptr,
-                        product.second_bias ? product.second_bias + column : nullptr, columns);
-      }
-      for (int64_t i = 0; i < call.count && product.second == nullptr; ++i) {
-        float* values = out + i * kGemmOutputs;
-        if (product.first_bias != nullptr) {
-          k.rowwise->add_scaled(values, product.first_bias + column, 1.0f, columns);
+      for (call.begin = 0; call.begin < call.blocks; call.begin = call.end) {
+        call.end = std::min(call.begin + part, call.blocks);
+        for (int64_t group = first; group < last; ++group) {
+          const auto panels = [&](const Product& of, int64_t at, int64_t block,
+                                  const std::byte*(&to)[2]) {
+            panels_of(of, at, to);
+            for (const std::byte*& panel : to) panel += block * format.block_bytes;
+          };
+          panels_of(product, group, call.panels);
+          if (group + 1 < last) {
+            panels(product, group + 1, call.begin, call.next);
+          } else if (call.end < call.blocks) {
+            panels(product, first, call.end, call.next);
+          } else if (row + kGemmRows < product.count) {
+            panels(product, first, 0, call.next);
+          } else if (last < piece.end) {
+            panels(product, last, 0, call.next);
+          } else if (next.product != nullptr) {
+            panels(*next.product, next.begin, 0, call.next);
+          } else {
+            std::copy_n(call.panels, 2, call.next);  // they are in the cache
+          }
+          call.out = out + (group - first) * rows * kGemmOutputs;
+          gemm(call);
         }
-        if (product.activation.kind != Activation::kIdentity) {
-          k.rowwise->activate(product.activation, values, columns);
-        }
       }
-      k.rowwise->write(out, call.count, columns, to, product.out.stride, product.far);
+      for (int64_t group = first; group < last; ++group) {
+        finish(product, group, row, call.count, out + (group - first) * rows * kGemmOutputs);
+      }
     }
   }
 }

@@ -118,6 +118,20 @@ constexpr int fewest_tile_rows() {
   return kGemmRows + 1;
 }
 
+/// The rows' scales, after the depth's last part.
+template <class F>
+MOE_INLINE void scale_rows(const GemmCall& call) {
+  if (call.end < call.blocks) return;
+  for (int p = 0; p < 2; ++p) {
+    const std::byte* trailer = call.panels[p] + call.blocks * F::kBlockBytes;
+    const F32x16 scale = load(reinterpret_cast<const float*>(trailer));
+    for (int64_t i = 0; i < call.count; ++i) {
+      float* at = call.out + i * kGemmOutputs + p * kPanelRows;
+      store(at, mul(load(at), scale));
+    }
+  }
+}
+
 /// F as it is stored, multiplied as E is laid out (F itself, or what expand.h makes of it).
 template <class F, class D, class E, class DE>
 static void gemm(const GemmCall& call) noexcept {
@@ -145,8 +159,9 @@ static void gemm(const GemmCall& call) noexcept {
     if (call.count >= kFewestTileRows) return run_step_tiles<F>(call, x);
   }
 #endif
-  for (int64_t b = 0; b < call.blocks; b += kBlocks, ++tile_call.depth_block) {
-    const int64_t rest = call.blocks - b;
+  tile_call.depth_block = call.begin / kBlocks;
+  for (int64_t b = call.begin; b < call.end; b += kBlocks, ++tile_call.depth_block) {
+    const int64_t rest = call.end - b;
     const int64_t blocks = rest < kBlocks ? rest : kBlocks;
     const std::byte* panels[2];
     const std::byte* next[2];
@@ -201,15 +216,7 @@ static void gemm(const GemmCall& call) noexcept {
       run_tiles<E, DE, tile_rows<E, DE>()>(tile_call, call.count, panels, next, kShift);
     }
   }
-  if constexpr (D::kKind == Dot::kU8S8 && F::kScales == Scales::kRow) {
-    for (int p = 0; p < 2; ++p) {
-      const F32x16 scale = load(reinterpret_cast<const float*>(trailers[p]));
-      for (int64_t i = 0; i < call.count; ++i) {
-        float* at = call.out + i * kGemmOutputs + p * kPanelRows;
-        store(at, mul(load(at), scale));
-      }
-    }
-  }
+  if constexpr (D::kKind == Dot::kU8S8 && F::kScales == Scales::kRow) scale_rows<F>(call);
 }
 
 /// Which functions serve a format: its exact path, and the fast one that its kDot names.

@@ -127,8 +127,8 @@ static void gemm_tiles(const GemmCall& call) noexcept {
   const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
   PanelTiles w;
   int64_t configured = 0;
-  for (int64_t word = 0; word < call.blocks; word += kTileBlockWords) {
-    const int64_t rest = call.blocks - word;
+  for (int64_t word = call.begin; word < call.end; word += kTileBlockWords) {
+    const int64_t rest = call.end - word;
     const int64_t words = rest < kTileBlockWords ? rest : kTileBlockWords;
     const std::byte *panels[2], *next[2];
     for (int p = 0; p < 2; ++p) {
@@ -150,16 +150,7 @@ static void gemm_tiles(const GemmCall& call) noexcept {
     }
   }
   release_tiles();
-  if constexpr (F::kScales == Scales::kRow) {
-    for (int p = 0; p < 2; ++p) {
-      const auto* trailer = call.panels[p] + call.blocks * F::kBlockBytes;
-      const F32x16 scale = load(reinterpret_cast<const float*>(trailer));
-      for (int64_t i = 0; i < call.count; ++i) {
-        float* at = call.out + i * kGemmOutputs + p * kPanelRows;
-        store(at, mul(load(at), scale));
-      }
-    }
-  }
+  if constexpr (F::kScales == Scales::kRow) scale_rows<F>(call);
 }
 
 /// gemm.h's table with tiles where they serve.

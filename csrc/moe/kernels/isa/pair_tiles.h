@@ -82,10 +82,10 @@ static void gemm_pairs(const GemmCall& call) noexcept {
   const bool few = tiles == 1;
   const int64_t buffers = few ? 2 : 1;
   PairGroup<F> groups[2];
-  // Block b of panel p, or what is read after the panel.
+  // Block b of panel p, or what is read after the part.
   const auto block = [&](int64_t b, int p) MOE_INLINE_LAMBDA {
-    return b < call.blocks ? call.panels[p] + b * F::kBlockBytes
-                           : call.next[p] + (b - call.blocks) * F::kBlockBytes;
+    return b < call.end ? call.panels[p] + b * F::kBlockBytes
+                        : call.next[p] + (b - call.end) * F::kBlockBytes;
   };
   const auto expand = [&](int64_t b) MOE_INLINE_LAMBDA {
     for (int p = 0; p < 2; ++p) {
@@ -95,8 +95,8 @@ static void gemm_pairs(const GemmCall& call) noexcept {
   };
   alignas(64) PairSums sums[2];
   int64_t configured = 0, turn = 0;
-  if (few) expand(0);
-  for (int64_t b = 0; b < call.blocks; ++b) {
+  if (few) expand(call.begin);
+  for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2] = {block(b + 1, 0), block(b + 1, 1)};
     Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, tiles * PairGroup<F>::kSteps);
     if (!few) expand(b);
@@ -110,7 +110,7 @@ static void gemm_pairs(const GemmCall& call) noexcept {
       const auto run = [&](auto count) MOE_INLINE_LAMBDA {
         constexpr int kTiles = decltype(count)::value;
         multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
-        if (few && b + 1 < call.blocks) expand(b + 1);
+        if (few && b + 1 < call.end) expand(b + 1);
         store_sums<kTiles>(to.sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
       };
       configure_rows(height, configured);

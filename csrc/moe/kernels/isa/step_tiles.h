@@ -200,7 +200,7 @@ MOE_INLINE void multiply_steps(const StepWords<F> (&panels)[2], const RowTiles& 
   store_sums<L::kParts>(sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
 }
 
-/// The whole depth; the rows follow each other in memory.
+/// The rows follow each other in memory.
 template <class F>
 static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noexcept {
   using L = StepLayout<F>;
@@ -213,12 +213,14 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
   alignas(64) TileSums<L::kParts> first_sums, second_sums;
   StepRows<F> last{};
   int64_t configured = 0;
-  for (int64_t i = 0; i < call.count * 2; ++i) store(call.out + i * kPanelRows, load(kNothing));
-  for (int64_t b = 0; b < call.blocks; ++b) {
+  for (int64_t i = 0; call.begin == 0 && i < call.count * 2; ++i) {
+    store(call.out + i * kPanelRows, load(kNothing));
+  }
+  for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2];
     for (int p = 0; p < 2; ++p) {
       const std::byte* block = call.panels[p] + b * F::kBlockBytes;
-      next[p] = b + 1 < call.blocks ? block + F::kBlockBytes : call.next[p];
+      next[p] = b + 1 < call.end ? block + F::kBlockBytes : call.next[p];
       expand_steps<F>(block, next[p], words[p], scales[b % 2][p]);
     }
     const int64_t steps = tiles * (L::kWords / kTileWords);

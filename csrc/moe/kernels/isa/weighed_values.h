@@ -96,8 +96,7 @@ MOE_INLINE void weigh_columns(const float* w, const T* values, int64_t stride, i
     weigh_tile<R, P>(w, values, stride, begin, end, shrink, out, c, out_stride, next);
   }
   if constexpr (P > 1) {
-    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width, out_stride,
-                            next);
+    weigh_columns<R, P / 2>(w, values, stride, begin, end, shrink, out, c, width, out_stride, next);
   }
 }
 
