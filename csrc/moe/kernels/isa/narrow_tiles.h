@@ -137,13 +137,13 @@ struct NarrowRange {
   int64_t first_sum;       // of kSumGroup columns, in a row
   const std::byte* ahead;  // where what is requested lies, by a byte's distance from `block`
 
-  [[gnu::always_inline]] inline NarrowRange(const TileCall& call_, const uint32_t* const (&rows)[R],
+  [[gnu::always_inline]] inline NarrowRange(const TileCall& call_, const RowPointers<R>& rows,
                                             int64_t begin)
       : call(call_),
         block(call_.panels[0].blocks + block_at<F>(begin)),
         inner(static_cast<int>(begin / kScaleBlock % kParts) * kScaleBlock),
         first_sum((call_.depth_block * kDepthBlock + begin) / kSumGroup) {
-    for (int r = 0; r < R; ++r) x[r] = rows[r] + begin / 4;
+    for (int r = 0; r < R; ++r) x[r] = rows.at(r, begin / 4);
     const PanelRange& range = call.panels[0];
     const int64_t at = block - range.blocks;
     ahead = (at < range.last ? range.ahead : range.after) + at;
@@ -308,7 +308,7 @@ struct NarrowRange {
 };
 
 template <class F, int R>
-MOE_INLINE void narrow_range(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
+MOE_INLINE void narrow_range(const TileCall& call, const RowPointers<R>& x, int64_t begin,
                              int64_t end, F32x16 (&value)[R][1]) {
   NarrowRange<F, R>(call, x, begin).run(static_cast<int>(end - begin), value);
 }

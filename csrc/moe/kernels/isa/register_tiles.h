@@ -6,14 +6,14 @@
 //               exact sums of the columns that share a scale; scaled, minima and the activations'
 //               scales last, in one order for every format, number of rows and instruction set.
 
-#include "moe/kernels/isa/tile_products.h"
+#include "moe/kernels/isa/integer_rows.h"
 
 namespace moe::MOE_ISA {
 
 /// A depth block in floats: added to out, or written if it is the first. Where groups have scales
 /// each group's sum is scaled and added.
 template <class F, class D, int R, int P>
-MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) {
+MOE_INLINE void float_tile(const TileCall& call, const RowPointers<R>& x) {
   F32x16 sum[R][P];
   const auto output = [&](int r, int p) MOE_INLINE_LAMBDA {
     return call.out + r * kGemmOutputs + p * kPanelRows;
@@ -61,29 +61,13 @@ MOE_INLINE void float_tile(const TileCall& call, const uint32_t* const (&x)[R]) 
   }
 }
 
-/// A row's activations summed over the kSums · kSumGroup columns from part `first` on.
-template <int kSums>
-MOE_INLINE int32_t activation_sum(const TileCall& call, int r, int64_t first) {
-  const auto* sums =
-      reinterpret_cast<const int32_t*>(call.rows[r] + call.layout->group_sums_at) + first;
-  int32_t total = 0;
-  MOE_UNROLL
-  for (int i = 0; i < kSums; ++i) total += sums[i];
-  return total;
-}
-
 /// Integers of a run of columns that share the weights' scale: at most 128 · 255 · 127 < 2^22. The
 /// weights' offset o enters as the start of the sum, Σ (q − o)·x = Σ q·x − o·Σ x.
-template <class F, int R, int P>
-MOE_INLINE void start_sums(const TileCall& call, const int32_t (&total)[R], I32x16 (&sum)[R][P]) {
+template <int R, int P, class Rows>
+MOE_INLINE void start_sums(const Rows& x, int64_t column, I32x16 (&sum)[R][P]) {
   MOE_UNROLL
   for (int r = 0; r < R; ++r) {
-    I32x16 start = set1_i32(0);
-    if constexpr (requires { F::kOffset; }) {
-      if constexpr (F::kOffset != 0) start = set1_i32(-F::kOffset * total[r]);
-    } else if constexpr (!F::kMin) {
-      start = set1_i32(-call.offset * total[r]);
-    }
+    const I32x16 start = x.start(r, column);
     MOE_UNROLL
     for (int p = 0; p < P; ++p) sum[r][p] = start;
   }
@@ -101,8 +85,8 @@ MOE_INLINE int64_t unit_at(int64_t column) {
 
 /// The sums of the group that starts at `column` times its scales (or steps), added to value (or
 /// written), and the minima times Σ x.
-template <class F, bool kWrite, int R, int P>
-MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&total)[R],
+template <class F, bool kWrite, int R, int P, class Rows>
+MOE_INLINE void add_group(const TileCall& call, const Rows& x, int64_t column,
                           const I32x16 (&sum)[R][P], F32x16 (&value)[R][P]) {
   constexpr int64_t kScaleBytes = (F::kBlockBytes - F::kScalesAt) / (F::kDepth / F::kGroup);
   const int group = static_cast<int>(column % F::kDepth) / F::kGroup;
@@ -117,15 +101,15 @@ MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&
       const F32x16 q = to_f32(sum[r][p]);
       value[r][p] = kWrite ? mul(q, scale) : fma(q, scale, value[r][p]);
       if constexpr (F::kMin && !has_steps<F>()) {
-        value[r][p] = fma(set1(static_cast<float>(total[r])), min, value[r][p]);
+        value[r][p] = fma(x.float_total(r, column), min, value[r][p]);
       }
     }
   }
 }
 
 /// The same in integers, times the group's step.
-template <class F, bool kWrite, int R, int P>
-MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&)[R],
+template <class F, bool kWrite, int R, int P, class Rows>
+MOE_INLINE void add_group(const TileCall& call, const Rows&, int64_t column,
                           const I32x16 (&sum)[R][P], I32x16 (&value)[R][P]) {
   constexpr int64_t kScaleBytes = (F::kBlockBytes - F::kScalesAt) / (F::kDepth / F::kGroup);
   const int group = static_cast<int>(column % F::kDepth) / F::kGroup;
@@ -140,36 +124,39 @@ MOE_INLINE void add_group(const TileCall& call, int64_t column, const int32_t (&
   }
 }
 
+template <int R, int P>
+MOE_INLINE void to_floats(const I32x16 (&sum)[R][P], F32x16 (&value)[R][P]) {
+  MOE_UNROLL
+  for (int r = 0; r < R; ++r) {
+    MOE_UNROLL
+    for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
+  }
+}
+
 /// Groups shorter than a range of the activations' scales: columns [begin, end) of a depth block.
-template <class F, class Value, int R, int P>
-MOE_INLINE void add_groups(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
-                           int64_t end, Value (&value)[R][P]) {
-  constexpr int kSums = F::kGroup / kSumGroup;
+template <class F, class Value, int R, int P, class Rows>
+MOE_INLINE void add_groups(const TileCall& call, const Rows& x, int64_t begin, int64_t end,
+                           Value (&value)[R][P]) {
   constexpr int kUnitWords = F::kUnitDepth / 4;
   constexpr int kSpan = F::kUnitDepth > F::kGroup ? F::kUnitDepth : F::kGroup;
   clear(value);
   for (int64_t column = begin; column < end; column += kSpan) {
     const int64_t at = unit_at<F>(column), word = column / 4;
-    const int64_t first_sum = (call.depth_block * kDepthBlock + column) / kSumGroup;
     I32x16 sum[R][P];
-    int32_t total[R];
     if constexpr (kSpan == F::kGroup) {
-      for (int r = 0; r < R; ++r) total[r] = activation_sum<kSums>(call, r, first_sum);
-      start_sums<F, R, P>(call, total, sum);
+      start_sums(x, column, sum);
       accumulate<F, IntegerDot<F>, R, P>(call, x, word, at, F::kGroup / F::kUnitDepth, sum);
-      add_group<F, false, R, P>(call, column, total, sum, value);
+      add_group<F, false, R, P>(call, x, column, sum, value);
     } else {
       U8x64 weight[P][kUnitWords];
       decode_unit<F, IntegerDot<F>, R, P, kUnitWords>(call, at, weight);
       MOE_UNROLL
       for (int g = 0; g < F::kUnitDepth / F::kGroup; ++g) {
-        for (int r = 0; r < R; ++r) {
-          total[r] = activation_sum<kSums>(call, r, first_sum + g * kSums);
-        }
-        start_sums<F, R, P>(call, total, sum);
+        const int64_t group = column + g * F::kGroup;
+        start_sums(x, group, sum);
         multiply<IntegerDot<F>, kUnitWords, R, P>(x, word, weight, g * F::kGroup / 4,
                                                   (g + 1) * F::kGroup / 4, sum);
-        add_group<F, false, R, P>(call, column + g * F::kGroup, total, sum, value);
+        add_group<F, false, R, P>(call, x, group, sum, value);
       }
     }
   }
@@ -226,14 +213,12 @@ MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x
 
 // isa/narrow_tiles.h
 template <class F, int R>
-MOE_INLINE void narrow_range(const TileCall& call, const uint32_t* const (&x)[R], int64_t begin,
+MOE_INLINE void narrow_range(const TileCall& call, const RowPointers<R>& x, int64_t begin,
                              int64_t end, F32x16 (&value)[R][1]);
 
 /// A depth block in integers, one range of the activations' scales after the other.
-template <class F, int R, int P>
-MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]) {
-  const ActivationLayout& layout = *call.layout;
-  const int64_t columns = call.blocks * F::kDepth;
+template <class F, int R, int P, class Rows>
+MOE_INLINE void integer_tile(const TileCall& call, const Rows& x, int64_t columns) {
   int64_t scale_block = call.depth_block * (kDepthBlock / kScaleBlock);
   for (int64_t begin = 0; begin < columns; begin += kScaleBlock, ++scale_block) {
     const int64_t end = columns - begin < kScaleBlock ? columns : begin + kScaleBlock;
@@ -244,40 +229,26 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
     if constexpr (is_narrow<F>()) {
       narrow_range<F>(call, x, begin, end, value);
     } else if constexpr (is_long_group<F>()) {
-      int32_t total[R];
-      for (int r = 0; r < R; ++r) {
-        total[r] =
-            reinterpret_cast<const int32_t*>(call.rows[r] + layout.block_sums_at)[scale_block];
-      }
       I32x16 sum[R][P];
-      start_sums<F, R, P>(call, total, sum);
+      start_sums(x, begin, sum);
       accumulate<F, IntegerDot<F>, R, P>(call, x, begin / 4, unit_at<F>(begin),
                                          (end - begin) / F::kUnitDepth, sum);
       if constexpr (F::kScales == Scales::kGroup) {
-        add_group<F, true, R, P>(call, begin, total, sum, value);
+        add_group<F, true, R, P>(call, x, begin, sum, value);
       } else {
-        MOE_UNROLL
-        for (int r = 0; r < R; ++r) {
-          MOE_UNROLL
-          for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
-        }
+        to_floats(sum, value);
       }
     } else if constexpr (step_sums<F>() == Steps::kIntegers) {
       I32x16 sum[R][P];
       add_groups<F>(call, x, begin, end, sum);
-      MOE_UNROLL
-      for (int r = 0; r < R; ++r) {
-        MOE_UNROLL
-        for (int p = 0; p < P; ++p) value[r][p] = to_f32(sum[r][p]);
-      }
+      to_floats(sum, value);
     } else {
       add_groups<F>(call, x, begin, end, value);
     }
     if constexpr (has_steps<F>() && !is_narrow<F>()) add_units<F, R, P>(call, begin, end, value);
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
-      const auto* scales = reinterpret_cast<const float*>(call.rows[r] + layout.scales_at);
-      const F32x16 scale = set1(scales[scale_block]);
+      const F32x16 scale = x.scale(r, scale_block);
       MOE_UNROLL
       for (int p = 0; p < P; ++p) {
         float* out = call.out + r * kGemmOutputs + p * kPanelRows;
@@ -289,15 +260,15 @@ MOE_INLINE void integer_tile(const TileCall& call, const uint32_t* const (&x)[R]
 
 template <class F, class D, int R, int P>
 [[gnu::noinline]] static void tile(const TileCall& call) noexcept {
-  const uint32_t* x[R];
-  MOE_UNROLL
-  for (int r = 0; r < R; ++r) {
-    x[r] = reinterpret_cast<const uint32_t*>(call.rows[r]) + call.first_word;
-  }
   if constexpr (D::kKind == Dot::kU8S8) {
-    integer_tile<F, R, P>(call, x);
+    const int64_t columns = call.blocks * F::kDepth;
+    if constexpr (is_in_cache<F>() && !is_narrow<F>()) {
+      integer_tile<F, R, P>(call, PreparedRows<F, R>(call, columns), columns);
+    } else {
+      integer_tile<F, R, P>(call, IntegerRows<F, R>(call), columns);
+    }
   } else {
-    float_tile<F, D, R, P>(call, x);
+    float_tile<F, D, R, P>(call, RowPointers<R>(call));
   }
 }
 

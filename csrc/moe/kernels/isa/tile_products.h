@@ -83,16 +83,29 @@ constexpr bool is_long_group() {
   return true;
 }
 
+/// A tile's rows where they lie, from the depth block on.
+template <int R>
+struct RowPointers {
+  const uint32_t* words[R];
+
+  [[gnu::always_inline]] inline explicit RowPointers(const TileCall& call) {
+    MOE_UNROLL
+    for (int r = 0; r < R; ++r) {
+      words[r] = reinterpret_cast<const uint32_t*>(call.rows[r]) + call.first_word;
+    }
+  }
+  [[gnu::always_inline]] const uint32_t* at(int r, int64_t word) const { return words[r] + word; }
+};
+
 /// Words [first, last) of the kWords that start at `word`: sum[r][p] += x[r] · w[p].
-template <class D, int kWords, int R, int P>
-MOE_INLINE void multiply(const uint32_t* const (&x)[R], int64_t word,
-                         const typename D::Weight (&w)[P][kWords], int first, int last,
-                         typename D::Sum (&sum)[R][P]) {
+template <class D, int kWords, int R, int P, class Rows>
+MOE_INLINE void multiply(const Rows& x, int64_t word, const typename D::Weight (&w)[P][kWords],
+                         int first, int last, typename D::Sum (&sum)[R][P]) {
   MOE_UNROLL
   for (int i = first; i < last; ++i) {
     MOE_UNROLL
     for (int r = 0; r < R; ++r) {
-      const Words at = broadcast_word(x[r] + word + i);
+      const Words at = broadcast_word(x.at(r, word + i));
       MOE_UNROLL
       for (int p = 0; p < P; ++p) sum[r][p] = D::step(sum[r][p], at, w[p][i]);
     }
@@ -147,9 +160,9 @@ MOE_INLINE void decode_unit(const TileCall& call, int64_t at,
 }
 
 /// `units` units from byte `at` of the depth block on, against R rows from `word` on.
-template <class F, class D, int R, int P>
-MOE_INLINE void accumulate(const TileCall& call, const uint32_t* const (&x)[R], int64_t word,
-                           int64_t at, int64_t units, typename D::Sum (&sum)[R][P]) {
+template <class F, class D, int R, int P, class Rows>
+MOE_INLINE void accumulate(const TileCall& call, const Rows& x, int64_t word, int64_t at,
+                           int64_t units, typename D::Sum (&sum)[R][P]) {
   constexpr int kWords = F::kUnitDepth / depth_per_word(D::kKind);
   const auto unit = [&](int64_t u) MOE_INLINE_LAMBDA {
     typename D::Weight value[P][kWords];
