@@ -322,6 +322,7 @@ MOE_INLINE I32x16 dot_i16(I32x16 acc, Words x, I32x16 w) {
 
 #ifndef __AVXVNNI__
 #define MOE_PAIR_SUMS  // bytes' products are cheapest as sums of pairs (isa/narrow_tiles.h)
+inline constexpr bool kScalesBytes = false;
 
 struct I16x32 {
   __m256i lo, hi;
@@ -374,6 +375,22 @@ MOE_INLINE I16x32 pair_bytes(U8x16 a, U8x16 b) {
 MOE_INLINE I16x32 pair_signed_bytes(U8x16 a, U8x16 b) {
   return {_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a.v, b.v)),
           _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a.v, b.v))};
+}
+#else
+inline constexpr bool kScalesBytes = true;
+
+/// The low half of a lane in its upper half as well.
+MOE_INLINE __m256i repeat_half(__m256i a) {
+  return _mm256_blend_epi16(a, _mm256_slli_epi32(a, 16), 0xaa);
+}
+/// Bytes a lane's factor times, plus those of start, where every such sum is a byte.
+MOE_INLINE U8x64 scale_small_bytes(U8x64 a, I32x16 factor, I32x16 start) {
+  return {_mm256_add_epi16(_mm256_mullo_epi16(a.lo, repeat_half(factor.lo)), start.lo),
+          _mm256_add_epi16(_mm256_mullo_epi16(a.hi, repeat_half(factor.hi)), start.hi)};
+}
+MOE_INLINE U8x64 scale_small_bytes(U8x64 a, I32x16 factor) {
+  return {_mm256_mullo_epi16(a.lo, repeat_half(factor.lo)),
+          _mm256_mullo_epi16(a.hi, repeat_half(factor.hi))};
 }
 #endif
 

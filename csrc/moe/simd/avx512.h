@@ -242,6 +242,8 @@ MOE_INLINE U8x64 or_bytes(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}
 MOE_INLINE U8x64 sub_bytes(U8x64 a, int b) {
   return {_mm512_sub_epi8(a.v, _mm512_set1_epi8(static_cast<char>(b)))};
 }
+inline constexpr bool kScalesBytes = true;  // a vector of bytes times one of factors
+
 /// The low half of a lane in its upper half as well.
 MOE_INLINE __m512i repeat_half(I32x16 a) {
   return _mm512_ternarylogic_epi32(a.v, _mm512_slli_epi32(a.v, 16), _mm512_set1_epi32(0xffff),
@@ -257,6 +259,10 @@ MOE_INLINE U8x64 scale_bytes(U8x64 a, I32x16 factor) {
 /// The same where no product exceeds 255.
 MOE_INLINE U8x64 scale_small_bytes(U8x64 a, I32x16 factor) {
   return {_mm512_mullo_epi16(a.v, repeat_half(factor))};
+}
+/// The same plus the bytes of start, where every such sum is a byte.
+MOE_INLINE U8x64 scale_small_bytes(U8x64 a, I32x16 factor, I32x16 start) {
+  return {_mm512_add_epi16(_mm512_mullo_epi16(a.v, repeat_half(factor)), start.v)};
 }
 /// Bytes a lane's factor of eight bits times, less `offset` times the factor: 128 high + low.
 MOE_INLINE void scale_bytes(U8x64 a, I32x16 factor, int offset, U8x64& high, U8x64& low) {

@@ -3,6 +3,8 @@
 // of any format becomes one of the few layouts below, and what multiplies those is shared by all
 // formats. A tile that reads a format directly computes the same bits.
 
+#include <type_traits>
+
 #include "moe/kernels/table.h"
 #include "moe/quant/formats.h"
 #include "moe/simd/vec.h"
@@ -43,6 +45,50 @@ struct ByteGroups {
   MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
     d = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 128));
     if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 192));
+  }
+};
+
+/// Whether a step times a code is a byte, with its sign where there are no minima. Steps of such a
+/// format are signed, at most kLargestStep downwards and one less upwards.
+template <class F>
+constexpr bool has_byte_steps() {
+  if constexpr (kScalesBytes && requires { F::Scale::kLargestStep; }) {
+    constexpr int kStep = F::Scale::kLargestStep;
+    return F::kMin ? kStep * F::kLargestByte < 256 : kStep * F::kOffset <= 128;
+  }
+  return false;
+}
+
+/// A range of the activations' scales of a format F with byte steps: steps times codes, so that one
+/// sum holds for all of it; then the groups' minima in pairs of 16 bits, and the block's units.
+template <class F>
+struct ByteSteps {
+  static constexpr bool kInCache = true;
+  static constexpr int kDepth = kScaleBlock, kGroup = kScaleBlock, kUnitDepth = 4;
+  static constexpr int64_t kUnitBytes = 64;
+  static constexpr bool kMin = F::kMin;
+  static constexpr int kMinGroup = F::kGroup;
+  static constexpr int kPairs = kMin ? kDepth / F::kGroup / 2 : 0;
+  /// s · (q − o) is at most 128 and at least −124.
+  static constexpr int kOffset = kMin ? 0 : 127;
+  static constexpr int64_t kScalesAt = kDepth * kPanelRows;
+  static constexpr int64_t kUnitsAt = kScalesAt + kPairs * 64;
+  static constexpr int64_t kBlockBytes = kUnitsAt + (kMin ? 128 : 64);
+  static constexpr Dot kDot = Dot::kU8S8;
+  static constexpr Scales kScales = Scales::kGroup;
+  static constexpr Steps step_sums() { return Steps::kFloats; }
+
+  template <class V>
+  MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
+    out[0] = V::load_bytes(unit);
+  }
+  MOE_INLINE I32x16 min_pair(const std::byte* block, int i) {
+    return load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt) + i * kPanelRows);
+  }
+  template <class V>
+  MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
+    d = V::load_f32(reinterpret_cast<const float*>(block + kUnitsAt));
+    if constexpr (kMin) least = V::load_f32(reinterpret_cast<const float*>(block + kUnitsAt + 64));
   }
 };
 
@@ -117,8 +163,13 @@ struct FastLayout {
   using Type = F;
 };
 template <class F>
+  requires(has_byte_steps<F>() && !is_narrow<F>())
+struct FastLayout<F> {
+  using Type = ByteSteps<F>;
+};
+template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 && !is_narrow<F>() &&
-           (kHasTiles || F::kUnitDepth > 4))
+           !has_byte_steps<F>() && (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
   using Type = ByteGroups<F::kGroup, F::kMin, step_sums<F>()>;
 };
@@ -145,6 +196,26 @@ MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const
       left > kPrefetchBytes ? unit + kPrefetchBytes : next + (kPrefetchBytes - left);
   MOE_UNROLL
   for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(at + i);
+}
+
+/// The blocks of F that are requested while one is decoded, at least kPrefetchBytes ahead.
+template <class F>
+struct BlocksAhead {
+  static constexpr int64_t kBlocks = (kPrefetchBytes + F::kBlockBytes - 1) / F::kBlockBytes;
+  const std::byte *first, *next;  // what is decoded, what is read after it
+  int64_t blocks;
+
+  /// Where the block lies that is requested during block b.
+  [[gnu::always_inline]] const std::byte* at(int64_t b) const {
+    const int64_t rest = b + kBlocks - blocks;
+    return rest < 0 ? first + (b + kBlocks) * F::kBlockBytes : next + rest * F::kBlockBytes;
+  }
+};
+/// Requests `bytes` lines' worth from `at` on.
+template <int64_t bytes>
+MOE_INLINE void prefetch_lines(const std::byte* at) {
+  MOE_UNROLL
+  for (int64_t i = 0; i < bytes; i += 64) prefetch(at + i);
 }
 
 /// One panel's blocks as floats [depth][16], for the exact path; `next` is read after them.
@@ -181,16 +252,18 @@ template <class F>
 
 /// One panel's blocks as operands of the fast path, in E's layout; kSigned: bytes less kOffset.
 template <class F, class E, bool kSigned = false>
+  requires(!has_byte_steps<F>())
 [[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
                                              int64_t blocks, std::byte* out) noexcept {
-  const std::byte* end = block + blocks * F::kBlockBytes;
+  const BlocksAhead<F> ahead = {block, next, blocks};
   constexpr int kDepthOfWord = depth_per_word(F::kDot);
   constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
   constexpr int kGroupWords = F::kGroup / kDepthOfWord;
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
+    const std::byte* requested = ahead.at(b);
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       U8x64 word[kUnitWords];
-      prefetch_unit<F>(block + u * F::kUnitBytes, end, next);
+      prefetch_lines<F::kUnitBytes>(requested + u * F::kUnitBytes);
       F::template weights<Vec>(block + u * F::kUnitBytes, word);
       MOE_UNROLL
       for (int i = 0; i < kUnitWords; ++i) {
@@ -199,21 +272,74 @@ template <class F, class E, bool kSigned = false>
         store_u8(out + w / kGroupWords * E::kBlockBytes + w % kGroupWords * 64, word[i]);
       }
     }
+    prefetch_lines<F::kBlockBytes - F::kScalesAt>(requested + F::kScalesAt);
+    F32x16 scale, min;
+    if constexpr (has_steps<F>()) F::template units<Vec>(block, scale, min);
+    MOE_UNROLL
     for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
-      F32x16 scale, min;
       auto* to = reinterpret_cast<float*>(out + E::kScalesAt);
       if constexpr (has_steps<F>()) {
         I32x16 s, m;
         F::template steps<Vec>(block, g, s, m);
         store(to, from_bits(s));
         if constexpr (E::kMin) store(to + kPanelRows, from_bits(m));
-        F::template units<Vec>(block, scale, min);
+        if (g * F::kGroup % kScaleBlock != 0) continue;
         to += 2 * kPanelRows;
       } else {
         F::template scale<Vec>(block, g, scale, min);
       }
       store(to, scale);
       if constexpr (E::kMin) store(to + kPanelRows, min);
+    }
+  }
+}
+
+/// The same where E holds steps times codes.
+template <class F, class E>
+  requires(has_byte_steps<F>())
+[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
+                                             int64_t blocks, std::byte* out) noexcept {
+  static_assert(std::is_same_v<E, ByteSteps<F>>);
+  const BlocksAhead<F> ahead = {block, next, blocks};
+  constexpr int kUnitWords = F::kUnitDepth / 4, kGroupWords = F::kGroup / 4;
+  constexpr int kGroups = E::kDepth / F::kGroup;
+  for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
+    const std::byte* requested = ahead.at(b);
+    prefetch_lines<F::kBlockBytes - F::kScalesAt>(requested + F::kScalesAt);
+    F32x16 d, least;
+    F::template units<Vec>(block, d, least);
+    MOE_UNROLL
+    for (int part = 0; part < F::kDepth / E::kDepth; ++part, out += E::kBlockBytes) {
+      I32x16 step[kGroups], min[kGroups], start[kGroups];
+      MOE_UNROLL
+      for (int g = 0; g < kGroups; ++g) {
+        F::template steps<Vec>(block, part * kGroups + g, step[g], min[g]);
+        if constexpr (!F::kMin) {
+          // Zero's byte, less the step times F's, four times.
+          const I32x16 zero = mul(step[g], set1_i32(F::kOffset));
+          start[g] = mul(sub(set1_i32(E::kOffset), zero), set1_i32(0x01010101));
+          continue;
+        }
+        if (g % 2 == 0) continue;
+        store_i32(reinterpret_cast<int32_t*>(out + E::kScalesAt) + g / 2 * kPanelRows,
+                  add(min[g - 1], shift_left(min[g], 16)));
+      }
+      store(reinterpret_cast<float*>(out + E::kUnitsAt), d);
+      if constexpr (F::kMin) store(reinterpret_cast<float*>(out + E::kUnitsAt + 64), least);
+      MOE_UNROLL
+      for (int w = 0; w < E::kDepth / 4; w += kUnitWords) {
+        const int64_t unit = (part * E::kDepth / 4 + w) / kUnitWords * F::kUnitBytes;
+        U8x64 word[kUnitWords];
+        prefetch_lines<F::kUnitBytes>(requested + unit);
+        F::template weights<Vec>(block + unit, word);
+        MOE_UNROLL
+        for (int i = 0; i < kUnitWords; ++i) {
+          const int g = (w + i) / kGroupWords;
+          word[i] = F::kMin ? scale_small_bytes(word[i], step[g])
+                            : scale_small_bytes(word[i], step[g], start[g]);
+          store_u8(out + (w + i) * 64, word[i]);
+        }
+      }
     }
   }
 }

@@ -162,13 +162,27 @@ MOE_INLINE void add_groups(const TileCall& call, const Rows& x, int64_t begin, i
   }
 }
 
-/// The minima's integers of the group of a depth block's column, not negative and below 2^15.
+/// Columns that share a minimum.
 template <class F>
-MOE_INLINE I32x16 minima(const std::byte* blocks, int64_t column) {
-  I32x16 step, least;
-  F::template steps<Vec>(blocks + block_at<F>(column),
-                         static_cast<int>(column % F::kDepth) / F::kGroup, step, least);
-  return least;
+constexpr int min_group() {
+  if constexpr (requires { F::kMinGroup; }) return F::kMinGroup;
+  return F::kGroup;
+}
+/// The minima of the groups of a depth block's column and of the next, side by side in 16 bits: not
+/// negative, and below 2^15.
+template <class F>
+MOE_INLINE I32x16 min_pair(const std::byte* blocks, int64_t column) {
+  const auto inner = static_cast<int>(column % F::kDepth);
+  if constexpr (requires { F::kMinGroup; }) {
+    return F::min_pair(blocks + block_at<F>(column), inner / F::kMinGroup / 2);
+  } else {
+    I32x16 step, low, high;
+    F::template steps<Vec>(blocks + block_at<F>(column), inner / F::kGroup, step, low);
+    const int64_t second = column + F::kGroup;
+    F::template steps<Vec>(blocks + block_at<F>(second),
+                           static_cast<int>(second % F::kDepth) / F::kGroup, step, high);
+    return add(low, shift_left(high, 16));
+  }
 }
 
 /// Scales in two levels: value, the sum of the groups' integers times their steps, times d, and the
@@ -178,19 +192,16 @@ MOE_INLINE void add_units(const TileCall& call, int64_t begin, int64_t end, F32x
   I32x16 least[R][P];
   if constexpr (F::kMin) {
     // The minima of two groups and those groups' Σ x make a word each.
-    static_assert(F::kGroup == kSumGroup || F::kGroup == 2 * kSumGroup);
+    constexpr int kGroup = min_group<F>();
+    static_assert(kGroup == kSumGroup || kGroup == 2 * kSumGroup);
     const int64_t sums_at =
-        F::kGroup == kSumGroup ? call.layout->short_sums_at : call.layout->pair_sums_at;
+        kGroup == kSumGroup ? call.layout->short_sums_at : call.layout->pair_sums_at;
     clear(least);
-    for (int64_t column = begin; column < end; column += 2 * F::kGroup) {
+    for (int64_t column = begin; column < end; column += 2 * kGroup) {
       I32x16 pair[P];
       MOE_UNROLL
-      for (int p = 0; p < P; ++p) {
-        const I32x16 low = minima<F>(call.panels[p].blocks, column);
-        const I32x16 high = minima<F>(call.panels[p].blocks, column + F::kGroup);
-        pair[p] = add(low, shift_left(high, 16));
-      }
-      const int64_t at = sums_at + (call.depth_block * kDepthBlock + column) / F::kGroup * 2;
+      for (int p = 0; p < P; ++p) pair[p] = min_pair<F>(call.panels[p].blocks, column);
+      const int64_t at = sums_at + (call.depth_block * kDepthBlock + column) / kGroup * 2;
       MOE_UNROLL
       for (int r = 0; r < R; ++r) {
         const Words sums = broadcast_word(reinterpret_cast<const uint32_t*>(call.rows[r] + at));
@@ -233,7 +244,7 @@ MOE_INLINE void integer_tile(const TileCall& call, const Rows& x, int64_t column
       start_sums(x, begin, sum);
       accumulate<F, IntegerDot<F>, R, P>(call, x, begin / 4, unit_at<F>(begin),
                                          (end - begin) / F::kUnitDepth, sum);
-      if constexpr (F::kScales == Scales::kGroup) {
+      if constexpr (F::kScales == Scales::kGroup && !has_steps<F>()) {
         add_group<F, true, R, P>(call, x, begin, sum, value);
       } else {
         to_floats(sum, value);
