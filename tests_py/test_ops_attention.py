@@ -201,6 +201,30 @@ def test_prompt_in_pieces_gives_the_same_bytes(dtype: str, window: int | None) -
     assert len(set(outputs)) == 1
 
 
+# A step of decoding takes a segment of all heads before the next: beside one head by itself.
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 700}, {"chunk": 1100}, {"window": 3}, {"causal": False, "softcap": 3.0}],
+    ids=str,
+)
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_heads_in_turn_are_each_by_itself(dtype: str, options: dict[str, Any], tokens: int) -> None:
+    q, k, v = problem((tokens, 10, 5, 40, 24, 2100))
+    cache = KVCache([(k.shape[1:], v.shape[1:])], dtype)
+    keys, values = cache.append(0, k, v)
+    bias, sinks = normal(4, 10, tokens, 2100), normal(5, 10)
+    got = attention(q, keys, values, bias=bias, sinks=sinks, **options)
+    for h in range(5):
+        heads = slice(2 * h, 2 * h + 2)
+        one = KVCache([((1, 40), (1, 24))], dtype)
+        k_one, v_one = one.append(0, k[:, h : h + 1], v[:, h : h + 1])
+        alone = attention(
+            q[:, heads], k_one, v_one, bias=bias[heads], sinks=sinks[heads], **options
+        )
+        assert alone.tobytes() == got[:, heads].tobytes()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_mla_is_the_unabsorbed_form(dtype: str) -> None:
     tokens, keys, heads, nope, rope, latent, value = 5, 90, 4, 12, 8, 40, 16

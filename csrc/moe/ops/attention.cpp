@@ -16,6 +16,8 @@ namespace {
 // does not show, few enough that their queries and outputs stay in L2.
 constexpr int64_t kTaskRows = 128;
 constexpr int64_t kSmallTaskRows = 24;
+// Rows of a step of decoding at most: of few rows reading the keys is all the cost.
+constexpr int64_t kStepRows = 16;
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 1 << 16;
 // More partial results than this are not worth splitting the queries' keys over threads.
@@ -77,21 +79,28 @@ struct RowStates {
 struct Workspace {
   const float** head;
   const float** tail;
-  const float** bias;
-  KeyRange* visible;
-  float* queries;
+  // Of `slots` tasks: their packed queries, what those see and what is added to their scores.
+  int64_t slots, rows, query_floats;
+  int64_t* prepared;  // which task is in a slot, -1: none
+  const float** biases;
+  KeyRange* ranges;
+  float* packed;
   float* key_block;
   float* value_block;
   float* lane_sums;
   RowStates part, total;
 
-  Workspace(Carver memory, const AttentionInputs& in, int64_t rows) {
+  Workspace(Carver memory, const AttentionInputs& in, int64_t piece_rows, int64_t tasks)
+      : slots(tasks), rows(piece_rows) {
     const int64_t width = round_up(in.values.dim, 16), key_width = round_up(in.keys.dim, 32);
     head = memory.take<const float*>(rows);
     tail = memory.take<const float*>(rows);
-    bias = memory.take<const float*>(rows);
-    visible = memory.take<KeyRange>(rows);
-    queries = memory.take<float>(round_up(rows, 16) * (key_width + 16));
+    query_floats = round_up(rows, 16) * (key_width + 16);
+    prepared = memory.take<int64_t>(slots);
+    if (prepared != nullptr) std::fill_n(prepared, slots, -1);
+    biases = memory.take<const float*>(slots * rows);
+    ranges = memory.take<KeyRange>(slots * rows);
+    packed = memory.take<float>(slots * query_floats);
     key_block = memory.take<float>(kWideBlock * key_width);
     value_block = memory.take<float>(kWideBlock * round_up(width, 32));
     lane_sums = memory.take<float>(rows * 16);
@@ -99,8 +108,11 @@ struct Workspace {
     total = RowStates::take(memory, rows, width);
     bytes = memory.used();
   }
+  int64_t slot(int64_t task) const { return task % slots; }
+  const float** bias(int64_t task) const { return biases + slot(task) * rows; }
+  KeyRange* visible(int64_t task) const { return ranges + slot(task) * rows; }
+  float* queries(int64_t task) const { return packed + slot(task) * query_floats; }
   size_t bytes;
-  int64_t prepared = -1;  // whose queries these are
 };
 
 KeyRange visible_keys(const AttentionInputs& in, int64_t query) {
@@ -140,12 +152,17 @@ class Tasks {
     piece_rows_ = (rows_ + pieces_ - 1) / pieces_;
     count_ = pieces_ * in.keys.heads;
     const auto partial = static_cast<size_t>(count_ * segments_ * piece_rows_ * in.values.dim) * 4;
-    split_ = threads_ > 1 && segments_ > 1 && count_ < 4 * threads_ && partial <= kMaxPartialBytes;
+    const bool worth = segments_ > 1 && partial <= kMaxPartialBytes;
+    heads_in_turn_ = worth && rows_ <= kStepRows && in.keys.heads > 1 &&
+                     in.keys.head_stride < in.keys.token_stride;
+    split_ = heads_in_turn_ || (worth && threads_ > 1 && count_ < 4 * threads_);
+    if (split_) visible_segments();
   }
 
   void run() {
     const int64_t width = round_up(in_.values.dim, 16);
-    const size_t per_thread = Workspace(Carver(nullptr), in_, piece_rows_).bytes;
+    const int64_t slots = heads_in_turn_ ? count_ : 1;
+    const size_t per_thread = Workspace(Carver(nullptr), in_, piece_rows_, slots).bytes;
     Carver counted(nullptr);
     const int64_t partial_rows = split_ ? count_ * segments_ * piece_rows_ : 0;
     RowStates::take(counted, partial_rows, width);
@@ -158,15 +175,16 @@ class Tasks {
 
     TaskQueue tasks, merges;
     const auto work = [&](Team& team) {
-      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_,
-                    piece_rows_);
+      Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, piece_rows_,
+                    slots);
       const int64_t units = split_ ? count_ * segments_ : count_;
       // Later queries see more keys: long tasks first.
       for (int64_t i = tasks.take(); i < units; i = tasks.take()) {
         const int64_t unit = units - 1 - i;
-        if (split_) {
-          prepare(own, unit / segments_);
-          attend(own, unit / segments_, unit % segments_, partial(unit));
+        if (heads_in_turn_) {
+          part(own, i % count_, i / count_);
+        } else if (split_) {
+          part(own, unit / segments_, unit % segments_);
         } else {
           whole(own, unit);
         }
@@ -183,6 +201,24 @@ class Tasks {
   }
 
  private:
+  /// Leaves out segments that no query sees.
+  void visible_segments() {
+    int64_t first = segments_, last = 0;
+    for (int64_t i = 0; i < in_.queries.tokens; ++i) {
+      const KeyRange seen = visible_keys(in_, i);
+      if (seen.begin >= seen.end) continue;
+      first = std::min(first, seen.begin / kKeySegment);
+      last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
+    }
+    first_segment_ = first < last ? first : 0;
+    segments_ = first < last ? last - first : 0;
+  }
+  /// One of a split task's segments.
+  void part(Workspace& own, int64_t task, int64_t segment) const {
+    prepare(own, task);
+    attend(own, task, first_segment_ + segment, partial(task * segments_ + segment));
+  }
+
   int64_t first_row(int64_t task) const { return task % pieces_ * rows_ / pieces_; }
   int64_t task_rows(int64_t task) const {
     return (task % pieces_ + 1) * rows_ / pieces_ - first_row(task);
@@ -198,10 +234,11 @@ class Tasks {
             partials_.width, partials_.stride};
   }
 
-  /// Queries of a task, once for all segments that this thread takes of it in turn.
+  /// Queries of a task, once for all segments that this thread takes of it.
   void prepare(Workspace& own, int64_t task) const {
-    if (own.prepared == task) return;
-    own.prepared = task;
+    int64_t& prepared = own.prepared[own.slot(task)];
+    if (prepared == task) return;
+    prepared = task;
     const HeadsView &q = in_.queries, &tails = in_.query_tails;
     const int64_t rows = task_rows(task);
     for (int64_t r = 0; r < rows; ++r) {
@@ -212,12 +249,12 @@ class Tasks {
             static_cast<const float*>(tails.data) + i * tails.token_stride + h * tails.head_stride;
       }
       if (in_.bias != nullptr) {
-        own.bias[r] = in_.bias + h * in_.bias_head_stride + i * in_.bias_query_stride;
+        own.bias(task)[r] = in_.bias + h * in_.bias_head_stride + i * in_.bias_query_stride;
       }
-      own.visible[r] = visible_keys(in_, i);
+      own.visible(task)[r] = visible_keys(in_, i);
     }
     kernel_.pack({own.head, own.tail, q.dim, tails.dim, rows, in_.scale},
-                 round_up(in_.keys.dim, 16), own.queries);
+                 round_up(in_.keys.dim, 16), own.queries(task));
   }
 
   void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
@@ -239,19 +276,25 @@ class Tasks {
     call.value_dim = in_.values.dim;
     call.begin = segment * kKeySegment;
     call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
-    const auto next = [&](const HeadsView& view, const void* keys) -> const void* {
-      if (call.end >= in_.keys.tokens) return nullptr;
+    // What this thread probably reads next.
+    const int64_t heads = in_.keys.heads;
+    const int64_t place = heads_in_turn_ ? segment * heads + kv_head(task) + threads_
+                                         : (segment + 1) * heads + kv_head(task);
+    const auto next = [&](const HeadsView& view) -> const void* {
+      const int64_t token = place / heads * kKeySegment;
+      if (token >= in_.keys.tokens) return nullptr;
       const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
-      return static_cast<const std::byte*>(keys) +
-             call.end * view.token_stride * static_cast<int64_t>(bytes);
+      return static_cast<const std::byte*>(view.data) +
+             (token * view.token_stride + place % heads * view.head_stride) *
+                 static_cast<int64_t>(bytes);
     };
-    call.next_keys = next(in_.keys, call.keys);
-    call.next_values = next(in_.values, call.values);
+    call.next_keys = next(in_.keys);
+    call.next_values = next(in_.values);
     call.rows = task_rows(task);
-    call.queries = own.queries;
+    call.queries = own.queries(task);
     call.query_stride = round_up(in_.keys.dim, 16);
-    call.visible = own.visible;
-    call.bias = in_.bias != nullptr ? own.bias : nullptr;
+    call.visible = own.visible(task);
+    call.bias = in_.bias != nullptr ? own.bias(task) : nullptr;
     call.key_bias = key_bias_;
     call.key_scales = scales_of_head(in_.keys);
     call.value_scales = scales_of_head(in_.values);
@@ -279,7 +322,7 @@ class Tasks {
     prepare(own, task);
     int64_t first = segments_, last = 0;
     for (int64_t r = 0; r < task_rows(task); ++r) {
-      const KeyRange seen = own.visible[r];
+      const KeyRange seen = own.visible(task)[r];
       if (seen.begin >= seen.end) continue;
       first = std::min(first, seen.begin / kKeySegment);
       last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
@@ -314,7 +357,10 @@ class Tasks {
   int64_t rows_;  // of one kv head
   int threads_;
   int64_t pieces_, piece_rows_;  // tasks per kv head and the rows of the largest
-  int64_t count_, segments_;
+  int64_t count_, segments_, first_segment_ = 0;
+  /// A step of decoding: heads lie beside each other in memory, so they take turns over each
+  /// segment, and what the processor reads ahead of one is the next one's.
+  bool heads_in_turn_;
   bool split_;  // a task's segments are computed apart, by whoever is free, and merged at the end
   RowStates partials_{};
 };
