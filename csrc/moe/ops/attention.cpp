@@ -20,6 +20,8 @@ constexpr int64_t kSmallTaskRows = 24;
 constexpr int64_t kStepRows = 16;
 // Below this many multiply-adds a thread costs more than it brings.
 constexpr int64_t kWorkPerThread = 1 << 16;
+// A segment's keys and values of all heads that stay in L2 beside the rest.
+constexpr int64_t kMaxSegmentBytes = int64_t{1} << 20;
 // More partial results than this are not worth splitting the queries' keys over threads.
 constexpr size_t kMaxPartialBytes = size_t{256} << 20;
 
@@ -153,8 +155,7 @@ class Tasks {
     count_ = pieces_ * in.keys.heads;
     const auto partial = static_cast<size_t>(count_ * segments_ * piece_rows_ * in.values.dim) * 4;
     const bool worth = segments_ > 1 && partial <= kMaxPartialBytes;
-    heads_in_turn_ = worth && rows_ <= kStepRows && in.keys.heads > 1 &&
-                     in.keys.head_stride < in.keys.token_stride;
+    heads_in_turn_ = worth && rows_ <= kStepRows && side_by_side();
     split_ = heads_in_turn_ || (worth && threads_ > 1 && count_ < 4 * threads_);
     if (split_) visible_segments();
   }
@@ -201,6 +202,14 @@ class Tasks {
   }
 
  private:
+  /// Whether a token's heads lie beside each other, and a segment of all of them stays in L2.
+  bool side_by_side() const {
+    const HeadsView &k = in_.keys, &v = in_.values;
+    const size_t bytes = k.scales != nullptr ? 1 : dtype_bytes(k.dtype);
+    return k.heads > 1 && k.head_stride < k.token_stride &&
+           kKeySegment * k.heads * (k.dim + v.dim) * static_cast<int64_t>(bytes) <=
+               kMaxSegmentBytes;
+  }
   /// Leaves out segments that no query sees.
   void visible_segments() {
     int64_t first = segments_, last = 0;
@@ -358,8 +367,8 @@ class Tasks {
   int threads_;
   int64_t pieces_, piece_rows_;  // tasks per kv head and the rows of the largest
   int64_t count_, segments_, first_segment_ = 0;
-  /// A step of decoding: heads lie beside each other in memory, so they take turns over each
-  /// segment, and what the processor reads ahead of one is the next one's.
+  /// A step of decoding goes through a segment of all heads before the next: what the processor
+  /// reads ahead of one is the next one's.
   bool heads_in_turn_;
   bool split_;  // a task's segments are computed apart, by whoever is free, and merged at the end
   RowStates partials_{};

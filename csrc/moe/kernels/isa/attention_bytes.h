@@ -267,7 +267,7 @@ class ByteTiles {
             return _mm256_mul_ps(_mm256_fmadd_ps(eight(0), unit, eight(1)), scales);
           },
           request);
-      soften(call_, {row, height}, block, first, last, w_, request);
+      soften<TileExp>(call_, {row, height}, block, first, last, w_, request);
       lay_out_weights(w_, height, first, last, weights_.hi[0], weights_.hi[kStackedRows],
                       weights_.factor);
       multiply_values_stacked<Step::kSigned, 1, int32_t>(
@@ -283,7 +283,7 @@ class ByteTiles {
     const F32x16 scales = load(factors);
     turn_lines(first, last, w_.scores[0], kKeyBlock,
                [&](int g, int i) MOE_INLINE_LAMBDA { return mul(unscaled(sums_[g], i), scales); });
-    soften(call_, {row, height}, block, first, last, w_, request);
+    soften<TileExp>(call_, {row, height}, block, first, last, w_, request);
     lay_out_weights(w_, height, first, last, weights_.hi[0], weights_.lo[0], weights_.factor);
     multiply_values_apart<Step::kSigned, 1, kLineBytes, kLineBytes, int32_t>(
         weights_.hi, weights_.lo, values, tiles_, request,

@@ -138,7 +138,7 @@ class FewPairTiles {
           return _mm256_add_ps(_mm256_load_ps(key), _mm256_load_ps(key + kStackedRows));
         },
         request);
-    soften(call_, {0, height}, block, first, last, few_, request);
+    soften<TileExp>(call_, {0, height}, block, first, last, few_, request);
     const SpreadRows rows = spread_rows(height);
     spread_weights(few_, height, first, last, rows, spread_, request);
     const int64_t columns = query_steps(call_.value_dim), row_bytes = columns * kLineBytes;

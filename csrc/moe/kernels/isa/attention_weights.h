@@ -20,6 +20,28 @@ struct alignas(64) WideWeights {
   KeySet<kBlock> counted[kTileHeight];  // keys with a score above -inf
 };
 
+/// e^x of what is not above 0, to 2^-22 of itself: x / ln 2 is taken apart into a whole number,
+/// which a float of 2^23 and more holds in its last bits, and a part within half of 0. NaN stays.
+struct TileExp {
+  MOE_INLINE F32x16 of(F32x16 x) {
+    const F32x16 power = mul(x, set1(1.44269504088896341f));
+    const F32x16 whole = add(power, set1(kWhole));
+    const F32x16 part = sub(power, sub(whole, set1(kWhole)));
+    F32x16 y = set1(1.3264727e-3f);  // 2^part, the least error of degree 5 that is exact at 0
+    y = fma(y, part, set1(9.671513e-3f));
+    y = fma(y, part, set1(5.5507336e-2f));
+    y = fma(y, part, set1(2.4022242e-1f));
+    y = fma(y, part, set1(6.93147e-1f));
+    y = fma(y, part, set1(1.0f));
+    const __mmask16 normal = _mm512_cmp_ps_mask(power.v, set1(-125.0f).v, _CMP_NLT_UQ);
+    return from_bits(
+        {_mm512_maskz_add_epi32(normal, bits(y).v, _mm512_slli_epi32(bits(whole).v, 23))});
+  }
+
+ private:
+  static constexpr float kWhole = 12582912.0f;  // 1.5 * 2^23
+};
+
 /// A weight's hi and lo are what lies before the cut of these: each rounded to the nearest.
 struct WeightParts {
   __m512i hi, lo;
@@ -33,8 +55,8 @@ MOE_INLINE WeightParts weight_parts(F32x16 weight) {
 /// Scores of 32 keys into weights and their words; their sum is added to `sum`, group by group.
 MOE_INLINE void weigh_step(float* at, F32x16 base, bool has_first, bool has_second, F32x16& sum) {
   F32x16 a = zero_f32(), b = a;
-  if (has_first) a = exp_of_negative(sub(load(at), base));
-  if (has_second) b = exp_of_negative(sub(load(at + kLanes), base));
+  if (has_first) a = TileExp::of(sub(load(at), base));
+  if (has_second) b = TileExp::of(sub(load(at + kLanes), base));
   sum = add(add(sum, a), b);
   const WeightParts parts = weight_parts(a), next = weight_parts(b);
   _mm512_store_si512(at, pair_keys(parts.hi, next.hi));

@@ -124,13 +124,19 @@ MOE_INLINE RowScores whole_row(const AttentionCall& call, int64_t row, int64_t b
   return {largest, ~uint64_t{0}};
 }
 
+/// e^x of what is not above 0, as weights are made where nothing else is said.
+struct WeightExp {
+  MOE_INLINE F32x16 of(F32x16 x) { return exp_of_negative(x); }
+};
+
 /// Scores of groups [first, last) into weights times their values' scales, and their sums.
+template <class E>
 MOE_INLINE F32x16 weigh_scores(const AttentionCall& call, F32x16 top, int64_t block, int first,
                                int last, float* scores) {
   F32x16 sum = zero_f32();
   for (int g = first; g < last; ++g) {
     float* at = scores + g * kLanes;
-    F32x16 weight = exp_of_negative(sub(load(at), top));
+    F32x16 weight = E::of(sub(load(at), top));
     sum = add(sum, weight);
     if (call.value_scales != nullptr) {
       const int64_t key = block + g * kLanes;
@@ -158,7 +164,7 @@ MOE_INLINE void raise_maxima(const AttentionCall& call, RowTile tile,
 
 /// Scores into weights relative to the new running maximum, times their values' scales; updates the
 /// rows' max and sum. `meanwhile` is called twice for each row.
-template <class F>
+template <class E = WeightExp, class F>
 [[gnu::noinline]] static void soften(const AttentionCall& call, RowTile tile, int64_t block,
                                      int first, int last, TileWeights& w, F meanwhile) noexcept {
   const bool plain = call.softcap == 0.0f && call.bias == nullptr && call.key_bias == nullptr &&
@@ -182,8 +188,8 @@ template <class F>
     const F32x16 base = set1(top[r]);
     // A whole block's groups are independent of one another: known to be four, they overlap.
     const F32x16 sum = last - first == kGroups
-                           ? weigh_scores(call, base, block, 0, kGroups, w.scores[r])
-                           : weigh_scores(call, base, block, first, last, w.scores[r]);
+                           ? weigh_scores<E>(call, base, block, 0, kGroups, w.scores[r])
+                           : weigh_scores<E>(call, base, block, first, last, w.scores[r]);
     float* total = call.lane_sums + (tile.begin + r) * kLanes;
     store(total, fma(load(total), set1(w.shrink[r]), sum));
   }
