@@ -15,7 +15,7 @@ enum class Compute : uint8_t {
 
 /// Values of a bf16 matrix up to which kAuto keeps the activations in float: it is in a cache
 /// anyway, and a small model, whose logits lie close together, agrees with its float reference.
-inline constexpr int64_t kSmallMatrix = int64_t{1} << 20;
+inline constexpr int64_t kSmallMatrix = int64_t{1} << 18;
 
 /// "exact", "fast", "auto"; ValueError otherwise.
 Compute parse_compute(std::string_view name);
