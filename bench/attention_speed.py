@@ -6,9 +6,11 @@ latent attention of 128 and of 16 heads over rows of 512 + 64. A decode step's l
 keys and values once; caches take turns in `--pool` MiB, so that they come from memory. The shares
 are of the read bandwidth measured between the steps. For prompts the operations are those of the
 visible half. Formats take turns in each round; figures are medians. Prints, asserts nothing.
+With `--torch` its scaled_dot_product_attention takes turns with prompts of the same shapes.
 
     PYTHONPATH=python python bench/attention_speed.py --clock cpu --threads 1
     ... --only decode --shapes mla128 --formats bf16 --keys 4096
+    ... --only prompt --shapes mha16,gqa32/8 --formats bf16 --torch
 """
 
 from __future__ import annotations
@@ -101,7 +103,35 @@ class Run:
         self.times.append(now() - start)
 
 
-def measure(runs: list[Run], probe: LimitProbe, rounds: int) -> tuple[float, float]:
+class TorchRun:
+    """The same prompt in torch, [1, heads, tokens, columns] as its models keep it."""
+
+    def __init__(self, shape: Shape, kind: str, tokens: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[kind]
+        widths = (shape.heads, shape.width), (shape.kv_heads, shape.width)
+        rows = (*widths, (shape.kv_heads, shape.value))
+        q, k, v = (torch.randn(1, heads, tokens, width).to(dtype) for heads, width in rows)
+        self.shape, self.kind, self.times = shape, kind, list[float]()
+
+        def step() -> None:
+            with torch.inference_mode():
+                torch.nn.functional.scaled_dot_product_attention(
+                    q, k, v, is_causal=True, enable_gqa=shape.heads != shape.kv_heads
+                )
+
+        self.step = step
+        step()
+
+    def timed(self, now: Callable[[], float]) -> None:
+        start = now()
+        self.step()
+        self.times.append(now() - start)
+
+
+def measure(runs: list[Run | TorchRun], probe: LimitProbe, rounds: int) -> tuple[float, float]:
     bandwidths, peaks = [], []
     for _ in range(rounds):
         bandwidths.append(probe.read_bandwidth())
@@ -134,7 +164,12 @@ def report(
 ) -> None:
     pool = float(args.pool << 20)
     runs = [Run(*case, pool if case[3] == 1 else 1.0) for case in cases]
-    bandwidth, peak = measure(runs, probe, args.rounds)
+    peers = [
+        TorchRun(shape, kind, queries, args.threads)
+        for shape, kind, _, queries in cases
+        if args.torch and queries > 1 and kind != "int8" and not shape.latent
+    ]
+    bandwidth, peak = measure([*runs, *peers], probe, args.rounds)
     for run in runs:
         seconds = statistics.median(run.times)
         size = run.shape.cache_bytes(run.keys, run.kind)
@@ -144,6 +179,14 @@ def report(
             f"{what} {name:8} {run.kind:5} {run.keys:6} keys {1e3 * seconds:9.3f} ms "
             f"{size / seconds / 1e9:6.1f} GB/s, {100 * size / seconds / bandwidth:4.0f} % of "
             f"{bandwidth / 1e9:.0f}; {work / 1e9:7.0f} GFLOP/s, {work / peak:5.2f} of f32's peak",
+            flush=True,
+        )
+    for peer in peers:
+        seconds = statistics.median(peer.times)
+        ours = next(statistics.median(run.times) for run in runs if run.kind == peer.kind)
+        print(
+            f"torch  {name:8} {peer.kind:5} {cases[0][3]:6} keys {1e3 * seconds:9.3f} ms, "
+            f"{seconds / ours:.2f} times ours",
             flush=True,
         )
 
@@ -157,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--keys", type=int, nargs="+", default=[4096, 16384], help="decode")
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 2048], help="tokens")
+    parser.add_argument("--torch", action="store_true", help="beside prompts")
     parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="(%(default)s)")
     parser.add_argument("--pool", type=int, default=768, metavar="MIB", help="(%(default)s)")
