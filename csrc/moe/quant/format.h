@@ -74,6 +74,7 @@ enum class Scales : uint8_t {
 enum class Steps : uint8_t {
   kNone,      // one level: a float for each group
   kFloats,    // the sum fits the 24 bits of a float
+  kHalves,    // the sum of half a range does; adding two of them rounds once
   kIntegers,  // the sum fits 32 bits
 };
 

@@ -62,7 +62,9 @@ struct GroupBlock {
       constexpr int64_t kCode = std::max(Self::kOffset, Codes::kLargestByte - Self::kOffset);
       constexpr int64_t kLargest = kCode * Scale::kLargestStep * 127 * kScaleBlock;
       static_assert(kLargest < int64_t{1} << 31);
-      return kLargest < 1 << 24 ? Steps::kFloats : Steps::kIntegers;
+      return kLargest < 1 << 24   ? Steps::kFloats
+             : kLargest < 1 << 25 ? Steps::kHalves
+                                  : Steps::kIntegers;
     }
     return Steps::kNone;
   }

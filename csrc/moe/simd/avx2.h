@@ -11,6 +11,7 @@ inline constexpr int kTileRows = 6;
 inline constexpr int kFloatTileRows = 6;
 inline constexpr int kIntegerTileRows = 6;
 inline constexpr int kTilePanels = 1;
+inline constexpr int kPanelTileRows = 0;  // no tile has more panels than one
 
 struct F32x16 {
   __m256 lo, hi;

@@ -10,6 +10,13 @@ inline constexpr int kTileRows = 12;        // 12 × 2 accumulators, 2 weights: 
 inline constexpr int kFloatTileRows = 14;   // … with 2 weights and a row's float: 31
 inline constexpr int kIntegerTileRows = 8;  // … whose pointers and those of the weights: 10 of 16
 inline constexpr int kTilePanels = 2;
+// Integers of one panel, as many floats and eight decoded words; without VNNI they cost too much
+// for what is gained.
+#ifdef __AVX512VNNI__
+inline constexpr int kPanelTileRows = 10;
+#else
+inline constexpr int kPanelTileRows = 0;
+#endif
 
 struct F32x16 {
   __m512 v;

@@ -9,6 +9,7 @@ inline constexpr int kTileRows = 2;
 inline constexpr int kFloatTileRows = 2;
 inline constexpr int kIntegerTileRows = 2;
 inline constexpr int kTilePanels = 1;
+inline constexpr int kPanelTileRows = 0;     // no tile has more panels than one
 inline constexpr bool kScalesBytes = false;  // a vector of bytes times one of factors
 
 using FloatLanes = float __attribute__((vector_size(64)));

@@ -11,20 +11,18 @@
 
 namespace moe::MOE_ISA {
 
-/// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima;
-/// where scales have two levels (Steps), the group's integers instead, and the block's units.
-/// The byte that means zero is the format's that they come from (TileCall::offset).
-template <int group, bool min, Steps sums>
+/// A group's bytes, one word after the other, then its sixteen scales and, where kMin, minima. The
+/// byte that means zero is the format's that they come from (TileCall::offset).
+template <int group, bool min>
 struct ByteGroups {
   static constexpr bool kInCache = true;
   static constexpr int kDepth = group, kGroup = group, kUnitDepth = 4;
   static constexpr int64_t kUnitBytes = 64;
   static constexpr int64_t kScalesAt = group * kPanelRows;
-  static constexpr int64_t kBlockBytes = kScalesAt + (sums != Steps::kNone ? 256 : min ? 128 : 64);
+  static constexpr int64_t kBlockBytes = kScalesAt + (min ? 128 : 64);
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kGroup;
   static constexpr bool kMin = min;
-  static constexpr Steps step_sums() { return sums; }
 
   template <class V>
   MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
@@ -35,16 +33,6 @@ struct ByteGroups {
                         typename V::F32& least) {
     factor = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt));
     if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 64));
-  }
-  template <class V>
-  MOE_INLINE void steps(const std::byte* block, int, typename V::I32& s, typename V::I32& m) {
-    s = load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt));
-    if constexpr (min) m = load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt + 64));
-  }
-  template <class V>
-  MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
-    d = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 128));
-    if constexpr (min) least = V::load_f32(reinterpret_cast<const float*>(block + kScalesAt + 192));
   }
 };
 
@@ -59,31 +47,41 @@ constexpr bool has_byte_steps() {
   return false;
 }
 
-/// A range of the activations' scales of a format F with byte steps: steps times codes, so that one
-/// sum holds for all of it; then the groups' minima in pairs of 16 bits, and the block's units.
+/// A range of the activations' scales of a format F whose scales have two levels: the words, the
+/// groups' steps, their minima in pairs of 16 bits, and the block's units. Where steps times codes
+/// are bytes these are the words: one sum holds for the whole range.
 template <class F>
-struct ByteSteps {
+struct StepRange {
   static constexpr bool kInCache = true;
-  static constexpr int kDepth = kScaleBlock, kGroup = kScaleBlock, kUnitDepth = 4;
+  static constexpr bool kBytes = has_byte_steps<F>();
+  static constexpr int kDepth = kScaleBlock, kGroup = kBytes ? kScaleBlock : F::kGroup;
+  static constexpr int kUnitDepth = 4;
   static constexpr int64_t kUnitBytes = 64;
   static constexpr bool kMin = F::kMin;
   static constexpr int kMinGroup = F::kGroup;
-  static constexpr int kPairs = kMin ? kDepth / F::kGroup / 2 : 0;
   /// s · (q − o) is at most 128 and at least −124.
-  static constexpr int kOffset = kMin ? 0 : 127;
+  static constexpr int kOffset = kBytes && !kMin ? 127 : F::kOffset;
   static constexpr int64_t kScalesAt = kDepth * kPanelRows;
-  static constexpr int64_t kUnitsAt = kScalesAt + kPairs * 64;
+  static constexpr int64_t kPairsAt = kScalesAt + (kBytes ? 0 : kDepth / kGroup * 64);
+  static constexpr int64_t kUnitsAt = kPairsAt + (kMin ? kDepth / kMinGroup * 32 : 0);
   static constexpr int64_t kBlockBytes = kUnitsAt + (kMin ? 128 : 64);
   static constexpr Dot kDot = Dot::kU8S8;
   static constexpr Scales kScales = Scales::kGroup;
-  static constexpr Steps step_sums() { return Steps::kFloats; }
+  static constexpr Steps step_sums() { return F::step_sums(); }
 
   template <class V>
   MOE_INLINE void weights(const std::byte* unit, typename V::U8* out) {
     out[0] = V::load_bytes(unit);
   }
+  MOE_INLINE I32x16 lanes(const std::byte* at) {
+    return load_i32(reinterpret_cast<const int32_t*>(at));
+  }
+  template <class V>
+  MOE_INLINE void steps(const std::byte* block, int g, typename V::I32& s, typename V::I32&) {
+    s = lanes(block + kScalesAt + g * 64);
+  }
   MOE_INLINE I32x16 min_pair(const std::byte* block, int i) {
-    return load_i32(reinterpret_cast<const int32_t*>(block + kScalesAt) + i * kPanelRows);
+    return lanes(block + kPairsAt + i * 64);
   }
   template <class V>
   MOE_INLINE void units(const std::byte* block, typename V::F32& d, typename V::F32& least) {
@@ -130,14 +128,13 @@ template <class F>
 constexpr bool has_steps() {
   return step_sums<F>() != Steps::kNone;
 }
-/// A group's scale and minimum; where they have two levels, its integers.
+/// A group's scale and minimum; where they have two levels, its step.
 template <class F>
 MOE_INLINE void load_scale(const std::byte* block, int group, F32x16& scale, F32x16& min) {
   if constexpr (has_steps<F>()) {
     I32x16 s, m;
     F::template steps<Vec>(block, group, s, m);
     scale = to_f32(s);
-    if constexpr (F::kMin) min = to_f32(m);
   } else {
     F::template scale<Vec>(block, group, scale, min);
   }
@@ -163,15 +160,15 @@ struct FastLayout {
   using Type = F;
 };
 template <class F>
-  requires(has_byte_steps<F>() && !is_narrow<F>())
+  requires(has_steps<F>() && !is_narrow<F>())
 struct FastLayout<F> {
-  using Type = ByteSteps<F>;
+  using Type = StepRange<F>;
 };
 template <class F>
   requires(F::kScales == Scales::kGroup && F::kDot == Dot::kU8S8 && !is_narrow<F>() &&
-           !has_byte_steps<F>() && (kHasTiles || F::kUnitDepth > 4))
+           !has_steps<F>() && (kHasTiles || F::kUnitDepth > 4))
 struct FastLayout<F> {
-  using Type = ByteGroups<F::kGroup, F::kMin, step_sums<F>()>;
+  using Type = ByteGroups<F::kGroup, F::kMin>;
 };
 template <class F>
   requires(is_narrow<F>())
@@ -252,7 +249,7 @@ template <class F>
 
 /// One panel's blocks as operands of the fast path, in E's layout; kSigned: bytes less kOffset.
 template <class F, class E, bool kSigned = false>
-  requires(!has_byte_steps<F>())
+  requires(!has_steps<F>())
 [[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
                                              int64_t blocks, std::byte* out) noexcept {
   const BlocksAhead<F> ahead = {block, next, blocks};
@@ -273,33 +270,21 @@ template <class F, class E, bool kSigned = false>
       }
     }
     prefetch_lines<F::kBlockBytes - F::kScalesAt>(requested + F::kScalesAt);
-    F32x16 scale, min;
-    if constexpr (has_steps<F>()) F::template units<Vec>(block, scale, min);
-    MOE_UNROLL
     for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
+      F32x16 scale, min;
+      F::template scale<Vec>(block, g, scale, min);
       auto* to = reinterpret_cast<float*>(out + E::kScalesAt);
-      if constexpr (has_steps<F>()) {
-        I32x16 s, m;
-        F::template steps<Vec>(block, g, s, m);
-        store(to, from_bits(s));
-        if constexpr (E::kMin) store(to + kPanelRows, from_bits(m));
-        if (g * F::kGroup % kScaleBlock != 0) continue;
-        to += 2 * kPanelRows;
-      } else {
-        F::template scale<Vec>(block, g, scale, min);
-      }
       store(to, scale);
       if constexpr (E::kMin) store(to + kPanelRows, min);
     }
   }
 }
 
-/// The same where E holds steps times codes.
+/// The same where scales have two levels.
 template <class F, class E>
-  requires(has_byte_steps<F>())
+  requires(has_steps<F>())
 [[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
                                              int64_t blocks, std::byte* out) noexcept {
-  static_assert(std::is_same_v<E, ByteSteps<F>>);
   const BlocksAhead<F> ahead = {block, next, blocks};
   constexpr int kUnitWords = F::kUnitDepth / 4, kGroupWords = F::kGroup / 4;
   constexpr int kGroups = E::kDepth / F::kGroup;
@@ -314,15 +299,17 @@ template <class F, class E>
       MOE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
         F::template steps<Vec>(block, part * kGroups + g, step[g], min[g]);
-        if constexpr (!F::kMin) {
-          // Zero's byte, less the step times F's, four times.
+        if constexpr (!E::kBytes) {
+          store_i32(reinterpret_cast<int32_t*>(out + E::kScalesAt) + g * kPanelRows, step[g]);
+        } else if constexpr (!F::kMin) {
+          // Zero's byte less the step times F's, in all four of a word.
           const I32x16 zero = mul(step[g], set1_i32(F::kOffset));
           start[g] = mul(sub(set1_i32(E::kOffset), zero), set1_i32(0x01010101));
-          continue;
         }
-        if (g % 2 == 0) continue;
-        store_i32(reinterpret_cast<int32_t*>(out + E::kScalesAt) + g / 2 * kPanelRows,
-                  add(min[g - 1], shift_left(min[g], 16)));
+        if (F::kMin && g % 2 != 0) {
+          store_i32(reinterpret_cast<int32_t*>(out + E::kPairsAt) + g / 2 * kPanelRows,
+                    add(min[g - 1], shift_left(min[g], 16)));
+        }
       }
       store(reinterpret_cast<float*>(out + E::kUnitsAt), d);
       if constexpr (F::kMin) store(reinterpret_cast<float*>(out + E::kUnitsAt + 64), least);
@@ -335,8 +322,11 @@ template <class F, class E>
         MOE_UNROLL
         for (int i = 0; i < kUnitWords; ++i) {
           const int g = (w + i) / kGroupWords;
-          word[i] = F::kMin ? scale_small_bytes(word[i], step[g])
-                            : scale_small_bytes(word[i], step[g], start[g]);
+          if constexpr (E::kBytes && F::kMin) {
+            word[i] = scale_small_bytes(word[i], step[g]);
+          } else if constexpr (E::kBytes) {
+            word[i] = scale_small_bytes(word[i], step[g], start[g]);
+          }
           store_u8(out + (w + i) * 64, word[i]);
         }
       }

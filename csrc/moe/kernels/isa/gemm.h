@@ -11,6 +11,8 @@
 //               all row tiles pass, decoded once for all of them (isa/expand.h).
 // Cost          2 · count · 32 · depth operations, panel bytes once per call.
 
+#include <utility>
+
 #include "moe/kernels/isa/expand.h"
 #include "moe/kernels/isa/register_tiles.h"
 #ifdef MOE_PAIR_SUMS
@@ -31,42 +33,38 @@ inline constexpr int kFloatDepthBlock = 256;
 inline constexpr int kDirectRows = kTileRows / 2;
 /// Rows from which on integers gain by AMX, and where a word needs no decoding.
 inline constexpr int kFewestTileRows = 8, kFewestCopiedRows = 24;
+/// Rows up to which a tile decodes integers of one panel.
+inline constexpr int kPanelDirectRows = kHasTiles ? kFewestTileRows - 1 : kPanelTileRows;
 
 using TileFn = void (*)(const TileCall&) noexcept;
 
-template <class F, class D, int P, int... R>
-struct Tiles {
-  static constexpr TileFn kByRows[] = {nullptr, &tile<F, D, R, P>...};
+/// Tiles of `first` to `last` rows and P panels.
+template <class F, class D, int P, int first, class Heights>
+struct TilesOf;
+template <class F, class D, int P, int first, int... i>
+struct TilesOf<F, D, P, first, std::integer_sequence<int, i...>> {
+  static constexpr TileFn kFns[] = {&tile<F, D, first + i, P>...};
 };
-template <class F, class D, int P, class Rows>
-struct TilesUpTo;
-template <int... R>
-struct RowCounts {};
-template <int n, int... R>
-struct CountTo : CountTo<n - 1, n, R...> {};
-template <int... R>
-struct CountTo<0, R...> {
-  using Type = RowCounts<R...>;
+template <class F, class D, int P, int first, int last>
+struct Tiles : TilesOf<F, D, P, first, std::make_integer_sequence<int, last - first + 1>> {
+  MOE_INLINE void run(int64_t rows, const TileCall& call) { Tiles::kFns[rows - first](call); }
 };
-template <class F, class D, int P, int... R>
-struct TilesUpTo<F, D, P, RowCounts<R...>> : Tiles<F, D, P, R...> {};
 
 /// One depth block of weights in the layout F against a tile of rows, which reads it from memory;
-/// `next` is what is read after it.
-template <class F, class D, int kRows>
+/// `next` is what is read after it. T: the Tiles of P panels that there are.
+template <class T, class F, int P>
 MOE_INLINE void run_tile(TileCall call, int64_t count, const std::byte* const (&panels)[2],
                          const std::byte* const (&next)[2]) {
-  using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kRows>::Type>;
   const int64_t last = call.blocks * F::kBlockBytes - kPrefetchBytes;
   PanelRange ranges[2];
   for (int p = 0; p < 2; ++p) {
     ranges[p] = {panels[p], panels[p] + kPrefetchBytes, next[p] - last, last, 0};
   }
   float* out = call.out;
-  for (int p = 0; p < 2; p += kTilePanels) {
+  for (int p = 0; p < 2; p += P) {
     call.panels = ranges + p;
     call.out = out + p * kPanelRows;
-    Table::kByRows[count](call);
+    T::run(count, call);
   }
 }
 
@@ -75,7 +73,6 @@ MOE_INLINE void run_tile(TileCall call, int64_t count, const std::byte* const (&
 template <class F, class D, int kRows>
 MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (&panels)[2],
                           const std::byte* const (&next)[2], int next_shift) {
-  using Table = TilesUpTo<F, D, kTilePanels, typename CountTo<kRows>::Type>;
   // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
   const int64_t tiles = (count + kRows - 1) / kRows;
   const int tiles_shift = 63 - __builtin_clzll(static_cast<unsigned long long>(tiles));
@@ -96,7 +93,7 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
     for (int p = 0; p < 2; p += kTilePanels) {
       call.panels = ranges + p;
       call.out = out + begin * kGemmOutputs + p * kPanelRows;
-      Table::kByRows[height](call);
+      Tiles<F, D, kTilePanels, 1, kRows>::run(height, call);
     }
   }
 }
@@ -105,8 +102,29 @@ MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (
 template <class F, class D, int kRows>
 MOE_INLINE void run_direct(const TileCall& call, int64_t count, const std::byte* const (&panels)[2],
                            const std::byte* const (&next)[2]) {
-  if (count <= kRows) return run_tile<F, D, kRows>(call, count, panels, next);
+  if (count <= kRows) {
+    return run_tile<Tiles<F, D, kTilePanels, 1, kRows>, F, kTilePanels>(call, count, panels, next);
+  }
   run_tiles<FromCache<F>, D, kRows>(call, count, panels, next, 0);
+}
+
+/// The same where tiles decode what they read: beyond kDirectRows a panel at a time.
+template <class F, class D>
+constexpr int direct_rows() {
+  constexpr bool kByPanels = D::kKind == Dot::kU8S8 && !has_byte_steps<F>();
+  return kByPanels && kPanelDirectRows > kDirectRows ? kPanelDirectRows : kDirectRows;
+}
+template <class F, class D>
+MOE_INLINE void run_decoding(const TileCall& call, int64_t count,
+                             const std::byte* const (&panels)[2],
+                             const std::byte* const (&next)[2]) {
+  constexpr int kMost = direct_rows<F, D>();
+  if constexpr (kMost > kDirectRows) {
+    if (count > kDirectRows) {
+      return run_tile<Tiles<F, D, 1, kDirectRows + 1, kMost>, F, 1>(call, count, panels, next);
+    }
+  }
+  run_tile<Tiles<F, D, kTilePanels, 1, kDirectRows>, F, kTilePanels>(call, count, panels, next);
 }
 
 /// Rows from which on AMX multiplies F in the layout E, which gives the same bytes.
@@ -177,11 +195,11 @@ static void gemm(const GemmCall& call) noexcept {
     } else {
       if constexpr (D::kKind != Dot::kF32) {
         constexpr bool kCopied = F::kUnitDepth == 4;
-        if (call.count <= (kCopied ? kFewestCopiedRows - 1 : kDirectRows)) {
+        if (call.count <= (kCopied ? kFewestCopiedRows - 1 : direct_rows<F, D>())) {
           if constexpr (kCopied) {
             run_direct<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next);
           } else {
-            run_tile<F, D, kDirectRows>(tile_call, call.count, panels, next);
+            run_decoding<F, D>(tile_call, call.count, panels, next);
           }
           continue;
         }

@@ -253,6 +253,13 @@ MOE_INLINE void integer_tile(const TileCall& call, const Rows& x, int64_t column
       I32x16 sum[R][P];
       add_groups<F>(call, x, begin, end, sum);
       to_floats(sum, value);
+    } else if constexpr (step_sums<F>() == Steps::kHalves) {
+      F32x16 first[R][P];
+      add_groups<F>(call, x, begin, begin + kScaleBlock / 2, first);
+      add_groups<F>(call, x, begin + kScaleBlock / 2, end, value);
+      for (int r = 0; r < R; ++r) {
+        for (int p = 0; p < P; ++p) value[r][p] = add(first[r][p], value[r][p]);
+      }
     } else {
       add_groups<F>(call, x, begin, end, value);
     }
@@ -273,7 +280,7 @@ template <class F, class D, int R, int P>
 [[gnu::noinline]] static void tile(const TileCall& call) noexcept {
   if constexpr (D::kKind == Dot::kU8S8) {
     const int64_t columns = call.blocks * F::kDepth;
-    if constexpr (is_in_cache<F>() && !is_narrow<F>()) {
+    if constexpr (!is_narrow<F>() && (is_in_cache<F>() || R > 2)) {
       integer_tile<F, R, P>(call, PreparedRows<F, R>(call, columns), columns);
     } else {
       integer_tile<F, R, P>(call, IntegerRows<F, R>(call), columns);
