@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 from gguf_bytes import array, gguf_file, info, pair, scalar, text, u32, u64
-from malformed_files import CASES, SPECIAL, ST, case, split, write
+from malformed_files import CASES, ST, case, split, write
+from malformed_safetensors import SPECIAL
 
 INDEX = "model.safetensors.index.json"
 HOLE = 1 << 40

@@ -11,9 +11,9 @@ import gguf_converter
 import grouped_families
 import latent_families
 import recurrent_families
+import saved_families
 import test_models_gguf_hybrids
 import test_models_quantised
-import test_models_save
 
 from moekit.checkpoint.gguf_config import WRITTEN
 from moekit.checkpoint.gguf_hybrids import HYBRIDS
@@ -93,7 +93,7 @@ def marks(family: str) -> list[bool]:
     rows = {row.family for row in WRITTEN}
     quantised = known in test_models_quantised.EVERY
     read = known in rows | {row.family for row in HYBRIDS} or known in ALIKE
-    written = known in test_models_save.BOTH or family in ALIKE or known == "deepseek"
+    written = known in saved_families.BOTH or family in ALIKE or known == "deepseek"
     written = written or known in STATES
     assert not read or (
         known in {*gguf_converter.ARCHES, *test_models_gguf_hybrids.ARCHES} or written

@@ -16,8 +16,11 @@ from typing import Any
 
 import checkpoints
 import gguf_converter
-import hostile_files  # noqa: F401 - adds to the cases
+import hostile_files  # noqa: F401 - adds to the cases, as the next ones
+import malformed_configs  # noqa: F401
 import malformed_files
+import malformed_gguf  # noqa: F401
+import malformed_safetensors  # noqa: F401
 import pytest
 
 import moekit as mk
