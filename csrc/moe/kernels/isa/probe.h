@@ -2,8 +2,9 @@
 // The limits of this instruction set: multiply peaks and a read loop.
 //
 // Definition    multiply: sum[c] = dot(sum[c], x, w) for independent c; read: Σ of all words
-// Regularities  sums stay in registers, operands in the first cache lines of L1: the multiplier
-//               limits it, or what else this instruction set's dot product is made of
+// Regularities  sums stay in registers, operands in the first cache lines of L1, a word of x serves
+//               as many weights as in a tile: the multiplier limits it, or what else this
+//               instruction set's dot product is made of
 // Cost          chains · 16 lanes · 2 · depth_per_word operations a step
 
 #include "moe/kernels/probe.h"
@@ -55,7 +56,7 @@ static float probe_multiply(int64_t rounds) noexcept {
   constexpr uint32_t kW = kind == Dot::kF32    ? 0x3f800000u
                           : kind == Dot::kBf16 ? 0x3f803f80u
                                                : 0x03030303u;
-  alignas(64) uint32_t x[kProbeChains], w[16];
+  alignas(64) uint32_t x[kProbeChains], w[16 * kTilePanels];
   alignas(64) float zeros[16 * kProbeChains] = {};
   for (uint32_t& word : x) word = kX;
   for (uint32_t& lane : w) lane = kW;
@@ -69,10 +70,15 @@ static float probe_multiply(int64_t rounds) noexcept {
     for (int s = 0; s < kProbeSteps; ++s) {
       // Nor that they stay the same: it would fold this step's products into the last one's.
       asm volatile("" : "+m"(x), "+m"(w));
-      const typename D::Weight weight = D::weight(w);
+      typename D::Weight weight[kTilePanels];
       MOE_UNROLL
-      for (int c = 0; c < kProbeChains; ++c)
-        sum[c] = D::step(sum[c], broadcast_word(x + c), weight);
+      for (int p = 0; p < kTilePanels; ++p) weight[p] = D::weight(w + 16 * p);
+      MOE_UNROLL
+      for (int c = 0; c < kProbeChains; c += kTilePanels) {
+        const Words at = broadcast_word(x + c / kTilePanels);
+        MOE_UNROLL
+        for (int p = 0; p < kTilePanels; ++p) sum[c + p] = D::step(sum[c + p], at, weight[p]);
+      }
     }
   }
   float total = 0.0f;
