@@ -317,12 +317,17 @@ def test_an_id_that_is_no_expert_is_named():
 
 def test_auto_keeps_float_activations_for_small_bfloat16_matrices():
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((3, 1024), dtype=np.float32)
-    for rows, like in ((1024, "exact"), (1040, "fast")):
-        packed = ops.pack(rng.standard_normal((rows, 1024), dtype=np.float32), "bf16")
-        got = ops.matmul(x, packed)
-        assert got.tobytes() == ops.matmul(x, packed, compute=like).tobytes()
-    assert ops.matmul(x, packed, compute="exact").tobytes() != got.tobytes()
+    for rows, cols, like in (
+        (256, 1024, "exact"),
+        (2048, 512, "exact"),
+        (272, 1024, "fast"),
+        (2064, 512, "fast"),
+    ):
+        x = rng.standard_normal((3, cols), dtype=np.float32)
+        packed = ops.pack(rng.standard_normal((rows, cols), dtype=np.float32), "bf16")
+        got = {c: ops.matmul(x, packed, compute=c).tobytes() for c in ("auto", "exact", "fast")}
+        assert got["auto"] == got[like]
+        assert got["exact"] != got["fast"]
 
 
 def test_show_config_names_the_machine(capsys):

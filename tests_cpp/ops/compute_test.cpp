@@ -19,8 +19,10 @@ TEST(Compute, NamesAndTheirDotProducts) {
   }
   EXPECT_EQ(choose_dot(Format::kF32, Compute::kAuto, 4096, 4096), Dot::kF32);
   EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 768, 2048), Dot::kBf16);
-  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 512, 512), Dot::kF32);
-  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 512, 513), Dot::kBf16);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 2048, 512), Dot::kF32);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 2049, 512), Dot::kBf16);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 256, 1024), Dot::kF32);
+  EXPECT_EQ(choose_dot(Format::kBf16, Compute::kAuto, 512, 1024), Dot::kBf16);
   EXPECT_EQ(choose_dot(Format::kInt8, Compute::kAuto, 8, 8), Dot::kU8S8);
 }
 

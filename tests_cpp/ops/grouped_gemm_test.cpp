@@ -40,6 +40,10 @@ std::vector<float> run(const std::vector<float>& x, const PackedWeight& weight,
   return out;
 }
 
+std::vector<float> row_of(const std::vector<float>& matrix, int64_t row, int64_t cols) {
+  return {matrix.begin() + row * cols, matrix.begin() + (row + 1) * cols};
+}
+
 // The definition: doubles, the weights as they are once packed.
 std::vector<double> reference(const std::vector<float>& x, const PackedWeight& weight,
                               const std::vector<int64_t>& offsets) {
@@ -95,10 +99,9 @@ TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
     for (const Compute compute : {Compute::kExact, Compute::kFast}) {
       const auto all = run(x, weight, {0, 11, kCount}, compute);
       for (int64_t r = 0; r < kCount; ++r) {
-        const std::vector<float> row(x.begin() + r * kCols, x.begin() + (r + 1) * kCols);
-        const auto alone = run(row, weight, {0, r < 11 ? 1 : 0, 1}, compute);
-        const std::vector<float> same(all.begin() + r * kRows, all.begin() + (r + 1) * kRows);
-        EXPECT_EQ(alone, same) << format_info(static_cast<Format>(f)).name << " row " << r;
+        const auto alone = run(row_of(x, r, kCols), weight, {0, r < 11 ? 1 : 0, 1}, compute);
+        EXPECT_EQ(alone, row_of(all, r, kRows))
+            << format_info(static_cast<Format>(f)).name << " row " << r;
       }
     }
   }
@@ -113,9 +116,7 @@ TEST_P(GroupedMatmul, PartsOfTheDepthAddUpToTheSameBytes) {
     for (const Compute compute : {Compute::kExact, Compute::kFast}) {
       const auto all = run(x, weight, {0, kCount}, compute);
       for (const int64_t r : {0, 100, 255, 256, 289}) {
-        const std::vector<float> row(x.begin() + r * kCols, x.begin() + (r + 1) * kCols);
-        const std::vector<float> same(all.begin() + r * kRows, all.begin() + (r + 1) * kRows);
-        EXPECT_EQ(run(row, weight, {0, 1}, compute), same)
+        EXPECT_EQ(run(row_of(x, r, kCols), weight, {0, 1}, compute), row_of(all, r, kRows))
             << format_info(static_cast<Format>(f)).name << " row " << r;
       }
     }

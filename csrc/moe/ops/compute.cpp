@@ -13,7 +13,8 @@ Compute parse_compute(std::string_view name) {
 
 Dot choose_dot(Format format, Compute compute, int64_t rows, int64_t cols) {
   const Dot fast = format_info(format).dot;
-  const bool small = compute == Compute::kAuto && fast == Dot::kBf16 && rows * cols <= kSmallMatrix;
+  const int64_t most = cols <= kSmallHeadCols ? kSmallHead : kSmallMatrix;
+  const bool small = compute == Compute::kAuto && fast == Dot::kBf16 && rows * cols <= most;
   return compute == Compute::kExact || small ? Dot::kF32 : fast;
 }
 

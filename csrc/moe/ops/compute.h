@@ -14,8 +14,10 @@ enum class Compute : uint8_t {
 };
 
 /// Values of a bf16 matrix up to which kAuto keeps the activations in float: it is in a cache
-/// anyway, and a small model, whose logits lie close together, agrees with its float reference.
+/// anyway, and a small model, whose logits lie close together, agrees with its float reference. A
+/// small model's head has more of them, but few columns.
 inline constexpr int64_t kSmallMatrix = int64_t{1} << 18;
+inline constexpr int64_t kSmallHead = int64_t{1} << 20, kSmallHeadCols = 512;
 
 /// "exact", "fast", "auto"; ValueError otherwise.
 Compute parse_compute(std::string_view name);

@@ -311,7 +311,8 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
 
     ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product:
     int8 or bfloat16 activations where it has one) or ``"auto"`` (fast, but float activations for
-    bfloat16 matrices of at most 2^18 values). Raises ValueError where shapes do not fit.
+    bfloat16 and fp8 matrices of at most 2^18 values, with at most 512 columns 2^20). Raises
+    ValueError where shapes do not fit.
     """
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:

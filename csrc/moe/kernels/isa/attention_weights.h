@@ -20,13 +20,14 @@ struct alignas(64) WideWeights {
   KeySet<kBlock> counted[kTileHeight];  // keys with a score above -inf
 };
 
-/// e^x of what is not above 0, to 2^-22 of itself: x / ln 2 is taken apart into a whole number,
-/// which a float of 2^23 and more holds in its last bits, and a part within half of 0. NaN stays.
+/// e^x of what is not above 0, to 2^-22 of itself: x / ln 2 is taken apart into a whole number, by
+/// adding and subtracting what leaves no room for a fraction, and a part within half of 0. NaN
+/// stays.
 struct TileExp {
   MOE_INLINE F32x16 of(F32x16 x) {
     const F32x16 power = mul(x, set1(1.44269504088896341f));
-    const F32x16 whole = add(power, set1(kWhole));
-    const F32x16 part = sub(power, sub(whole, set1(kWhole)));
+    const F32x16 whole = sub(add(power, set1(kWhole)), set1(kWhole));
+    const F32x16 part = sub(power, whole);
     F32x16 y = set1(1.3264727e-3f);  // 2^part, the least error of degree 5 that is exact at 0
     y = fma(y, part, set1(9.671513e-3f));
     y = fma(y, part, set1(5.5507336e-2f));
@@ -34,8 +35,7 @@ struct TileExp {
     y = fma(y, part, set1(6.93147e-1f));
     y = fma(y, part, set1(1.0f));
     const __mmask16 normal = _mm512_cmp_ps_mask(power.v, set1(-125.0f).v, _CMP_NLT_UQ);
-    return from_bits(
-        {_mm512_maskz_add_epi32(normal, bits(y).v, _mm512_slli_epi32(bits(whole).v, 23))});
+    return {_mm512_maskz_scalef_ps(normal, y.v, whole.v)};
   }
 
  private:
