@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "moe/base/check.h"
@@ -91,36 +92,34 @@ TEST_P(GroupedMatmul, AgreesWithTheDefinition) {
   }
 }
 
-TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
-  constexpr int64_t kRows = 48, kCols = 700, kCount = 29;
+/// The rows `which` give the same bytes alone, in every format.
+void expect_alone(int64_t rows, int64_t cols, const std::vector<int64_t>& offsets,
+                  const std::vector<int64_t>& which) {
+  const auto experts = static_cast<int64_t>(offsets.size()) - 1;
   for (int f = 0; f < kFormatCount; ++f) {
-    const PackedWeight weight = packed(static_cast<Format>(f), 2, kRows, kCols);
-    const auto x = normal(kCount * kCols, 3);
+    const PackedWeight weight = packed(static_cast<Format>(f), experts, rows, cols);
+    const auto x = normal(offsets.back() * cols, 3);
     for (const Compute compute : {Compute::kExact, Compute::kFast}) {
-      const auto all = run(x, weight, {0, 11, kCount}, compute);
-      for (int64_t r = 0; r < kCount; ++r) {
-        const auto alone = run(row_of(x, r, kCols), weight, {0, r < 11 ? 1 : 0, 1}, compute);
-        EXPECT_EQ(alone, row_of(all, r, kRows))
+      const auto all = run(x, weight, offsets, compute);
+      for (const int64_t r : which) {
+        std::vector<int64_t> alone;
+        for (const int64_t begin : offsets) alone.push_back(begin > r ? 1 : 0);
+        EXPECT_EQ(run(row_of(x, r, cols), weight, alone, compute), row_of(all, r, rows))
             << format_info(static_cast<Format>(f)).name << " row " << r;
       }
     }
   }
 }
 
+TEST_P(GroupedMatmul, ARowsBytesDependOnNothingElse) {
+  std::vector<int64_t> every(29);
+  std::iota(every.begin(), every.end(), 0);
+  expect_alone(48, 700, {0, 11, 29}, every);
+}
+
 // So many rows do not stay in a cache: the depth is cut, and each part meets all columns.
 TEST_P(GroupedMatmul, PartsOfTheDepthAddUpToTheSameBytes) {
-  constexpr int64_t kRows = 40, kCols = 2300, kCount = 290;
-  for (int f = 0; f < kFormatCount; ++f) {
-    const PackedWeight weight = packed(static_cast<Format>(f), 1, kRows, kCols);
-    const auto x = normal(kCount * kCols, 5);
-    for (const Compute compute : {Compute::kExact, Compute::kFast}) {
-      const auto all = run(x, weight, {0, kCount}, compute);
-      for (const int64_t r : {0, 100, 255, 256, 289}) {
-        EXPECT_EQ(run(row_of(x, r, kCols), weight, {0, 1}, compute), row_of(all, r, kRows))
-            << format_info(static_cast<Format>(f)).name << " row " << r;
-      }
-    }
-  }
+  expect_alone(40, 2300, {0, 290}, {0, 100, 255, 256, 289});
 }
 
 // Scales in two levels: 128 columns add up to an integer that is rounded once, the largest ones

@@ -117,6 +117,15 @@ struct Workspace {
   size_t bytes;
 };
 
+// Widens a range of segments, empty at first, to those that hold the keys.
+void add_segments(KeyRange keys, KeyRange& segments) {
+  if (keys.begin >= keys.end) return;
+  const KeyRange touched = {keys.begin / kKeySegment, (keys.end + kKeySegment - 1) / kKeySegment};
+  const bool first = segments.begin >= segments.end;
+  segments.begin = first ? touched.begin : std::min(segments.begin, touched.begin);
+  segments.end = first ? touched.end : std::max(segments.end, touched.end);
+}
+
 KeyRange visible_keys(const AttentionInputs& in, int64_t query) {
   const int64_t position = in.first_position + query;
   KeyRange range{0, in.keys.tokens};
@@ -212,15 +221,10 @@ class Tasks {
   }
   /// Leaves out segments that no query sees.
   void visible_segments() {
-    int64_t first = segments_, last = 0;
-    for (int64_t i = 0; i < in_.queries.tokens; ++i) {
-      const KeyRange seen = visible_keys(in_, i);
-      if (seen.begin >= seen.end) continue;
-      first = std::min(first, seen.begin / kKeySegment);
-      last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
-    }
-    first_segment_ = first < last ? first : 0;
-    segments_ = first < last ? last - first : 0;
+    KeyRange seen{};
+    for (int64_t i = 0; i < in_.queries.tokens; ++i) add_segments(visible_keys(in_, i), seen);
+    first_segment_ = seen.begin;
+    segments_ = seen.end - seen.begin;
   }
   /// One of a split task's segments.
   void part(Workspace& own, int64_t task, int64_t segment) const {
@@ -329,20 +333,15 @@ class Tasks {
 
   void whole(Workspace& own, int64_t task) const {
     prepare(own, task);
-    int64_t first = segments_, last = 0;
-    for (int64_t r = 0; r < task_rows(task); ++r) {
-      const KeyRange seen = own.visible(task)[r];
-      if (seen.begin >= seen.end) continue;
-      first = std::min(first, seen.begin / kKeySegment);
-      last = std::max(last, (seen.end + kKeySegment - 1) / kKeySegment);
-    }
+    KeyRange seen{};
+    for (int64_t r = 0; r < task_rows(task); ++r) add_segments(own.visible(task)[r], seen);
     // Merging the first part with nothing would give the same bytes.
-    if (first < last) {
-      attend(own, task, first, own.total);
+    if (seen.begin < seen.end) {
+      attend(own, task, seen.begin, own.total);
     } else {
       own.total.clear(task_rows(task));
     }
-    for (int64_t s = first + 1; s < last; ++s) {
+    for (int64_t s = seen.begin + 1; s < seen.end; ++s) {
       attend(own, task, s, own.part);
       merge(own, task, own.part);
     }
