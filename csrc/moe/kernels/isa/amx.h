@@ -60,15 +60,13 @@ struct RowTiles {
   int64_t stride;
 };
 
-/// Shapes the tiles for `height` rows and steps of kWords, unless they have this shape already.
-/// Rows beyond sixteen go to the second tile; or both have the same number, to be taken in turn.
+/// Shapes the tiles for `height` rows and steps of kWords. Rows beyond sixteen go to the second
+/// tile; or both have the same number, to be taken in turn.
 template <int kWords = kTileWords, bool kInTurn = false>
-MOE_INLINE void configure_rows(int64_t height, int64_t& configured) {
-  if (height == configured) return;
+MOE_INLINE void configure_rows(int64_t height) {
   const int above = static_cast<int>(height < kTileHeight ? height : kTileHeight);
   const int below = kInTurn ? above : static_cast<int>(height) - above;
   configure_tiles(above, below > 0 ? below : 1, kWords);
-  configured = height;
 }
 
 /// The weights that are read next, requested in equal parts under the steps of the tiles that come

@@ -204,21 +204,16 @@ static void gemm(const GemmCall& call) noexcept {
           continue;
         }
       }
-      alignas(64) std::byte expanded[2][kDepthBlockBytes];
-      tile_call.blocks = blocks * F::kDepth / E::kDepth;
 #ifdef __AMX_TILE__
       if constexpr (fewest_tile_rows<F, E, DE>() <= kGemmRows) {
         if (call.count >= fewest_tile_rows<F, E, DE>()) {
-          constexpr bool kSigned = GroupWeights<E>::kStep == Step::kSigned;
-          for (int p = 0; p < 2; ++p) {
-            expand_weights<F, E, kSigned>(panels[p], next[p], blocks, expanded[p]);
-            panels[p] = expanded[p];
-          }
-          run_group_tiles<E>(tile_call, call.count, panels, next, blocks * F::kBlockBytes);
+          run_group_tiles<F, E>(tile_call, call.count, panels, next);
           continue;
         }
       }
 #endif
+      alignas(64) std::byte expanded[2][kDepthBlockBytes];
+      tile_call.blocks = blocks * F::kDepth / E::kDepth;
       for (int p = 0; p < 2; ++p) {
         if constexpr (D::kKind == Dot::kF32) {
           expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);

@@ -77,7 +77,7 @@ struct Int8Tiles {
   struct Weights {
     static constexpr Step kStep = Step::kUnsigned;
     static constexpr int kWords = kTileWords, kGroupSteps = kScaleBlock / 4 / kTileWords;
-    static constexpr int kBatch = 4;
+    static constexpr int kLeastBatch = 1;
     const PanelTiles& tiles;
     const ActivationLayout* layout;
     int64_t first_range;
@@ -141,7 +141,8 @@ static void gemm_tiles(const GemmCall& call) noexcept {
       const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
       const std::byte* at = first + row * row_bytes;
       const TileRows rows = {at, height, {at + word * 4, row_bytes}, call.out + row * kGemmOutputs};
-      configure_rows(height, configured);
+      if (height != configured) configure_rows(height);
+      configured = height;
       if (height > kTileHeight) {
         T::template run<2>(call, rows, w, word, ahead);
       } else {

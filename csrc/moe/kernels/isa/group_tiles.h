@@ -5,9 +5,32 @@
 //               the same bytes as the vectors give.
 // Regularities  Shorter groups fill tiles in part: the cost of a step does not depend on its words.
 
+#include "moe/kernels/isa/expand.h"
 #include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
+
+/// Columns of two panels that are decoded at once: 9 KB, which stay in L1 (48 KB) beside as many
+/// columns of some 64 rows, their sums and their outputs.
+inline constexpr int64_t kTileColumns = 256;
+
+/// Rows' activations summed over `group` columns from each multiple of kSumGroup on, of the
+/// `columns` from `first` on.
+template <int group>
+MOE_INLINE void sum_groups(const TileRows& rows, const ActivationLayout& layout, int64_t first,
+                           int64_t columns, float (*totals)[kTileColumns / kSumGroup]) {
+  for (int64_t r = 0; r < rows.count; ++r) {
+    const auto* sums =
+        reinterpret_cast<const int32_t*>(rows.first + r * layout.row_bytes + layout.group_sums_at) +
+        first / kSumGroup;
+    for (int64_t i = 0; i < columns / kSumGroup; i += kLanes) {
+      I32x16 total = load_i32(sums + i);
+      MOE_UNROLL
+      for (int j = 1; j < group / kSumGroup; ++j) total = add(total, load_i32(sums + i + j));
+      store(totals[r] + i, to_f32(total));
+    }
+  }
+}
 
 /// E: units of a word, one group a block; bytes without a minimum have their sign (expand.h).
 template <class E>
@@ -17,7 +40,7 @@ struct GroupWeights {
   static constexpr int kWords = kGroupWords < kTileWords ? kGroupWords : kTileWords;
   static constexpr int kGroupSteps = kGroupWords / kWords;
   static constexpr int kGroups = kScaleBlock / E::kGroup;  // of a range
-  static constexpr int kBatch = kGroups > 4 ? kGroups : 4;
+  static constexpr int kLeastBatch = kGroups;
   static constexpr Step kStep = E::kMin ? Step::kUnsigned : Step::kSigned;
   static constexpr int kSumsOfGroup = E::kGroup / kSumGroup;
 
@@ -25,7 +48,7 @@ struct GroupWeights {
   const ActivationLayout* layout;
   int64_t first_group;  // of the row
   // Where there are minima: rows' activations summed over the kSumsOfGroup parts from each one on.
-  const float (*totals)[kDepthBlock / kSumGroup];
+  const float (*totals)[kTileColumns / kSumGroup];
 
   [[gnu::always_inline]] const std::byte* block(int p, int64_t group) const {
     return panels[p] + group * E::kBlockBytes;
@@ -43,7 +66,7 @@ struct GroupWeights {
       F32x16 scale[n], min[n];
       MOE_UNROLL
       for (int g = 0; g < n; ++g) E::template scale<Vec>(block(p, first + g), 0, scale[g], min[g]);
-      for (int64_t r = 0; r < rows.count; ++r) {
+      for (int64_t r = rows.done; r < rows.count; ++r) {
         const std::byte* row = rows.first + r * layout->row_bytes;
         const auto* by = reinterpret_cast<const float*>(row + layout->scales_at) +
                          (first_group + first) / kGroups;
@@ -68,38 +91,49 @@ struct GroupWeights {
   }
 };
 
-/// The rows of `call`, which follow each other in memory; `next` and the `next_bytes` of each panel
-/// there are what is read from memory after the depth block.
-template <class E, class Call>
-static void run_group_tiles(const Call& call, int64_t count, const std::byte* const (&panels)[2],
-                            const std::byte* const (&next)[2], int64_t next_bytes) noexcept {
+/// The rows of `call`, which follow each other in memory, against two panels of F; `next` is what
+/// is read from memory after the depth block.
+template <class F, class E, class Call>
+static void run_group_tiles(Call call, int64_t count, const std::byte* const (&panels)[2],
+                            const std::byte* const (&next)[2]) noexcept {
   using W = GroupWeights<E>;
   constexpr bool kShort = W::kGroupSteps == 1;
   constexpr int64_t kMostRows = kShort ? kTileHeight : kTilePair;
-  const int64_t tiles = (count + kMostRows - 1) / kMostRows;
-  alignas(64) float totals[E::kMin ? kMostRows : 1][kDepthBlock / kSumGroup];
-  const int64_t steps = call.blocks * W::kGroupSteps;
-  W w = {{panels[0], panels[1]}, call.layout, call.first_word / W::kGroupWords, totals};
-  Ahead ahead = Ahead::over(next, next_bytes, tiles * steps);
-  int64_t configured = 0;
-  for (int64_t first = 0; first < count; first += kMostRows) {
-    const int64_t height = count - first < kMostRows ? count - first : kMostRows;
-    configure_rows<W::kWords, kShort>(height, configured);
-    const std::byte* at = call.rows[first];
-    const TileRows rows = {at,
-                           height,
-                           {at + call.first_word * 4, call.layout->row_bytes},
-                           call.out + first * kGemmOutputs};
-    if constexpr (E::kMin) {
-      sum_groups<E::kGroup>(rows, *call.layout, call.depth_block * kDepthBlock,
-                            call.blocks * E::kGroup, totals);
+  constexpr int64_t kBlocks = kTileColumns / F::kDepth;
+  alignas(64) std::byte expanded[2][kTileColumns / E::kDepth * E::kBlockBytes];
+  alignas(64) float totals[E::kMin ? kMostRows : 1][kTileColumns / kSumGroup];
+  const EvenTiles tiles(count, kMostRows);
+  configure_rows<W::kWords, kShort>(tiles.height);
+  for (int64_t b = 0; b < call.blocks; b += kBlocks) {
+    const int64_t blocks = call.blocks - b < kBlocks ? call.blocks - b : kBlocks;
+    const std::byte* ahead_at[2];
+    for (int p = 0; p < 2; ++p) {
+      const std::byte* block = panels[p] + b * F::kBlockBytes;
+      ahead_at[p] = b + blocks < call.blocks ? block + blocks * F::kBlockBytes : next[p];
+      expand_weights<F, E, W::kStep == Step::kSigned>(block, ahead_at[p], blocks, expanded[p]);
     }
-    if constexpr (kShort) {
-      multiply_short_groups(w, steps, rows, ahead);
-    } else if (height > kTileHeight) {
-      multiply_groups<2>(w, steps, rows, ahead);
-    } else {
-      multiply_groups<1>(w, steps, rows, ahead);
+    const int64_t steps = blocks * F::kDepth / E::kDepth * W::kGroupSteps;
+    const int64_t word = call.first_word + b * F::kDepth / 4;
+    const W w = {{expanded[0], expanded[1]}, call.layout, word / W::kGroupWords, totals};
+    Ahead ahead = Ahead::over(ahead_at, blocks * F::kBlockBytes, tiles.number * steps);
+    for (int64_t t = 0; t < tiles.number; ++t) {
+      const int64_t first = tiles.begin(t);
+      const std::byte* at = call.rows[first];
+      const TileRows rows = {at,
+                             tiles.height,
+                             {at + word * 4, call.layout->row_bytes},
+                             call.out + first * kGemmOutputs,
+                             tiles.done(t)};
+      if constexpr (E::kMin) {
+        sum_groups<E::kGroup>(rows, *call.layout, word * 4, blocks * F::kDepth, totals);
+      }
+      if constexpr (kShort) {
+        multiply_short_groups(w, steps, rows, ahead);
+      } else if (tiles.height > kTileHeight) {
+        multiply_groups<2>(w, steps, rows, ahead);
+      } else {
+        multiply_groups<1>(w, steps, rows, ahead);
+      }
     }
   }
   release_tiles();

@@ -53,16 +53,16 @@ struct PairSums {
   TileSums<2> sums;
   alignas(64) float scale[2][kPanelRows];
   float* out;
-  int64_t count;
-  bool first;  // of their outputs
+  int64_t begin, count;  // which rows
+  bool first;            // of their outputs
 };
 MOE_INLINE void add_pairs(const PairSums& from) {
   const int64_t count = from.count;
   const bool first = from.first;
-  float* out = from.out;
+  float* out = from.out + from.begin * kGemmOutputs;
   F32x16 scale[2];
   for (int p = 0; p < 2; ++p) scale[p] = load(from.scale[p]);
-  for (int64_t r = 0; r < count; ++r, out += kGemmOutputs) {
+  for (int64_t r = from.begin; r < count; ++r, out += kGemmOutputs) {
     MOE_UNROLL
     for (int p = 0; p < 2; ++p) {
       float* to = out + p * kPanelRows;
@@ -77,9 +77,9 @@ static void gemm_pairs(const GemmCall& call) noexcept {
   static_assert(F::kGroup == F::kDepth);
   const int64_t row_bytes = call.layout->row_bytes;
   const std::byte* first = call.x + (call.rows != nullptr ? call.rows[0] : 0) * row_bytes;
-  const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
+  const EvenTiles tiles(call.count, kTilePair);
   // More rows hide waiting; the second buffers would only take room in L1 there.
-  const bool few = tiles == 1;
+  const bool few = tiles.number == 1;
   const int64_t buffers = few ? 2 : 1;
   PairGroup<F> groups[2];
   // Block b of panel p, or what is read after the part.
@@ -94,18 +94,20 @@ static void gemm_pairs(const GemmCall& call) noexcept {
     }
   };
   alignas(64) PairSums sums[2];
-  int64_t configured = 0, turn = 0;
+  int64_t turn = 0;
+  configure_rows(tiles.height);
   if (few) expand(call.begin);
   for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2] = {block(b + 1, 0), block(b + 1, 1)};
-    Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, tiles * PairGroup<F>::kSteps);
+    Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, tiles.number * PairGroup<F>::kSteps);
     if (!few) expand(b);
-    for (int64_t row = 0; row < call.count; row += kTilePair, ++turn) {
-      const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
+    for (int64_t t = 0; t < tiles.number; ++t, ++turn) {
+      const int64_t row = tiles.begin(t);
       const RowTiles x = {first + row * row_bytes + b * F::kDepth * 2, row_bytes};
       PairSums& to = sums[turn % buffers];
       to.out = call.out + row * kGemmOutputs;
-      to.count = height;
+      to.begin = tiles.done(t);
+      to.count = tiles.height;
       to.first = b == 0;
       const auto run = [&](auto count) MOE_INLINE_LAMBDA {
         constexpr int kTiles = decltype(count)::value;
@@ -113,8 +115,7 @@ static void gemm_pairs(const GemmCall& call) noexcept {
         if (few && b + 1 < call.end) expand(b + 1);
         store_sums<kTiles>(to.sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
       };
-      configure_rows(height, configured);
-      if (height > kTileHeight) {
+      if (tiles.height > kTileHeight) {
         run(std::integral_constant<int, 2>{});
       } else {
         run(std::integral_constant<int, 1>{});

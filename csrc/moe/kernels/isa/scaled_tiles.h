@@ -18,6 +18,20 @@ struct TileRows {
   int64_t count;
   RowTiles words;
   float* out;
+  int64_t done = 0;  // so many of the first rows have been added already
+};
+
+/// A call's rows in tiles of one height: a new shape takes some 200 cycles. Where they do not come
+/// out even the last tile begins earlier, with rows that are done.
+struct EvenTiles {
+  int64_t count, number, height;
+
+  [[gnu::always_inline]] inline EvenTiles(int64_t rows, int64_t most)
+      : count(rows), number((rows + most - 1) / most), height((rows + number - 1) / number) {}
+  [[gnu::always_inline]] int64_t begin(int64_t tile) const {
+    return tile + 1 < number ? tile * height : count - height;
+  }
+  [[gnu::always_inline]] int64_t done(int64_t tile) const { return tile * height - begin(tile); }
 };
 
 /// A tile's sums; those of two panels and kTiles tiles of rows.
@@ -40,42 +54,30 @@ alignas(64) static constexpr float kNothing[kPanelRows] = {-0.0f, -0.0f, -0.0f, 
                                                            -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
                                                            -0.0f, -0.0f, -0.0f, -0.0f};
 
-/// Rows' activations summed over `group` columns from each multiple of kSumGroup on, of the
-/// `columns` from `first` on.
-template <int group>
-MOE_INLINE void sum_groups(const TileRows& rows, const ActivationLayout& layout, int64_t first,
-                           int64_t columns, float (*totals)[kDepthBlock / kSumGroup]) {
-  for (int64_t r = 0; r < rows.count; ++r) {
-    const auto* sums =
-        reinterpret_cast<const int32_t*>(rows.first + r * layout.row_bytes + layout.group_sums_at) +
-        first / kSumGroup;
-    for (int64_t i = 0; i < columns / kSumGroup; i += kLanes) {
-      I32x16 total = load_i32(sums + i);
-      MOE_UNROLL
-      for (int j = 1; j < group / kSumGroup; ++j) total = add(total, load_i32(sums + i + j));
-      store(totals[r] + i, to_f32(total));
-    }
-  }
-}
-
 /// Where row r's sums against panel p are.
 MOE_INLINE int64_t sums_at(int64_t r, int p) {
   return (r / kTileHeight * 2 + p) * kTileSums + r % kTileHeight * kPanelRows;
 }
 
+/// Groups whose sums are collected, 8 KB of them: more leave no room in L1 for the rest (16 KB made
+/// 64 rows against groups of 128 a quarter slower).
+template <class W, int kTiles>
+inline constexpr int kBatch = W::kLeastBatch > 4 / kTiles ? W::kLeastBatch : 4 / kTiles;
+
 /// `steps` of W, weights of two panels:
 ///   kStep, kWords       what a step multiplies, and how many words of the depth
 ///   kGroupSteps         steps that share a scale
-///   kBatch              groups whose sums are collected
+///   kLeastBatch         groups whose sums are added together
 ///   words(p, step)      panel p's
 ///   add<kTiles, n>(rows, group, sums)   scales and adds those of n groups from the given one on
 template <int kTiles, class W>
 MOE_INLINE void multiply_groups(const W& w, int64_t steps, const TileRows& rows, Ahead& ahead) {
   constexpr int64_t kBytes = kTileSums * 4;
-  alignas(64) TileSums<kTiles> sums[W::kBatch];
-  for (int64_t step = 0, group = 0; step < steps; group += W::kBatch) {
+  constexpr int kMost = kBatch<W, kTiles>;
+  alignas(64) TileSums<kTiles> sums[kMost];
+  for (int64_t step = 0, group = 0; step < steps; group += kMost) {
     int n = 0;
-    for (; n < W::kBatch && step < steps; ++n) {
+    for (; n < kMost && step < steps; ++n) {
       clear_sums<kTiles>();
       for (int i = 0; i < W::kGroupSteps && step < steps; ++i, ++step) {
         ahead.request();
@@ -84,7 +86,7 @@ MOE_INLINE void multiply_groups(const W& w, int64_t steps, const TileRows& rows,
       }
       store_sums<kTiles>(sums[n], kBytes, 2 * kBytes, kLineBytes);
     }
-    with_count<W::kBatch>(n, [&](auto count) MOE_INLINE_LAMBDA {
+    with_count<kMost>(n, [&](auto count) MOE_INLINE_LAMBDA {
       w.template add<kTiles, decltype(count)::value>(rows, group, sums);
     });
   }
@@ -96,11 +98,12 @@ template <class W>
 MOE_INLINE void multiply_short_groups(const W& w, int64_t steps, const TileRows& rows,
                                       Ahead& ahead) {
   static_assert(W::kGroupSteps == 1);
-  alignas(64) TileSums<1> sums[W::kBatch];
-  for (int64_t step = 0; step < steps; step += W::kBatch) {
+  constexpr int kMost = kBatch<W, 1>;
+  alignas(64) TileSums<1> sums[kMost];
+  for (int64_t step = 0; step < steps; step += kMost) {
     const int64_t rest = steps - step;
-    with_count<W::kBatch>(
-        static_cast<int>(rest < W::kBatch ? rest : W::kBatch), [&](auto count) MOE_INLINE_LAMBDA {
+    with_count<kMost>(
+        static_cast<int>(rest < kMost ? rest : kMost), [&](auto count) MOE_INLINE_LAMBDA {
           constexpr int kCount = decltype(count)::value;
           const auto multiply = [&](auto turn, int i) MOE_INLINE_LAMBDA {
             ahead.request();

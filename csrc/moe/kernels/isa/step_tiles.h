@@ -90,7 +90,7 @@ template <class F>
 template <class F>
 struct StepRows {
   RowTiles words;
-  int64_t count = 0;
+  int64_t count = 0, done;  // the first rows may be done
   const std::byte* totals;  // the first row's sums over groups, 16 bits each, and its scales
   const float* by;
   float* out;
@@ -119,10 +119,12 @@ struct PendingStep {
       for (int i = 0; i < kPairs; ++i) min[p][i] = load_i32(rows.scales[p].min[range * kPairs + i]);
     }
   }
-  /// n rows from the given one on.
+  /// n rows from the given one on, or those of them that there are.
   template <int n>
-  [[gnu::always_inline]] inline void add(int64_t begin) const {
-    if (begin >= rows.count) return;
+  [[gnu::always_inline]] inline void add(int64_t first) const {
+    const int64_t end = first + n < rows.count ? first + n : rows.count;
+    const int64_t begin = first < rows.done ? rows.done : first;
+    if (begin >= end) return;
     const int64_t stride = rows.words.stride;
     const int32_t* at = sums + begin * kPanelRows;
     const std::byte* totals = rows.totals + begin * stride + range * kPairs * 4;
@@ -153,11 +155,11 @@ struct PendingStep {
       totals += stride;
       by += stride;
     };
-    if (begin + n <= rows.count) {
+    if (end - begin == n) {
       MOE_UNROLL
       for (int r = 0; r < n; ++r) row(r);
     } else {
-      for (int64_t r = 0; r < rows.count - begin; ++r) row(r);
+      for (int64_t r = 0; r < end - begin; ++r) row(r);
     }
   }
 };
@@ -206,13 +208,13 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
   using L = StepLayout<F>;
   static_assert(L::kRanges == 2);
   const ActivationLayout& layout = *call.layout;
-  const int64_t tiles = (call.count + kTileHeight - 1) / kTileHeight;
+  const EvenTiles tiles(call.count, kTileHeight);
   const int64_t totals_at = F::kGroup == kSumGroup ? layout.short_sums_at : layout.pair_sums_at;
   StepWords<F> words[2];
   StepScales<F> scales[2][2];
   alignas(64) TileSums<L::kParts> first_sums, second_sums;
   StepRows<F> last{};
-  int64_t configured = 0;
+  configure_rows<kTileWords, true>(tiles.height);
   for (int64_t i = 0; call.begin == 0 && i < call.count * 2; ++i) {
     store(call.out + i * kPanelRows, load(kNothing));
   }
@@ -223,16 +225,14 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
       next[p] = b + 1 < call.end ? block + F::kBlockBytes : call.next[p];
       expand_steps<F>(block, next[p], words[p], scales[b % 2][p]);
     }
-    const int64_t steps = tiles * (L::kWords / kTileWords);
+    const int64_t steps = tiles.number * (L::kWords / kTileWords);
     Ahead ahead = Ahead::over(next, F::kBlockBytes, steps);
-    for (int64_t t = 0; t < tiles; ++t) {
-      const int64_t first = t * kTileHeight;
-      const int64_t rest = call.count - first;
-      const int64_t height = rest < kTileHeight ? rest : kTileHeight;
-      configure_rows<kTileWords, true>(height, configured);
+    for (int64_t t = 0; t < tiles.number; ++t) {
+      const int64_t first = tiles.begin(t);
       const StepRows<F> now = {
           {x[first] + b * F::kDepth, layout.row_bytes},
-          height,
+          tiles.height,
+          tiles.done(t),
           x[first] + totals_at + b * L::kGroups * 2,
           reinterpret_cast<const float*>(x[first] + layout.scales_at) + b * L::kRanges,
           call.out + first * kGemmOutputs,
