@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import mmap
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -41,6 +43,22 @@ def test_heads_lie_apart_and_rows_on_cache_lines() -> None:
     keys, _ = cache.append(0, k, k)
     assert keys.strides[0] == 64  # one head's rows follow one another
     assert keys.ctypes.data % 64 == 0
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="no huge pages to ask for")
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_large_rows_begin_on_huge_pages(dtype: str) -> None:
+    cache = KVCache([((2, 512),)], dtype)
+    x = np.random.default_rng(7).standard_normal((3001, 2, 512), dtype=np.float32)
+    (kept,) = cache.append(0, x)
+    values = kept if isinstance(kept, np.ndarray) else kept.values
+    assert values.ctypes.data % (2 << 20) == 0
+    twin = cache.fork()
+    twin.append(0, x[:1])
+    cache.reserve(5000)
+    for owner in (cache, twin):
+        (seen,) = owner.view(0)
+        assert np.allclose(np.asarray(seen)[:3001], x, rtol=0, atol=0.03)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", ml_dtypes.bfloat16, np.float16])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _FORMATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 Kept = Array | QuantisedRows
 _ALIGNMENT_BYTES = 64  # a cache line: vector loads of a row never straddle two
+_HUGE_PAGE_BYTES = 2 << 20
 _FIRST_CAPACITY = 64
 
 
@@ -278,6 +281,21 @@ class _Rows:
 
 def _aligned_empty(shape: RowShape, dtype: np.dtype[Any]) -> Array:
     nbytes = int(np.prod(shape)) * dtype.itemsize
-    raw = np.empty(nbytes + _ALIGNMENT_BYTES, np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT_BYTES
+    if nbytes >= _HUGE_PAGE_BYTES and hasattr(mmap, "MADV_HUGEPAGE"):
+        raw, start = _huge_pages(nbytes)
+    else:
+        raw = np.empty(nbytes + _ALIGNMENT_BYTES, np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT_BYTES
     return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _huge_pages(nbytes: int) -> tuple[Array, int]:
+    """Memory whose whole huge pages from `start` on are asked for as such, the rest as small ones:
+    a step of decoding reads a cache from end to end, and each small page costs it a walk.
+    """
+    pages = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    raw = np.frombuffer(pages, np.uint8)
+    start = -raw.ctypes.data % _HUGE_PAGE_BYTES
+    with contextlib.suppress(OSError):  # a kernel without them: small pages
+        pages.madvise(mmap.MADV_HUGEPAGE, start, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
+    return raw, start
