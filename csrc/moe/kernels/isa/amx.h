@@ -5,6 +5,7 @@
 // weights [16 words][16 outputs]: a panel's words lie in memory as the product wants them. Written
 // as instructions, because the intrinsics of g++ 12 do not say that they read memory.
 
+#include "moe/kernels/table.h"
 #include "moe/quant/format.h"
 #include "moe/simd/vec.h"
 
@@ -102,16 +103,26 @@ MOE_INLINE void clear_sums() {
     MOE_TILE_ZERO(3);
   }
 }
-/// Sums as [two tiles of rows][two panels], `panel` bytes, `below` bytes and `stride` bytes apart.
-template <int kTiles>
-MOE_INLINE void store_sums(void* to, int64_t panel, int64_t below, int64_t stride) {
+/// Where sums lie: rows of two panels' outputs, as those of a product do.
+inline constexpr int64_t kSumRowBytes = kGemmOutputs * 4;
+
+/// Tiles 0 and 1, or 2 and 3, to the rows from `to` on.
+template <int first>
+MOE_INLINE void store_pair(void* to) {
   auto* at = static_cast<std::byte*>(to);
-  MOE_TILE_STORE(0, at, stride);
-  MOE_TILE_STORE(1, at + panel, stride);
-  if constexpr (kTiles == 2) {
-    MOE_TILE_STORE(2, at + below, stride);
-    MOE_TILE_STORE(3, at + below + panel, stride);
+  if constexpr (first == 0) {
+    MOE_TILE_STORE(0, at, kSumRowBytes);
+    MOE_TILE_STORE(1, at + kLineBytes, kSumRowBytes);
+  } else {
+    MOE_TILE_STORE(2, at, kSumRowBytes);
+    MOE_TILE_STORE(3, at + kLineBytes, kSumRowBytes);
   }
+}
+template <int kTiles>
+MOE_INLINE void store_sums(void* to) {
+  store_pair<0>(to);
+  if constexpr (kTiles == 2)
+    store_pair<2>(static_cast<std::byte*>(to) + kTileHeight * kSumRowBytes);
 }
 
 /// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.
@@ -165,16 +176,6 @@ MOE_INLINE void multiply_in_turn(const RowTiles& x, int64_t word, const std::byt
   multiply_tiles<kind, 2 * turn, 4 + turn, 6>();
   MOE_TILE_LOAD(7, right, kLineBytes);
   multiply_tiles<kind, 2 * turn + 1, 4 + turn, 7>();
-}
-template <int turn>
-MOE_INLINE void store_turn(int32_t* left, int32_t* right) {
-  if constexpr (turn == 0) {
-    MOE_TILE_STORE(0, left, kLineBytes);
-    MOE_TILE_STORE(1, right, kLineBytes);
-  } else {
-    MOE_TILE_STORE(2, left, kLineBytes);
-    MOE_TILE_STORE(3, right, kLineBytes);
-  }
 }
 
 }  // namespace moe::MOE_ISA

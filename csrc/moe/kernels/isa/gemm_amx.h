@@ -48,16 +48,15 @@ struct Bf16Tiles {
   template <int kTiles>
   MOE_INLINE void run(const GemmCall&, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
-    constexpr int64_t kOutBytes = kGemmOutputs * 4;
     constexpr int64_t kBelow = kTileHeight * kGemmOutputs;
     if (word == 0) {
       clear_sums<kTiles>();
     } else {
-      MOE_TILE_LOAD(0, rows.out, kOutBytes);
-      MOE_TILE_LOAD(1, rows.out + kPanelRows, kOutBytes);
+      MOE_TILE_LOAD(0, rows.out, kSumRowBytes);
+      MOE_TILE_LOAD(1, rows.out + kPanelRows, kSumRowBytes);
       if constexpr (kTiles == 2) {
-        MOE_TILE_LOAD(2, rows.out + kBelow, kOutBytes);
-        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kOutBytes);
+        MOE_TILE_LOAD(2, rows.out + kBelow, kSumRowBytes);
+        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kSumRowBytes);
       }
     }
     for (int64_t s = 0; s < w.steps; ++s) {
@@ -66,7 +65,7 @@ struct Bf16Tiles {
       multiply_step<Step::kPairs, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
                                           step_at(w, 1, s));
     }
-    store_sums<kTiles>(rows.out, kPanelRows * 4, kBelow * 4, kOutBytes);
+    store_sums<kTiles>(rows.out);
   }
 };
 
@@ -88,24 +87,30 @@ struct Int8Tiles {
     template <int kTiles, int n>
     [[gnu::always_inline]] void add(const TileRows& rows, int64_t first,
                                     const TileSums<kTiles>* sums) const {
-      first += first_range;
+      constexpr int kSums = sizeof(TileSums<kTiles>) / 4;
+      const int64_t stride = rows.words.stride;
+      const std::byte* totals_at = rows.first + layout->block_sums_at + (first_range + first) * 4;
+      const std::byte* scales_at = rows.first + layout->scales_at + (first_range + first) * 4;
+      const int32_t* from = sums[0];
+      float* to = rows.out;
       for (int64_t r = 0; r < rows.count; ++r) {
-        const std::byte* row = rows.first + r * layout->row_bytes;
-        const auto* totals = reinterpret_cast<const int32_t*>(row + layout->block_sums_at) + first;
-        const auto* scales = reinterpret_cast<const float*>(row + layout->scales_at) + first;
-        float* to = rows.out + r * kGemmOutputs;
-        F32x16 value[2];
-        for (int p = 0; p < 2; ++p) value[p] = load(first == 0 ? kNothing : to + p * kPanelRows);
+        const auto* totals = reinterpret_cast<const int32_t*>(totals_at);
+        const auto* scales = reinterpret_cast<const float*>(scales_at);
+        F32x16 value[2] = {load(to), load(to + kPanelRows)};
         MOE_UNROLL
         for (int i = 0; i < n; ++i) {
           const I32x16 start = set1_i32(-Format::kOffset * totals[i]);
           const F32x16 scale = set1(scales[i]);
           for (int p = 0; p < 2; ++p) {
-            const I32x16 sum = load_i32(sums[i] + sums_at(r, p));
+            const I32x16 sum = load_i32(from + i * kSums + p * kPanelRows);
             value[p] = fma(to_f32(moe::MOE_ISA::add(sum, start)), scale, value[p]);
           }
         }
         for (int p = 0; p < 2; ++p) store(to + p * kPanelRows, value[p]);
+        totals_at += stride;
+        scales_at += stride;
+        from += kGemmOutputs;
+        to += kGemmOutputs;
       }
     }
   };
@@ -127,6 +132,7 @@ static void gemm_tiles(const GemmCall& call) noexcept {
   const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
   PanelTiles w;
   int64_t configured = 0;
+  if (F::kScales == Scales::kRow && call.begin == 0) clear_outputs(call.out, call.count);
   for (int64_t word = call.begin; word < call.end; word += kTileBlockWords) {
     const int64_t rest = call.end - word;
     const int64_t words = rest < kTileBlockWords ? rest : kTileBlockWords;

@@ -13,12 +13,14 @@ namespace moe::MOE_ISA {
 /// Columns of two panels that are decoded at once: 9 KB, which stay in L1 (48 KB) beside as many
 /// columns of some 64 rows, their sums and their outputs.
 inline constexpr int64_t kTileColumns = 256;
+/// Sums of a row's activations in them.
+inline constexpr int64_t kTotals = kTileColumns / kSumGroup;
 
 /// Rows' activations summed over `group` columns from each multiple of kSumGroup on, of the
 /// `columns` from `first` on.
 template <int group>
 MOE_INLINE void sum_groups(const TileRows& rows, const ActivationLayout& layout, int64_t first,
-                           int64_t columns, float (*totals)[kTileColumns / kSumGroup]) {
+                           int64_t columns, float* totals) {
   for (int64_t r = 0; r < rows.count; ++r) {
     const auto* sums =
         reinterpret_cast<const int32_t*>(rows.first + r * layout.row_bytes + layout.group_sums_at) +
@@ -27,7 +29,7 @@ MOE_INLINE void sum_groups(const TileRows& rows, const ActivationLayout& layout,
       I32x16 total = load_i32(sums + i);
       MOE_UNROLL
       for (int j = 1; j < group / kSumGroup; ++j) total = add(total, load_i32(sums + i + j));
-      store(totals[r] + i, to_f32(total));
+      store(totals + r * kTotals + i, to_f32(total));
     }
   }
 }
@@ -48,7 +50,7 @@ struct GroupWeights {
   const ActivationLayout* layout;
   int64_t first_group;  // of the row
   // Where there are minima: rows' activations summed over the kSumsOfGroup parts from each one on.
-  const float (*totals)[kTileColumns / kSumGroup];
+  const float* totals;
 
   [[gnu::always_inline]] const std::byte* block(int p, int64_t group) const {
     return panels[p] + group * E::kBlockBytes;
@@ -60,25 +62,27 @@ struct GroupWeights {
   template <int kTiles, int n>
   [[gnu::always_inline]] void add(const TileRows& rows, int64_t first,
                                   const TileSums<kTiles>* sums) const {
-    const bool start = first_group + first == 0;
+    constexpr int kSums = sizeof(TileSums<kTiles>) / 4;
+    const int64_t stride = rows.words.stride;
+    const std::byte* scales_at =
+        rows.first + rows.done * stride + layout->scales_at + (first_group + first) / kGroups * 4;
     MOE_UNROLL
     for (int p = 0; p < 2; ++p) {
       F32x16 scale[n], min[n];
       MOE_UNROLL
       for (int g = 0; g < n; ++g) E::template scale<Vec>(block(p, first + g), 0, scale[g], min[g]);
+      const std::byte* by_at = scales_at;
+      const int32_t* from = sums[0] + rows.done * kGemmOutputs + p * kPanelRows;
+      float* to = rows.out + rows.done * kGemmOutputs + p * kPanelRows;
       for (int64_t r = rows.done; r < rows.count; ++r) {
-        const std::byte* row = rows.first + r * layout->row_bytes;
-        const auto* by = reinterpret_cast<const float*>(row + layout->scales_at) +
-                         (first_group + first) / kGroups;
-        float* to = rows.out + r * kGemmOutputs + p * kPanelRows;
-        const int64_t at = sums_at(r, p);
-        F32x16 value = load(start ? kNothing : to), part = zero_f32();
+        const auto* by = reinterpret_cast<const float*>(by_at);
+        F32x16 value = load(to), part = zero_f32();
         MOE_UNROLL
         for (int g = 0; g < n; ++g) {
-          const F32x16 q = to_f32(load_i32(sums[g] + at));
+          const F32x16 q = to_f32(load_i32(from + g * kSums));
           part = kGroups == 1 ? mul(q, scale[g]) : fma(q, scale[g], part);
           if constexpr (E::kMin) {
-            part = fma(set1(totals[r][(first + g) * kSumsOfGroup]), min[g], part);
+            part = fma(set1(totals[r * kTotals + (first + g) * kSumsOfGroup]), min[g], part);
           }
           if (g % kGroups == kGroups - 1 || g == n - 1) {
             value = fma(part, set1(by[g / kGroups]), value);
@@ -86,6 +90,9 @@ struct GroupWeights {
           }
         }
         store(to, value);
+        by_at += stride;
+        from += kGemmOutputs;
+        to += kGemmOutputs;
       }
     }
   }
@@ -101,9 +108,10 @@ static void run_group_tiles(Call call, int64_t count, const std::byte* const (&p
   constexpr int64_t kMostRows = kShort ? kTileHeight : kTilePair;
   constexpr int64_t kBlocks = kTileColumns / F::kDepth;
   alignas(64) std::byte expanded[2][kTileColumns / E::kDepth * E::kBlockBytes];
-  alignas(64) float totals[E::kMin ? kMostRows : 1][kTileColumns / kSumGroup];
+  alignas(64) float totals[(E::kMin ? kMostRows : 1) * kTotals];
   const EvenTiles tiles(count, kMostRows);
   configure_rows<W::kWords, kShort>(tiles.height);
+  if (call.first_word == 0) clear_outputs(call.out, count);
   for (int64_t b = 0; b < call.blocks; b += kBlocks) {
     const int64_t blocks = call.blocks - b < kBlocks ? call.blocks - b : kBlocks;
     const std::byte* ahead_at[2];

@@ -54,20 +54,18 @@ struct PairSums {
   alignas(64) float scale[2][kPanelRows];
   float* out;
   int64_t begin, count;  // which rows
-  bool first;            // of their outputs
 };
 MOE_INLINE void add_pairs(const PairSums& from) {
   const int64_t count = from.count;
-  const bool first = from.first;
+  const auto* sum = reinterpret_cast<const float*>(from.sums) + from.begin * kGemmOutputs;
   float* out = from.out + from.begin * kGemmOutputs;
   F32x16 scale[2];
   for (int p = 0; p < 2; ++p) scale[p] = load(from.scale[p]);
-  for (int64_t r = from.begin; r < count; ++r, out += kGemmOutputs) {
+  for (int64_t r = from.begin; r < count; ++r, sum += kGemmOutputs, out += kGemmOutputs) {
     MOE_UNROLL
     for (int p = 0; p < 2; ++p) {
       float* to = out + p * kPanelRows;
-      const auto* sum = reinterpret_cast<const float*>(from.sums + sums_at(r, p));
-      store(to, fma(load(sum), scale[p], load(first ? kNothing : to)));
+      store(to, fma(load(sum + p * kPanelRows), scale[p], load(to)));
     }
   }
 }
@@ -96,6 +94,7 @@ static void gemm_pairs(const GemmCall& call) noexcept {
   alignas(64) PairSums sums[2];
   int64_t turn = 0;
   configure_rows(tiles.height);
+  if (call.begin == 0) clear_outputs(call.out, call.count);
   if (few) expand(call.begin);
   for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2] = {block(b + 1, 0), block(b + 1, 1)};
@@ -108,12 +107,11 @@ static void gemm_pairs(const GemmCall& call) noexcept {
       to.out = call.out + row * kGemmOutputs;
       to.begin = tiles.done(t);
       to.count = tiles.height;
-      to.first = b == 0;
       const auto run = [&](auto count) MOE_INLINE_LAMBDA {
         constexpr int kTiles = decltype(count)::value;
         multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
         if (few && b + 1 < call.end) expand(b + 1);
-        store_sums<kTiles>(to.sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
+        store_sums<kTiles>(to.sums);
       };
       if (tiles.height > kTileHeight) {
         run(std::integral_constant<int, 2>{});

@@ -34,10 +34,9 @@ struct EvenTiles {
   [[gnu::always_inline]] int64_t done(int64_t tile) const { return tile * height - begin(tile); }
 };
 
-/// A tile's sums; those of two panels and kTiles tiles of rows.
-inline constexpr int kTileSums = kTileHeight * kPanelRows;
+/// The sums of kTiles tiles of rows and two panels.
 template <int kTiles>
-using TileSums = int32_t[kTiles * 2 * kTileSums];
+using TileSums = int32_t[kTiles * kTileHeight * kGemmOutputs];
 
 /// Calls f with n, 1 to kMost, as a compile-time constant.
 template <int kMost, class F>
@@ -49,14 +48,9 @@ MOE_INLINE void with_count(int n, F f) {
   }
 }
 
-/// What is there before the first group: adding to it changes no bit.
-alignas(64) static constexpr float kNothing[kPanelRows] = {-0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
-                                                           -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f,
-                                                           -0.0f, -0.0f, -0.0f, -0.0f};
-
-/// Where row r's sums against panel p are.
-MOE_INLINE int64_t sums_at(int64_t r, int p) {
-  return (r / kTileHeight * 2 + p) * kTileSums + r % kTileHeight * kPanelRows;
+/// What the outputs are before the first group: adding to it changes no bit.
+MOE_INLINE void clear_outputs(float* out, int64_t rows) {
+  for (int64_t i = 0; i < rows * kGemmOutputs; i += kPanelRows) store(out + i, set1(-0.0f));
 }
 
 /// Groups whose sums are collected, 8 KB of them: more leave no room in L1 for the rest (16 KB made
@@ -72,7 +66,6 @@ inline constexpr int kBatch = W::kLeastBatch > 4 / kTiles ? W::kLeastBatch : 4 /
 ///   add<kTiles, n>(rows, group, sums)   scales and adds those of n groups from the given one on
 template <int kTiles, class W>
 MOE_INLINE void multiply_groups(const W& w, int64_t steps, const TileRows& rows, Ahead& ahead) {
-  constexpr int64_t kBytes = kTileSums * 4;
   constexpr int kMost = kBatch<W, kTiles>;
   alignas(64) TileSums<kTiles> sums[kMost];
   for (int64_t step = 0, group = 0; step < steps; group += kMost) {
@@ -84,7 +77,7 @@ MOE_INLINE void multiply_groups(const W& w, int64_t steps, const TileRows& rows,
         multiply_step<W::kStep, kTiles>(rows.words, step * W::kWords, w.words(0, step),
                                         w.words(1, step));
       }
-      store_sums<kTiles>(sums[n], kBytes, 2 * kBytes, kLineBytes);
+      store_sums<kTiles>(sums[n]);
     }
     with_count<kMost>(n, [&](auto count) MOE_INLINE_LAMBDA {
       w.template add<kTiles, decltype(count)::value>(rows, group, sums);
@@ -111,7 +104,7 @@ MOE_INLINE void multiply_short_groups(const W& w, int64_t steps, const TileRows&
                 rows.words, (step + i) * W::kWords, w.words(0, step + i), w.words(1, step + i));
           };
           const auto put = [&](auto turn, int i) MOE_INLINE_LAMBDA {
-            store_turn<decltype(turn)::value>(sums[i], sums[i] + kTileSums);
+            store_pair<2 * decltype(turn)::value>(sums[i]);
           };
           constexpr std::integral_constant<int, 0> kEven;
           constexpr std::integral_constant<int, 1> kOdd;

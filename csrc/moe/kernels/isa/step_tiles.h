@@ -126,7 +126,7 @@ struct PendingStep {
     const int64_t begin = first < rows.done ? rows.done : first;
     if (begin >= end) return;
     const int64_t stride = rows.words.stride;
-    const int32_t* at = sums + begin * kPanelRows;
+    const int32_t* at = sums + begin * kGemmOutputs;
     const std::byte* totals = rows.totals + begin * stride + range * kPairs * 4;
     const std::byte* by = reinterpret_cast<const std::byte*>(rows.by + range) + begin * stride;
     float* to = rows.out + begin * kGemmOutputs;
@@ -141,10 +141,11 @@ struct PendingStep {
       const F32x16 scale = set1(*reinterpret_cast<const float*>(by));
       MOE_UNROLL
       for (int p = 0; p < 2; ++p) {
-        const int32_t* from = at + r * kPanelRows + p * kTileSums;
+        const int32_t* from = at + r * kGemmOutputs + p * kPanelRows;
         I32x16 sum = load_i32(from);
         if constexpr (L::kParts == 2) {
-          sum = moe::MOE_ISA::add(sum, shift_left(load_i32(from + 2 * kTileSums), L::kLow));
+          sum = moe::MOE_ISA::add(sum,
+                                  shift_left(load_i32(from + kTileHeight * kGemmOutputs), L::kLow));
         }
         if constexpr (L::kSigned && L::kByte) sum = sub(set1_i32(0), sum);
         F32x16 part = mul(to_f32(sum), d[p]);
@@ -199,7 +200,7 @@ MOE_INLINE void multiply_steps(const StepWords<F> (&panels)[2], const RowTiles& 
       meanwhile(3);
     }
   }
-  store_sums<L::kParts>(sums, kTileSums * 4, 2 * kTileSums * 4, kLineBytes);
+  store_sums<L::kParts>(sums);
 }
 
 /// The rows follow each other in memory.
@@ -215,9 +216,7 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
   alignas(64) TileSums<L::kParts> first_sums, second_sums;
   StepRows<F> last{};
   configure_rows<kTileWords, true>(tiles.height);
-  for (int64_t i = 0; call.begin == 0 && i < call.count * 2; ++i) {
-    store(call.out + i * kPanelRows, load(kNothing));
-  }
+  if (call.begin == 0) clear_outputs(call.out, call.count);
   for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2];
     for (int p = 0; p < 2; ++p) {
