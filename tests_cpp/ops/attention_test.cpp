@@ -200,6 +200,8 @@ const Case kCases[] = {
     {1, 16, 1, 200, 64, 48, DType::kBf16},
     {41, 5, 1, 140, 96, 80, DType::kF16},
     {9, 37, 1, 100, 50, 33, DType::kBf16},
+    {21, 13, 1, 270, 64, 150, DType::kBf16},
+    {12, 24, 2, 140, 40, 112, DType::kF16},
 };
 
 class AttentionOp : public testing::EveryIsa {};
@@ -298,7 +300,8 @@ TEST_P(AttentionOp, LaterKeysDoNotShow) {
 // and everything for those that do.
 TEST_P(AttentionOp, DamageStaysWhereItIsSeen) {
   for (const Case& c : {Case{40, 4, 2, 150, 24, 24}, Case{80, 3, 3, 600, 16, 32, DType::kBf16},
-                        Case{1, 8, 1, 150, 8, 8}, Case{50, 4, 1, 200, 64, 70, DType::kF16}}) {
+                        Case{1, 8, 1, 150, 8, 8}, Case{50, 4, 1, 200, 64, 70, DType::kF16},
+                        Case{19, 9, 1, 180, 32, 150, DType::kBf16}}) {
     for (const int64_t window : {0, 20}) {
       Problem p(c);
       p.in.window = window;
@@ -325,6 +328,34 @@ TEST_P(AttentionOp, DamageStaysWhereItIsSeen) {
           }
         }
       }
+    }
+  }
+}
+
+// Inf in one column of a value stays in that column.
+TEST_P(AttentionOp, DamageStaysInItsColumn) {
+  for (const Case& c :
+       {Case{40, 4, 2, 150, 24, 24, DType::kBf16}, Case{19, 9, 1, 180, 32, 150, DType::kBf16},
+        Case{3, 16, 1, 300, 64, 96, DType::kF16}, Case{9, 3, 1, 90, 8, 40}}) {
+    const Problem clean(c);
+    const std::vector<float> want = clean.run();
+    for (const int64_t column : {int64_t{0}, c.value_dim / 2, c.value_dim - 1}) {
+      Problem hurt(c);
+      const int64_t bad = c.keys - c.queries / 2 - 1;
+      hurt.v.set(bad * c.kv_heads * c.value_dim + column, kInf);  // the first kv head's
+      const std::vector<float> got = hurt.run();
+      const int64_t width = c.heads * c.value_dim;
+      for (size_t i = 0; i < got.size(); ++i) {
+        const auto at = static_cast<int64_t>(i);
+        const int64_t head = at % width / c.value_dim;
+        if (sees(hurt.in, 0, at / width, bad) && head < c.heads / c.kv_heads &&
+            at % c.value_dim == column) {
+          ASSERT_EQ(got[i], kInf);
+        } else {
+          ASSERT_NEAR(got[i], want[i], 2e-5);
+        }
+      }
+      expect_same_however_it_is_cut(hurt);
     }
   }
 }

@@ -70,110 +70,96 @@ template <int kTiles, int kParts, class F>
   }
 }
 
-/// Rows of one or two tiles: weights · values is added to out · shrink.
-template <int kBlock>
-struct OutputRows {
-  const WideWeights<kBlock>* weights;  // [tiles]
-  int height[2];
+/// Sums of values: a tile's rows against up to four column tiles.
+struct ValueSums {
   float* out;
-  int64_t stride;
-  int64_t interleaved;  // column tiles
+  int64_t stride;  // floats
+  int columns;     // tiles
 };
+MOE_INLINE void load_values(const ValueSums& to) {
+  const int64_t stride = to.stride * 4;
+  MOE_TILE_LOAD(0, to.out, stride);
+  if (to.columns > 1) MOE_TILE_LOAD(1, to.out + kLanes, stride);
+  if (to.columns > 2) MOE_TILE_LOAD(2, to.out + 2 * kLanes, stride);
+  if (to.columns > 3) MOE_TILE_LOAD(3, to.out + 3 * kLanes, stride);
+}
+MOE_INLINE void store_values(const ValueSums& to) {
+  const int64_t stride = to.stride * 4;
+  MOE_TILE_STORE(0, to.out, stride);
+  if (to.columns > 1) MOE_TILE_STORE(1, to.out + kLanes, stride);
+  if (to.columns > 2) MOE_TILE_STORE(2, to.out + 2 * kLanes, stride);
+  if (to.columns > 3) MOE_TILE_STORE(3, to.out + 3 * kLanes, stride);
+}
 
-/// out[r] = out[r] · shrink[r] + sums[r], over some column tiles of `tiles`.
-template <int kColumnTiles, int kBlock>
-MOE_INLINE void add_sums(const OutputRows<kBlock>& to, int tile, const float* sums, int64_t first,
-                         int64_t tiles) {
-  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-  for (int r = 0; r < to.height[tile]; ++r) {
-    const F32x16 shrink = set1(to.weights[tile].shrink[r]);
-    float* out = to.out + (tile * kTileHeight + r) * to.stride + first * kLanes;
-    MOE_UNROLL
-    for (int c = 0; c < kColumnTiles; c += 2) {
-      if (first + c >= tiles) break;
-      F32x16 a = load(sums + (r * kColumnTiles + c) * kLanes);
-      F32x16 b = load(sums + (r * kColumnTiles + c + 1) * kLanes);
-      if (first + c < to.interleaved) {
-        const __m512i x = bits(a).v, y = bits(b).v;
-        a = from_bits({_mm512_permutex2var_epi64(x, low, y)});
-        b = from_bits({_mm512_permutex2var_epi64(x, high, y)});
+/// Steps of 32 keys of a tile's words times values laid out, added to the sums in tiles 0 to 3.
+/// `meanwhile` runs under the products, kValueCalls times a step.
+template <int kParts>
+inline constexpr int kValueCalls = 2 + 2 * kParts;
+template <int kParts, class F>
+MOE_INLINE void multiply_values(const float* words, int64_t word_stride, const std::byte* values,
+                                int64_t tiles, int64_t part_bytes, int steps, int columns,
+                                F meanwhile) {
+  for (int step = 0; step < steps; ++step) {
+    MOE_TILE_LOAD(4, words + step * kStepColumns, word_stride);
+    MOE_TILE_LOAD(5, words + step * kStepColumns + kLanes, word_stride);
+    for (int part = 0; part < kParts; ++part) {
+      const std::byte* v = values + part * part_bytes + step * tiles * kStepBytes;
+      MOE_TILE_LOAD(6, v, kLineBytes);
+      MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
+      if (columns > 1) {
+        MOE_TILE_LOAD(7, v + kStepBytes, kLineBytes);
+        MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
       }
-      float* at = out + c * kLanes;
-      store(at, fma(load(at), shrink, a));
-      if (first + c + 1 < tiles) store(at + kLanes, fma(load(at + kLanes), shrink, b));
+      meanwhile();
+      if (part == 0) {
+        MOE_TILE_DOT(tdpbf16ps, 0, 5, 6);
+        if (columns > 1) MOE_TILE_DOT(tdpbf16ps, 1, 5, 7);
+        meanwhile();
+      }
+      if (columns > 2) {
+        MOE_TILE_LOAD(6, v + 2 * kStepBytes, kLineBytes);
+        MOE_TILE_DOT(tdpbf16ps, 2, 4, 6);
+      }
+      if (columns > 3) {
+        MOE_TILE_LOAD(7, v + 3 * kStepBytes, kLineBytes);
+        MOE_TILE_DOT(tdpbf16ps, 3, 4, 7);
+      }
+      meanwhile();
+      if (part == 0) {
+        if (columns > 2) MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
+        if (columns > 3) MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
+        meanwhile();
+      }
     }
   }
 }
 
-/// Steps [first, last) of 32 keys of weights times values laid out. `meanwhile` runs under the
-/// products.
-template <int kTiles, int kParts, int kBlock, class F>
-[[gnu::noinline]] static void multiply_values(const OutputRows<kBlock>& to, const std::byte* values,
-                                              int64_t tiles, int64_t part_bytes, int first,
-                                              int last, F meanwhile) noexcept {
-  constexpr int kColumnTiles = 4 / kTiles;
-  constexpr int64_t kWeightStride = WideWeights<kBlock>::kStride;
-  // Sums are added while the next columns' are under way.
-  alignas(64) float both[2][kTiles][kTileHeight * kColumnTiles * kLanes];
-  constexpr int64_t kSumBytes = kColumnTiles * kLanes * 4;
-  for (int64_t c = 0; c < tiles; c += kColumnTiles) {
-    auto& sums = both[c / kColumnTiles % 2];
-    int64_t column[kColumnTiles];  // bytes; columns that do not exist repeat the last one
-    for (int i = 0; i < kColumnTiles; ++i) {
-      column[i] = (c + i < tiles ? c + i : tiles - 1) * kStepBytes;
-    }
-    clear_sums<2>();
-    for (int step = first; step < last; ++step) {
-      for (int part = 0; part < kParts; ++part) {
-        const std::byte* v = values + part * part_bytes + step * tiles * kStepBytes;
-        const float* w = to.weights[0].scores[0] + step * kStepColumns;
-        meanwhile();
-        if constexpr (kTiles == 1) {
-          for (int weight_part = 0; weight_part < (part == 0 ? 2 : 1); ++weight_part) {
-            MOE_TILE_LOAD(4, w + weight_part * kLanes, kWeightStride);
-            MOE_TILE_LOAD(6, v + column[0], kLineBytes);
-            MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-            MOE_TILE_LOAD(7, v + column[1], kLineBytes);
-            MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-            MOE_TILE_LOAD(6, v + column[2], kLineBytes);
-            MOE_TILE_DOT(tdpbf16ps, 2, 4, 6);
-            MOE_TILE_LOAD(7, v + column[3], kLineBytes);
-            MOE_TILE_DOT(tdpbf16ps, 3, 4, 7);
-          }
-        } else {
-          const float* below = to.weights[1].scores[0] + step * kStepColumns;
-          MOE_TILE_LOAD(6, v + column[0], kLineBytes);
-          MOE_TILE_LOAD(7, v + column[1], kLineBytes);
-          for (int weight_part = 0; weight_part < (part == 0 ? 2 : 1); ++weight_part) {
-            MOE_TILE_LOAD(4, w + weight_part * kLanes, kWeightStride);
-            MOE_TILE_LOAD(5, below + weight_part * kLanes, kWeightStride);
-            MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
-            MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
-            MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
-            MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-          }
-        }
-      }
-    }
-    if (c > 0) {
-      for (int t = 0; t < kTiles; ++t) {
-        add_sums<kColumnTiles>(to, t, both[(c / kColumnTiles + 1) % 2][t], c - kColumnTiles, tiles);
-      }
-    }
-    MOE_TILE_STORE(0, sums[0], kSumBytes);
-    MOE_TILE_STORE(1, sums[0] + kLanes, kSumBytes);
-    if constexpr (kTiles == 1) {
-      MOE_TILE_STORE(2, sums[0] + 2 * kLanes, kSumBytes);
-      MOE_TILE_STORE(3, sums[0] + 3 * kLanes, kSumBytes);
-    } else {
-      MOE_TILE_STORE(2, sums[1], kSumBytes);
-      MOE_TILE_STORE(3, sums[1] + kLanes, kSumBytes);
-    }
+/// Sums of column tiles [0, tiles) of which pairs hold their columns by fours (kInterleaved), in
+/// order, and back.
+template <bool kBack>
+MOE_INLINE void order_columns(float* row, int64_t tiles) {
+  const __m512i first = kBack ? _mm512_setr_epi64(0, 1, 4, 5, 8, 9, 12, 13)
+                              : _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i second = kBack ? _mm512_setr_epi64(2, 3, 6, 7, 10, 11, 14, 15)
+                               : _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  for (int64_t c = 0; c < tiles; c += 2) {
+    float* at = row + c * kLanes;
+    const __m512i x = _mm512_loadu_si512(at), y = _mm512_loadu_si512(at + kLanes);
+    _mm512_storeu_si512(at, _mm512_permutex2var_epi64(x, first, y));
+    _mm512_storeu_si512(at + kLanes, _mm512_permutex2var_epi64(x, second, y));
   }
-  const int64_t last_columns = (tiles - 1) / kColumnTiles;
-  for (int t = 0; t < kTiles; ++t) {
-    add_sums<kColumnTiles>(to, t, both[last_columns % 2][t], last_columns * kColumnTiles, tiles);
+}
+
+/// Earlier sums of a tile's rows, where their maxima have moved.
+MOE_INLINE void shrink_rows(const float* shrink, int height, float* out, int64_t stride,
+                            int64_t width) {
+  for (int r = 0; r < height; ++r) {
+    if (shrink[r] == 1.0f) continue;
+    const F32x16 factor = set1(shrink[r]);
+    for (int64_t c = 0; c < width; c += kLanes) {
+      float* at = out + r * stride + c;
+      store(at, mul(load(at), factor));
+    }
   }
 }
 

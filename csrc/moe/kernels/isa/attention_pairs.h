@@ -5,7 +5,8 @@
 //               hi · hi + lo · hi + hi · lo. Queries and weights keep 16 bits, so a score and a
 //               weight are off by 2^-17 of their terms at most.
 // Regularities  A step of decoding and a prompt go the same way: reading takes longer than the
-//               products of a tile that is not full.
+//               products of a tile that is not full. Values are laid out four column tiles at a
+//               time for all rows, and stay in L1; sums are kept as tiles make them, to the end.
 // Cost          2 · rows · keys · (D + Dv) products of two parts, three for float16 keys.
 
 #include "moe/kernels/isa/attention_pair_products.h"
@@ -19,20 +20,18 @@ class PairTiles {
  public:
   using Number = T;
   static constexpr int kBlock = kWideBlock;
-  static constexpr int64_t kRows = kTilePair;
+  static constexpr int kTiles = 8;
+  static constexpr int64_t kRows = kTiles * kTileHeight;
 
   explicit PairTiles(const AttentionCall& call)
       : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_width / kLanes) {}
 
   /// Calls for requests in a whole block.
   int64_t parts() const {
-    const int64_t rest = call_.rows % kRows;
-    const auto calls = [&](int64_t rows, int64_t tiles) {
-      return kHalves * 2 * kParts * steps_ + 2 * rows +
-             (tiles_ * tiles + 3) / 4 * kWideSteps * kParts;
-    };
-    return call_.rows / kRows * calls(kRows, 2) +
-           (rest > 0 ? calls(rest, rest > kTileHeight ? 2 : 1) : 0);
+    const int64_t tiles = (call_.rows + kTileHeight - 1) / kTileHeight;
+    const int64_t quads = (tiles_ + kQuad - 1) / kQuad;
+    return (tiles + 1) / 2 * kHalves * 2 * kParts * steps_ + 2 * call_.rows +
+           tiles * quads * kSteps * kValueCalls<kParts>;
   }
   void open(const T* keys, const T* values, int count, const Requests& requests) {
     requests_ = requests;
@@ -45,96 +44,130 @@ class PairTiles {
     }
     values_ = values;
     count_ = count;
-    damaged_ = {};
-    layout_ = layout();
-    laid_out_ = false;
   }
   void attend(int64_t row, int height, int64_t block, int first, int last) {
-    if (height > kTileHeight) {
-      attend_rows<2>(row, height, block, first, last);
-    } else {
-      attend_rows<1>(row, height, block, first, last);
+    const std::byte* queries = reinterpret_cast<const std::byte*>(call_.queries) +
+                               row / kTileHeight * 2 * steps_ * kStepBytes;
+    const int tiles = (height + kTileHeight - 1) / kTileHeight;
+    const auto rows_of = [&](int tile) -> RowTile {
+      const int left = height - tile * kTileHeight;
+      return {row + tile * kTileHeight, left < kTileHeight ? left : kTileHeight};
+    };
+    shape_tiles(kTileHeight);
+    for (int tile = 0; tile < tiles; tile += 2) {
+      const int64_t bytes = 2 * steps_ * kStepBytes;
+      if (tile + 1 < tiles) {
+        score<2>(queries + tile * bytes, first, last, rows_of(tile + 1).height, w_ + tile);
+      } else {
+        score<1>(queries + tile * bytes, first, last, rows_of(tile).height, w_ + tile);
+      }
     }
+    for (int tile = 0; tile < tiles; ++tile) {
+      const RowTile rows = rows_of(tile);
+      soften_wide(call_, rows, block, first, last, w_[tile], [&] { requests_.request(); });
+      shrink_rows(w_[tile].shrink, rows.height, call_.out + rows.begin * call_.out_stride,
+                  call_.out_stride, call_.out_width);
+    }
+    for (int64_t c = 0; c < tiles_; c += kQuad)
+      add_values(row, height, c, first / 2, (last + 1) / 2);
+  }
+  /// Sums' columns in their order. Whether all is done: where a sum is not finite, all is to be
+  /// done once more, with an eye on which values are not.
+  bool close() {
+    F32x16 zeros = zero_f32();  // NaN where something was not finite
+    for (int64_t r = 0; r < call_.rows; ++r) {
+      float* out = call_.out + r * call_.out_stride;
+      order_columns<false>(out, interleaved_tiles<T>(call_.value_dim));
+      for (int64_t c = 0; c < call_.out_width; c += kLanes) {
+        zeros = fma(load(out + c), zero_f32(), zeros);
+      }
+    }
+    const bool done = careful_ || to_bitmask(is_nan(zeros)) == 0;
+    careful_ = true;
+    return done;
   }
 
  private:
   static constexpr int kParts = kNumberParts<T>;
-  static constexpr int kHalves = kBlock / kKeyBlock;
-  static constexpr int kWideSteps = kBlock / kStepColumns;
+  static constexpr int kHalves = kBlock / kKeyBlock, kSteps = kBlock / kStepColumns;
+  static constexpr int kQuad = 4;  // column tiles that are summed at once
 
+  /// Scores of one or two tiles of queries; `height` is that of the last.
   template <int kTiles>
-  void attend_rows(int64_t row, int height, int64_t block, int first, int last) {
-    const std::byte* queries = reinterpret_cast<const std::byte*>(call_.queries) +
-                               row / kTileHeight * 2 * steps_ * kStepBytes;
-    const int above = height < kTileHeight ? height : kTileHeight;
-    const OutputRows<kBlock> to = {w_,
-                                   {above, height - above},
-                                   call_.out + row * call_.out_stride,
-                                   call_.out_stride,
-                                   interleaved_tiles<T>(call_.value_dim)};
-    const auto request = [&] { requests_.request(); };
-    const int from = first / kGroups, until = (last + kGroups - 1) / kGroups;
-    const int64_t calls = (until - from) * 2 * kParts * steps_;
-    const int pairs =
-        laid_out_ ? 0 : static_cast<int>((ValueLayout<T, kBlock>::kPairs + calls - 1) / calls);
-    for (int half = from; half < until; ++half) {
+  void score(const std::byte* queries, int first, int last, int height, WideWeights<kBlock>* w) {
+    for (int half = first / kGroups; half * kGroups < last; ++half) {
       KeyTiles keys = keys_;
       for (const std::byte*& part : keys.part) part += half * kKeyBlock * keys.stride;
-      if (laid_out_) {
-        multiply_keys<kTiles, kParts>(keys, queries, steps_, scores_, request);
-      } else {
-        multiply_keys<kTiles, kParts>(keys, queries, steps_, scores_, [&] {
-          requests_.request();
-          layout_.advance(pairs);
-        });
-      }
+      multiply_keys<kTiles, kParts>(keys, queries, steps_, scores_, [&] { requests_.request(); });
       const int begin = first > half * kGroups ? first - half * kGroups : 0;
       const int end = last - half * kGroups < kGroups ? last - half * kGroups : kGroups;
       for (int tile = 0; tile < kTiles; ++tile) {
-        turn_scores(scores_ + tile * kKeyTiles * kTileWeights, to.height[tile], begin, end,
-                    w_[tile].scores[0] + half * kKeyBlock, kBlock);
+        turn_scores(scores_ + tile * kKeyTiles * kTileWeights,
+                    tile + 1 < kTiles ? kTileHeight : height, begin, end,
+                    w[tile].scores[0] + half * kKeyBlock, kBlock);
       }
-    }
-    if (!laid_out_) finish_layout();
-    for (int tile = 0; tile < kTiles; ++tile) {
-      soften_wide(call_, {row + tile * kTileHeight, to.height[tile]}, block, first, last, w_[tile],
-                  request);
-    }
-    multiply_values<kTiles, kParts>(to, reinterpret_cast<const std::byte*>(call_.value_block),
-                                    tiles_, ValueLayout<T, kBlock>::part_bytes(tiles_), first / 2,
-                                    (last + 1) / 2, request);
-    if (damaged_.empty()) return;
-    for (int r = 0; r < height; ++r) {
-      const WideWeights<kBlock>& w = w_[r / kTileHeight];
-      const int at = r % kTileHeight;
-      add_damaged(damaged_, w.counted[at], values_, call_.value_stride, call_.value_dim,
-                  to.out + r * to.stride, [&](int key) { return weight_of(w, at, key); });
     }
   }
 
-  void finish_layout() {
-    layout_.finish();
-    laid_out_ = true;
-    if (layout_.finite()) return;
-    damaged_ = damaged_keys<kBlock>(values_, call_.value_stride, count_, call_.value_dim);
-    layout_ = layout();
-    layout_.finish();
+  /// Weights times values in up to four column tiles, steps [first, last).
+  void add_values(int64_t row, int height, int64_t c, int first, int last) {
+    const int columns = static_cast<int>(tiles_ - c < kQuad ? tiles_ - c : kQuad);
+    const int64_t left = call_.value_dim - c * kLanes;
+    const int64_t dim = left < kQuad * kLanes ? left : kQuad * kLanes;
+    auto* block = reinterpret_cast<std::byte*>(call_.value_block);
+    using Layout = ValueLayout<T, kBlock>;
+    const T* values = values_ + c * kLanes;
+    KeySet<kBlock> damaged;
+    if (careful_) damaged = damaged_keys<kBlock>(values, call_.value_stride, count_, dim);
+    Layout(values, call_.value_stride, count_, dim, damaged, block).lay_out();
+    for (int tile = 0; tile * kTileHeight < height; ++tile) {
+      const int below = height - tile * kTileHeight;
+      const int rows = below < kTileHeight ? below : kTileHeight;
+      const ValueSums to{call_.out + (row + tile * kTileHeight) * call_.out_stride + c * kLanes,
+                         call_.out_stride, columns};
+      // Where the next sums are added, a row with each call.
+      const bool ends = (tile + 1) * kTileHeight >= height;
+      const float* next = ends ? call_.out + row * call_.out_stride + (c + kQuad) * kLanes
+                               : to.out + kTileHeight * to.stride;
+      const auto meanwhile = [&] {
+        requests_.request();
+        for (int i = 0; i < columns; ++i) prefetch(next + i * kLanes);
+        next += to.stride;
+      };
+      shape_tiles(rows);
+      load_values(to);
+      multiply_values<kParts>(w_[tile].scores[0] + first * kStepColumns, w_->kStride,
+                              block + first * columns * kStepBytes, columns,
+                              Layout::part_bytes(columns), last - first, columns, meanwhile);
+      store_values(to);
+      if (!damaged.empty()) add_apart(damaged, w_[tile], rows, values, dim, to);
+    }
   }
-  ValueLayout<T, kBlock> layout() const {
-    return {values_,         call_.value_stride, count_,
-            call_.value_dim, damaged_,           reinterpret_cast<std::byte*>(call_.value_block)};
+  /// Values that are not finite: 0 times them would be NaN in rows that do not count their keys.
+  void add_apart(const KeySet<kBlock>& damaged, const WideWeights<kBlock>& w, int height,
+                 const T* values, int64_t dim, const ValueSums& to) const {
+    for (int r = 0; r < height; ++r) {
+      float* out = to.out + r * to.stride;
+      order_columns<false>(out, interleaved_tiles<T>(dim));
+      add_damaged(damaged, w.counted[r], values, call_.value_stride, dim, out,
+                  [&](int key) { return weight_of(w, r, key); });
+      order_columns<true>(out, interleaved_tiles<T>(dim));
+    }
+  }
+  void shape_tiles(int height) {
+    if (height != shaped_) configure_tiles(height, height, kTileWords);
+    shaped_ = height;
   }
 
   const AttentionCall& call_;
   int64_t steps_, tiles_;
+  int shaped_ = kTileHeight;
   Requests requests_{};
   KeyTiles keys_{};
   const T* values_ = nullptr;
   int count_ = 0;
-  KeySet<kBlock> damaged_;
-  ValueLayout<T, kBlock> layout_{nullptr, 0, kBlock, 0, {}, nullptr};
-  bool laid_out_ = false;
-  WideWeights<kBlock> w_[2];
+  bool careful_ = false;  // values may be damaged
+  WideWeights<kBlock> w_[kTiles];
   alignas(64) float scores_[2 * kKeyTiles * kTileWeights];
 };
 

@@ -14,17 +14,26 @@ struct Requests {
   int64_t lines;  // of a row
   int64_t rows;   // that are left, of each set
   int64_t share;  // of a call
+  bool near;      // to L1, not only to L2
 
   [[gnu::always_inline]] inline void request() {
     keep_awake();
     const int64_t count = rows < share ? rows : share;
     rows -= count;
+    if (near) {
+      take(count, [](const std::byte* p) MOE_INLINE_LAMBDA { prefetch(p); });
+    } else {
+      take(count, [](const std::byte* p) MOE_INLINE_LAMBDA { prefetch_l2(p); });
+    }
+  }
+
+ private:
+  template <class F>
+  [[gnu::always_inline]] inline void take(int64_t count, F fetch) {
     for (int64_t i = 0; i < count; ++i) {
-      prefetch_l2(at[0]);
-      prefetch_l2(at[1]);
-      for (int64_t line = 1; line < lines; ++line) {
-        prefetch_l2(at[0] + line * kLineBytes);
-        prefetch_l2(at[1] + line * kLineBytes);
+      for (int64_t line = 0; line < lines; ++line) {
+        fetch(at[0] + line * kLineBytes);
+        fetch(at[1] + line * kLineBytes);
       }
       at[0] += stride[0];
       at[1] += stride[1];
@@ -41,6 +50,8 @@ MOE_INLINE Requests requests_for(const AttentionCall& call, const T* keys, const
   Requests to{};
   if (keys == nullptr) return to;
   const bool together = values >= keys && values < keys + call.key_dim;  // latent attention
+  // Measured: latent attention in 16 bits a twentieth faster, all others slower.
+  to.near = together && sizeof(T) == 2;
   const bool dense =
       call.key_stride == call.key_dim && (together || call.value_stride == call.value_dim);
   const int64_t wider = call.key_dim > call.value_dim ? call.key_dim : call.value_dim;

@@ -6,8 +6,8 @@
 // Regularities  A tile's element is the sum over its own row and column, in one order, whatever
 // lies
 //               beside it: tiles multiply every number of rows.
-// Cost          A block of keys and values is read and laid out once for all rows of a call, the
-//               values under the products with the keys; the next block is requested meanwhile.
+// Cost          A block of keys and values is read and laid out once for all rows of a call; the
+//               next block is requested meanwhile.
 
 #include "moe/kernels/isa/attention_bytes.h"
 #include "moe/kernels/isa/attention_few_pairs.h"
@@ -15,14 +15,12 @@
 
 namespace moe::MOE_ISA {
 
-/// The blocks of a call in P's tiles: P::kRows rows at a time, a block's values laid out under the
-/// first of them.
+/// The blocks of a call in P's tiles: P::kRows rows at a time.
 template <class P>
-static void attend_tiles(const AttentionCall& call) noexcept {
+static void attend_blocks(const AttentionCall& call, P& tiles) noexcept {
   using T = typename P::Number;
   clear_rows(call);
   configure_tiles(kTileHeight, kTileHeight, kTileWords);
-  P tiles(call);
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
   for (int64_t block = all.begin / P::kBlock * P::kBlock; block < all.end; block += P::kBlock) {
     const int64_t end = block + P::kBlock < call.end ? block + P::kBlock : call.end;
@@ -47,6 +45,15 @@ static void attend_tiles(const AttentionCall& call) noexcept {
     }
   }
   release_tiles();
+}
+
+template <class P>
+static void attend_tiles(const AttentionCall& call) noexcept {
+  P tiles(call);
+  attend_blocks(call, tiles);
+  if constexpr (requires { tiles.close(); }) {
+    while (!tiles.close()) attend_blocks(call, tiles);
+  }
   sum_rows(call);
 }
 

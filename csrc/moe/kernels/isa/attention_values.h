@@ -70,6 +70,15 @@ class ValueLayout {
     for (; pairs > 0 && next_ < pairs_; --pairs) lay_out_pair(next_++);
   }
   void finish() { advance(kPairs); }
+  /// All of a block at once, for who finds out otherwise whether all numbers are finite.
+  void lay_out() {
+    const bool whole = count_ >= kBlock && left_out_.empty() && dim_ % kStepColumns == 0;
+    if (kInterleaved<T> && whole) {
+      lay_out_whole();
+    } else {
+      finish();
+    }
+  }
   /// Whether all numbers are finite.
   bool finite() const { return _mm512_cmpge_epu16_mask(largest_, _mm512_set1_epi16(0x7f80)) == 0; }
   /// Bytes of a part.
@@ -77,6 +86,22 @@ class ValueLayout {
 
  private:
   bool present(int key) const { return key < count_ && !left_out_.has(key); }
+
+  /// All pairs at once, where nothing is missing; whether all is finite is not looked at.
+  void lay_out_whole() const {
+    const int64_t odd = kTileWords * stride_;
+    for (int64_t c = 0; c < tiles_; c += 2) {
+      for (int step = 0; step < kBlock / kStepKeys; ++step) {
+        const T* even = values_ + step * kStepKeys * stride_ + c * kLanes;
+        std::byte* to = block_ + (step * tiles_ + c) * kStepBytes;
+        for (int word = 0; word < kTileWords; ++word, even += stride_, to += kLineBytes) {
+          const __m512i x = _mm512_loadu_si512(even), y = _mm512_loadu_si512(even + odd);
+          _mm512_storeu_si512(to, _mm512_unpacklo_epi16(x, y));
+          _mm512_storeu_si512(to + kStepBytes, _mm512_unpackhi_epi16(x, y));
+        }
+      }
+    }
+  }
 
   [[gnu::always_inline]] inline void lay_out_pair(int pair) {
     const int step = pair / kTileWords, word = pair % kTileWords;

@@ -155,10 +155,9 @@ MOE_INLINE void raise_maxima(const AttentionCall& call, RowTile tile,
   F32x16 before = load_padded(call.max + tile.begin, tile.height);
   F32x16 after = max(load(top), before);
   store_first(call.max + tile.begin, after, tile.height);
-  const Mask16 nothing = equal(after, set1(kMinusInf));  // seen yet
-  before = select(nothing, zero_f32(), before);
-  after = select(nothing, zero_f32(), after);
-  store(shrink, exp_of_negative(sub(before, after)));
+  const Mask16 fresh = equal(before, set1(kMinusInf));  // sums are 0 still
+  after = select(equal(after, set1(kMinusInf)), zero_f32(), after);
+  store(shrink, exp_of_negative(sub(select(fresh, after, before), after)));
   store(top, after);
 }
 
