@@ -5,7 +5,6 @@
 // weights [16 words][16 outputs]: a panel's words lie in memory as the product wants them. Written
 // as instructions, because the intrinsics of g++ 12 do not say that they read memory.
 
-#include "moe/kernels/table.h"
 #include "moe/quant/format.h"
 #include "moe/simd/vec.h"
 
@@ -103,26 +102,17 @@ MOE_INLINE void clear_sums() {
     MOE_TILE_ZERO(3);
   }
 }
-/// Where sums lie: rows of two panels' outputs, as those of a product do.
-inline constexpr int64_t kSumRowBytes = kGemmOutputs * 4;
-
-/// Tiles 0 and 1, or 2 and 3, to the rows from `to` on.
+/// Tiles 0 and 1, or 2 and 3: sixteen rows against two panels, `panel` bytes apart.
 template <int first>
-MOE_INLINE void store_pair(void* to) {
+MOE_INLINE void store_pair(void* to, int64_t panel, int64_t stride) {
   auto* at = static_cast<std::byte*>(to);
   if constexpr (first == 0) {
-    MOE_TILE_STORE(0, at, kSumRowBytes);
-    MOE_TILE_STORE(1, at + kLineBytes, kSumRowBytes);
+    MOE_TILE_STORE(0, at, stride);
+    MOE_TILE_STORE(1, at + panel, stride);
   } else {
-    MOE_TILE_STORE(2, at, kSumRowBytes);
-    MOE_TILE_STORE(3, at + kLineBytes, kSumRowBytes);
+    MOE_TILE_STORE(2, at, stride);
+    MOE_TILE_STORE(3, at + panel, stride);
   }
-}
-template <int kTiles>
-MOE_INLINE void store_sums(void* to) {
-  store_pair<0>(to);
-  if constexpr (kTiles == 2)
-    store_pair<2>(static_cast<std::byte*>(to) + kTileHeight * kSumRowBytes);
 }
 
 /// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.

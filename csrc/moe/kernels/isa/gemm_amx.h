@@ -48,15 +48,15 @@ struct Bf16Tiles {
   template <int kTiles>
   MOE_INLINE void run(const GemmCall&, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
-    constexpr int64_t kBelow = kTileHeight * kGemmOutputs;
+    constexpr int64_t kBelow = kTileHeight * kGemmOutputs, kRowBytes = kGemmOutputs * 4;
     if (word == 0) {
       clear_sums<kTiles>();
     } else {
-      MOE_TILE_LOAD(0, rows.out, kSumRowBytes);
-      MOE_TILE_LOAD(1, rows.out + kPanelRows, kSumRowBytes);
+      MOE_TILE_LOAD(0, rows.out, kRowBytes);
+      MOE_TILE_LOAD(1, rows.out + kPanelRows, kRowBytes);
       if constexpr (kTiles == 2) {
-        MOE_TILE_LOAD(2, rows.out + kBelow, kSumRowBytes);
-        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kSumRowBytes);
+        MOE_TILE_LOAD(2, rows.out + kBelow, kRowBytes);
+        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kRowBytes);
       }
     }
     for (int64_t s = 0; s < w.steps; ++s) {
@@ -65,7 +65,8 @@ struct Bf16Tiles {
       multiply_step<Step::kPairs, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
                                           step_at(w, 1, s));
     }
-    store_sums<kTiles>(rows.out);
+    store_pair<0>(rows.out, kLineBytes, kRowBytes);
+    if constexpr (kTiles == 2) store_pair<2>(rows.out + kBelow, kLineBytes, kRowBytes);
   }
 };
 
@@ -102,14 +103,14 @@ struct Int8Tiles {
           const I32x16 start = set1_i32(-Format::kOffset * totals[i]);
           const F32x16 scale = set1(scales[i]);
           for (int p = 0; p < 2; ++p) {
-            const I32x16 sum = load_i32(from + i * kSums + p * kPanelRows);
+            const I32x16 sum = load_i32(from + i * kSums + p * kPanelSums<kTiles>);
             value[p] = fma(to_f32(moe::MOE_ISA::add(sum, start)), scale, value[p]);
           }
         }
         for (int p = 0; p < 2; ++p) store(to + p * kPanelRows, value[p]);
         totals_at += stride;
         scales_at += stride;
-        from += kGemmOutputs;
+        from += kPanelRows;
         to += kGemmOutputs;
       }
     }

@@ -72,7 +72,7 @@ struct GroupWeights {
       MOE_UNROLL
       for (int g = 0; g < n; ++g) E::template scale<Vec>(block(p, first + g), 0, scale[g], min[g]);
       const std::byte* by_at = scales_at;
-      const int32_t* from = sums[0] + rows.done * kGemmOutputs + p * kPanelRows;
+      const int32_t* from = sums[0] + p * kPanelSums<kTiles> + rows.done * kPanelRows;
       float* to = rows.out + rows.done * kGemmOutputs + p * kPanelRows;
       for (int64_t r = rows.done; r < rows.count; ++r) {
         const auto* by = reinterpret_cast<const float*>(by_at);
@@ -91,7 +91,7 @@ struct GroupWeights {
         }
         store(to, value);
         by_at += stride;
-        from += kGemmOutputs;
+        from += kPanelRows;
         to += kGemmOutputs;
       }
     }

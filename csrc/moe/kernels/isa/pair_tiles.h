@@ -49,33 +49,33 @@ MOE_INLINE void multiply_pairs(const PairGroup<F>& group, const RowTiles& x, Ahe
 
 /// Sums that have left the tiles, and what is to be done with them. Loads wait for the stores of
 /// tiles just before them: sums are added when the next ones have been stored.
+template <int kTiles>
 struct PairSums {
-  TileSums<2> sums;
+  TileSums<kTiles> sums;
   alignas(64) float scale[2][kPanelRows];
   float* out;
   int64_t begin, count;  // which rows
 };
-MOE_INLINE void add_pairs(const PairSums& from) {
+template <int kTiles>
+MOE_INLINE void add_pairs(const PairSums<kTiles>& from) {
   const int64_t count = from.count;
-  const auto* sum = reinterpret_cast<const float*>(from.sums) + from.begin * kGemmOutputs;
+  const auto* sum = reinterpret_cast<const float*>(from.sums) + from.begin * kPanelRows;
   float* out = from.out + from.begin * kGemmOutputs;
   F32x16 scale[2];
   for (int p = 0; p < 2; ++p) scale[p] = load(from.scale[p]);
-  for (int64_t r = from.begin; r < count; ++r, sum += kGemmOutputs, out += kGemmOutputs) {
+  for (int64_t r = from.begin; r < count; ++r, sum += kPanelRows, out += kGemmOutputs) {
     MOE_UNROLL
     for (int p = 0; p < 2; ++p) {
       float* to = out + p * kPanelRows;
-      store(to, fma(load(sum + p * kPanelRows), scale[p], load(to)));
+      store(to, fma(load(sum + p * kPanelSums<kTiles>), scale[p], load(to)));
     }
   }
 }
 
-template <class F>
-static void gemm_pairs(const GemmCall& call) noexcept {
-  static_assert(F::kGroup == F::kDepth);
+template <class F, int kTiles>
+static void run_pairs(const GemmCall& call, const EvenTiles& tiles) noexcept {
   const int64_t row_bytes = call.layout->row_bytes;
   const std::byte* first = call.x + (call.rows != nullptr ? call.rows[0] : 0) * row_bytes;
-  const EvenTiles tiles(call.count, kTilePair);
   // More rows hide waiting; the second buffers would only take room in L1 there.
   const bool few = tiles.number == 1;
   const int64_t buffers = few ? 2 : 1;
@@ -91,7 +91,7 @@ static void gemm_pairs(const GemmCall& call) noexcept {
       expand_pairs<F>(block(b, p), ahead, groups[b % buffers].words[p]);
     }
   };
-  alignas(64) PairSums sums[2];
+  alignas(64) PairSums<kTiles> sums[2];
   int64_t turn = 0;
   configure_rows(tiles.height);
   if (call.begin == 0) clear_outputs(call.out, call.count);
@@ -103,32 +103,35 @@ static void gemm_pairs(const GemmCall& call) noexcept {
     for (int64_t t = 0; t < tiles.number; ++t, ++turn) {
       const int64_t row = tiles.begin(t);
       const RowTiles x = {first + row * row_bytes + b * F::kDepth * 2, row_bytes};
-      PairSums& to = sums[turn % buffers];
+      PairSums<kTiles>& to = sums[turn % buffers];
       to.out = call.out + row * kGemmOutputs;
       to.begin = tiles.done(t);
       to.count = tiles.height;
-      const auto run = [&](auto count) MOE_INLINE_LAMBDA {
-        constexpr int kTiles = decltype(count)::value;
-        multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
-        if (few && b + 1 < call.end) expand(b + 1);
-        store_sums<kTiles>(to.sums);
-      };
-      if (tiles.height > kTileHeight) {
-        run(std::integral_constant<int, 2>{});
-      } else {
-        run(std::integral_constant<int, 1>{});
-      }
+      multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
+      if (few && b + 1 < call.end) expand(b + 1);
+      store_sums<kTiles>(to.sums);
       for (int p = 0; p < 2; ++p) {
         F32x16 scale, min;
         F::template scale<Vec>(block(b, p), 0, scale, min);
         store(to.scale[p], scale);
       }
-      if (!few) add_pairs(to);
-      if (few && turn > 0) add_pairs(sums[(turn - 1) % 2]);
+      if (!few) add_pairs<kTiles>(to);
+      if (few && turn > 0) add_pairs<kTiles>(sums[(turn - 1) % 2]);
     }
   }
-  if (few) add_pairs(sums[(turn - 1) % 2]);
+  if (few) add_pairs<kTiles>(sums[(turn - 1) % 2]);
   release_tiles();
+}
+
+template <class F>
+static void gemm_pairs(const GemmCall& call) noexcept {
+  static_assert(F::kGroup == F::kDepth);
+  const EvenTiles tiles(call.count, kTilePair);
+  if (tiles.height > kTileHeight) {
+    run_pairs<F, 2>(call, tiles);
+  } else {
+    run_pairs<F, 1>(call, tiles);
+  }
 }
 
 }  // namespace moe::MOE_ISA

@@ -126,7 +126,7 @@ struct PendingStep {
     const int64_t begin = first < rows.done ? rows.done : first;
     if (begin >= end) return;
     const int64_t stride = rows.words.stride;
-    const int32_t* at = sums + begin * kGemmOutputs;
+    const int32_t* at = sums + begin * kPanelRows;
     const std::byte* totals = rows.totals + begin * stride + range * kPairs * 4;
     const std::byte* by = reinterpret_cast<const std::byte*>(rows.by + range) + begin * stride;
     float* to = rows.out + begin * kGemmOutputs;
@@ -141,11 +141,10 @@ struct PendingStep {
       const F32x16 scale = set1(*reinterpret_cast<const float*>(by));
       MOE_UNROLL
       for (int p = 0; p < 2; ++p) {
-        const int32_t* from = at + r * kGemmOutputs + p * kPanelRows;
+        const int32_t* from = at + r * kPanelRows + p * kPanelSums<1>;
         I32x16 sum = load_i32(from);
         if constexpr (L::kParts == 2) {
-          sum = moe::MOE_ISA::add(sum,
-                                  shift_left(load_i32(from + kTileHeight * kGemmOutputs), L::kLow));
+          sum = moe::MOE_ISA::add(sum, shift_left(load_i32(from + 2 * kPanelSums<1>), L::kLow));
         }
         if constexpr (L::kSigned && L::kByte) sum = sub(set1_i32(0), sum);
         F32x16 part = mul(to_f32(sum), d[p]);
@@ -200,7 +199,9 @@ MOE_INLINE void multiply_steps(const StepWords<F> (&panels)[2], const RowTiles& 
       meanwhile(3);
     }
   }
-  store_sums<L::kParts>(sums);
+  constexpr int64_t kPanel = kPanelSums<1> * 4;
+  store_pair<0>(sums, kPanel, kLineBytes);
+  if constexpr (L::kParts == 2) store_pair<2>(sums + 2 * kPanelSums<1>, kPanel, kLineBytes);
 }
 
 /// The rows follow each other in memory.
