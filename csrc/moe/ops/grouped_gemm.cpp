@@ -145,45 +145,54 @@ void ProductQueue::run(const Piece& piece, const Piece& next) noexcept {
   const bool once = part == call.blocks && product.count <= kGemmRows;
   const int64_t together = once ? 1 : kPieceFloats / (rows * kGemmOutputs);
 
-  for (int64_t first = piece.begin; first < piece.end; first += together) {
-    const int64_t last = std::min(first + together, piece.end);
-    for (int64_t row = 0; row < product.count; row += kGemmRows) {
-      call.count = std::min(product.count - row, kGemmRows);
-      if (product.rows != nullptr) {
-        call.x = product.x->data;
-        call.rows = product.rows + row;
-      } else {
-        call.x = product.x->row(product.first_row + row);
-      }
-      for (call.begin = 0; call.begin < call.blocks; call.begin = call.end) {
-        call.end = std::min(call.begin + part, call.blocks);
-        for (int64_t group = first; group < last; ++group) {
-          const auto panels = [&](const Product& of, int64_t at, int64_t block,
-                                  const std::byte*(&to)[2]) {
-            panels_of(of, at, to);
-            for (const std::byte*& panel : to) panel += block * format.block_bytes;
-          };
-          panels_of(product, group, call.panels);
-          if (group + 1 < last) {
-            panels(product, group + 1, call.begin, call.next);
-          } else if (call.end < call.blocks) {
-            panels(product, first, call.end, call.next);
-          } else if (row + kGemmRows < product.count) {
-            panels(product, first, 0, call.next);
-          } else if (last < piece.end) {
-            panels(product, last, 0, call.next);
-          } else if (next.product != nullptr) {
-            panels(*next.product, next.begin, 0, call.next);
-          } else {
-            std::copy_n(call.panels, 2, call.next);  // they are in the cache
-          }
-          call.out = out + (group - first) * rows * kGemmOutputs;
-          gemm(call);
-        }
-      }
-      for (int64_t group = first; group < last; ++group) {
-        finish(product, group, row, call.count, out + (group - first) * rows * kGemmOutputs);
-      }
+  // `together` groups from `first` on meet a part of the depth, then the next part, then other
+  // rows.
+  struct Place {
+    int64_t first, row, block, group;
+  };
+  const auto last = [&](int64_t first) { return std::min(first + together, piece.end); };
+  const auto after = [&](Place at) {
+    if (++at.group < last(at.first)) return at;
+    at.group = at.first;
+    at.block += part;
+    if (at.block < call.blocks) return at;
+    at.block = 0;
+    at.row += kGemmRows;
+    if (at.row < product.count) return at;
+    const int64_t first = last(at.first);
+    return Place{first, 0, 0, first};
+  };
+  const auto panels = [&](const Product& of, int64_t group, int64_t block,
+                          const std::byte*(&to)[2]) {
+    panels_of(of, group, to);
+    for (const std::byte*& panel : to) panel += block * format.block_bytes;
+  };
+
+  for (Place at = {piece.begin, 0, 0, piece.begin}, then; at.first < piece.end; at = then) {
+    then = after(at);
+    panels_of(product, at.group, call.panels);
+    if (then.first < piece.end) {
+      panels(product, then.group, then.block, call.next);
+    } else if (next.product != nullptr) {
+      panels(*next.product, next.begin, 0, call.next);
+    } else {
+      std::copy_n(call.panels, 2, call.next);  // they are in the cache
+    }
+    call.begin = at.block;
+    call.end = std::min(at.block + part, call.blocks);
+    call.count = std::min(product.count - at.row, kGemmRows);
+    if (product.rows != nullptr) {
+      call.x = product.x->data;
+      call.rows = product.rows + at.row;
+    } else {
+      call.x = product.x->row(product.first_row + at.row);
+    }
+    const auto sums = [&](int64_t group) { return out + (group - at.first) * rows * kGemmOutputs; };
+    call.out = sums(at.group);
+    gemm(call);
+    if (then.row == at.row && then.first == at.first) continue;
+    for (int64_t group = at.first; group < last(at.first); ++group) {
+      finish(product, group, at.row, call.count, sums(group));
     }
   }
 }
