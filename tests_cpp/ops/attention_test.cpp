@@ -398,8 +398,15 @@ TEST_P(AttentionOp, HugeScoresDoNotOverflow) {
 
 // MLA: queries in two parts, one kv head, values inside the keys; strided caches.
 TEST_P(AttentionOp, LatentCacheIsKeysAndValues) {
-  for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
-    const int64_t tokens = 6, heads = 5, keys = 140, latent = 40, rope = 8, width = latent + rope;
+  struct Latent {
+    DType dtype;
+    int64_t heads, latent;
+  };
+  for (const auto& [dtype, heads, latent] :
+       {Latent{DType::kF32, 5, 40}, Latent{DType::kBf16, 5, 40}, Latent{DType::kF16, 5, 40},
+        Latent{DType::kF32, 5, 48}, Latent{DType::kBf16, 5, 64}, Latent{DType::kF16, 9, 48},
+        Latent{DType::kBf16, 9, 160}}) {
+    const int64_t tokens = 6, keys = 140, rope = 8, width = latent + rope;
     const int64_t capacity_stride = width + 3;
     Cells cache(dtype, keys * capacity_stride, 21);
     Problem p({tokens, heads, 1, keys, width, latent, dtype});

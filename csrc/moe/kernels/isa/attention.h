@@ -50,6 +50,18 @@ MOE_INLINE void following_rows(const AttentionCall& call, const T* keys, const T
   }
 }
 
+/// Which of a key's columns is the value's first, if values are whole vectors of keys' columns
+/// (latent attention); else -1.
+template <class T>
+MOE_INLINE int64_t value_column_of(const AttentionCall& call) {
+  const auto* keys = static_cast<const T*>(call.keys);
+  const auto* values = static_cast<const T*>(call.values);
+  const bool within = values >= keys && values + call.value_dim <= keys + call.key_dim;
+  return within && call.value_stride == call.key_stride && call.value_dim == call.out_width
+             ? values - keys
+             : -1;
+}
+
 template <class T>
 static void attend(const AttentionCall& call) noexcept {
   clear_rows(call);
@@ -60,6 +72,7 @@ static void attend(const AttentionCall& call) noexcept {
   const bool many = tiles > 1 && !(std::is_same_v<T, float> && (dense || tiles == 2));
   const bool widen_keys = many || call.key_dim != call.query_stride;
   const bool widen_values = many || call.value_dim != call.out_width;
+  const int64_t value_column = widen_keys && widen_values ? value_column_of<T>(call) : -1;
   const KeyRange all = seen(call, 0, call.rows, call.begin, call.end);
   for (int64_t block = all.begin / kKeyBlock * kKeyBlock; block < all.end; block += kKeyBlock) {
     const int64_t block_end = block + kKeyBlock < call.end ? block + kKeyBlock : call.end;
@@ -73,7 +86,9 @@ static void attend(const AttentionCall& call) noexcept {
     if (widen_keys) {
       widen_rows(keys, call.key_stride, count, call.key_dim, call.key_block, call.query_stride);
     }
-    if (widen_values) {
+    const float* wide = value_column < 0 ? call.value_block : call.key_block + value_column;
+    const int64_t wide_stride = value_column < 0 ? call.out_width : call.query_stride;
+    if (widen_values && value_column < 0) {
       widen_rows(values, call.value_stride, count, call.value_dim, call.value_block,
                  call.out_width);
     }
@@ -106,7 +121,7 @@ static void attend(const AttentionCall& call) noexcept {
       }
       soften(call, tile, block, first, last, w, [] {});
       if (widen_values) {
-        weigh(call, tile, w, call.value_block, call.out_width, finite);
+        weigh(call, tile, w, wide, wide_stride, finite);
       } else {
         weigh(call, tile, w, values, call.value_stride, finite, t == 0 ? next[1] : NextRows{});
       }
