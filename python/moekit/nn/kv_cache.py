@@ -207,6 +207,9 @@ class _Rows:
 
     def _allocate(self, capacity: int, dtype: np.dtype[Any]) -> None:
         *heads, width = self.shape
+        row_bytes = prod(self.shape) * dtype.itemsize
+        if capacity * row_bytes >= _HUGE_PAGE_BYTES:  # as many rows as its huge pages hold
+            capacity = _in_huge_pages(capacity * row_bytes) // row_bytes
         buffer, scales = _aligned_empty((*heads, capacity, width), dtype), None
         if dtype == np.int8:
             scales = _aligned_empty((*heads, capacity), np.dtype(np.float32))
@@ -289,13 +292,18 @@ def _aligned_empty(shape: RowShape, dtype: np.dtype[Any]) -> Array:
     return raw[start : start + nbytes].view(dtype).reshape(shape)
 
 
+def _in_huge_pages(nbytes: int) -> int:
+    return -(-nbytes // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+
+
 def _huge_pages(nbytes: int) -> tuple[Array, int]:
-    """Memory whose whole huge pages from `start` on are asked for as such, the rest as small ones:
-    a step of decoding reads a cache from end to end, and each small page costs it a walk.
+    """Memory from `start` on in huge pages: a step of decoding reads a cache from end to end, and
+    each small page costs it a walk.
     """
-    pages = mmap.mmap(-1, nbytes + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    size = _in_huge_pages(nbytes)
+    pages = mmap.mmap(-1, size + _HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     raw = np.frombuffer(pages, np.uint8)
     start = -raw.ctypes.data % _HUGE_PAGE_BYTES
     with contextlib.suppress(OSError):  # a kernel without them: small pages
-        pages.madvise(mmap.MADV_HUGEPAGE, start, nbytes // _HUGE_PAGE_BYTES * _HUGE_PAGE_BYTES)
+        pages.madvise(mmap.MADV_HUGEPAGE, start, size)
     return raw, start
