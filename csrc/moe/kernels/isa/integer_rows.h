@@ -5,9 +5,6 @@
 //               means zero: Σ (q − o)·x = Σ q·x − o·Σ x. Where weights have a minimum instead,
 //               float_total(r, c) = Σ x. scale(r, s): the activations' own.
 
-#include <bit>
-#include <cstring>
-
 #include "moe/kernels/isa/tile_products.h"
 
 namespace moe::MOE_ISA {
@@ -73,57 +70,57 @@ struct IntegerRows : RowPointers<R> {
   }
 };
 
-/// The same with starts and scales collected for the whole depth block: loads at constant distances
-/// among the products, which leave neither time nor registers for more.
+/// The same with starts collected for the whole depth block: loads at constant distances among the
+/// products, which leave neither time nor registers for more.
 template <class F, int R>
 struct PreparedRows : RowPointers<R> {
   /// Columns between two starts: a longer group's is the first of several.
-  static constexpr int kStep = columns_of_sum<F>() == kScaleBlock ? kScaleBlock : kSumGroup;
-  static constexpr int kRanges = kDepthBlock / kScaleBlock;
-  alignas(64) int32_t starts[R][kDepthBlock / kStep];
-  alignas(16) float scales[R][kRanges];
+  static constexpr int kColumns = columns_of_sum<F>();
+  static constexpr int kStep = kColumns == kScaleBlock ? kScaleBlock
+                               : kColumns > kSumGroup  ? 2 * kSumGroup
+                                                       : kSumGroup;
+  static constexpr int kStarts = kDepthBlock / kStep;
+  // A row's last vector reaches into the next row's.
+  alignas(64) int32_t starts[R * kStarts + (kStarts < kLanes ? kLanes - kStarts : 0)];
+  const TileCall& call;
 
-  [[gnu::always_inline]] inline PreparedRows(const TileCall& call, int64_t columns)
-      : RowPointers<R>(call) {
+  [[gnu::always_inline]] inline explicit PreparedRows(const TileCall& call_)
+      : RowPointers<R>(call_), call(call_) {
+    if constexpr (has_min<F>() && has_steps<F>()) return;
     const ActivationLayout& layout = *call.layout;
-    const int32_t factor = -zero_byte<F>(call);
+    const I32x16 factor = set1_i32(-zero_byte<F>(call));
+    const int64_t first = call.depth_block * kStarts;
     for (int r = 0; r < R; ++r) {
       const std::byte* row = call.rows[r];
-      const int64_t range = call.depth_block * kRanges;
-      // Of ranges beyond the row's last one too: there are other sums behind these.
-      std::memcpy(scales[r], row + layout.scales_at + range * 4, sizeof(scales[r]));
-      if constexpr (has_min<F>() && has_steps<F>()) continue;
-      if constexpr (kStep == kScaleBlock) {
-        int32_t totals[kRanges];
-        std::memcpy(totals, row + layout.block_sums_at + range * 4, sizeof(totals));
-        for (int i = 0; i < kRanges; ++i) {
-          starts[r][i] = has_min<F>() ? float_bits(totals[i]) : factor * totals[i];
+      for (int64_t i = 0; i < kStarts; i += kLanes) {
+        // Beyond the row's last columns too: there are other sums behind these, or 36 bytes at
+        // least up to the next line.
+        I32x16 total;
+        if constexpr (kStep == kScaleBlock) {
+          total = load_i32(reinterpret_cast<const int32_t*>(row + layout.block_sums_at) + first);
+        } else {
+          const auto at = kStep == kSumGroup ? layout.short_sums_at : layout.pair_sums_at;
+          const std::byte* sums = row + at + (first + i) * 2;
+          total = load_short(sums);
+          if constexpr (kColumns == 2 * kStep) total = add(total, load_short(sums + 2));
         }
-      } else {
-        const auto* sums = reinterpret_cast<const int32_t*>(row + layout.group_sums_at) +
-                           call.depth_block * (kDepthBlock / kSumGroup);
-        for (int64_t i = 0; i < columns / kSumGroup; i += kLanes) {
-          I32x16 total = load_i32(sums + i);
-          for (int j = 1; j < columns_of_sum<F>() / kSumGroup; ++j) {
-            total = add(total, load_i32(sums + i + j));
-          }
-          store_i32(starts[r] + i,
-                    has_min<F>() ? bits(to_f32(total)) : mul(total, set1_i32(factor)));
-        }
+        store_i32(starts + r * kStarts + i,
+                  has_min<F>() ? bits(to_f32(total)) : mul(total, factor));
       }
     }
   }
-  MOE_INLINE int32_t float_bits(int32_t total) {
-    return std::bit_cast<int32_t>(static_cast<float>(total));
+  /// Sixteen sums of 16 bits.
+  MOE_INLINE I32x16 load_short(const std::byte* sums) {
+    return shift_right(bits(load(reinterpret_cast<const bf16*>(sums))), 16);
   }
   [[gnu::always_inline]] I32x16 start(int r, int64_t column) const {
-    return set1_i32(has_min<F>() ? 0 : starts[r][column / kStep]);
+    return set1_i32(has_min<F>() ? 0 : starts[r * kStarts + column / kStep]);
   }
   [[gnu::always_inline]] F32x16 float_total(int r, int64_t column) const {
-    return from_bits(set1_i32(starts[r][column / kStep]));
+    return from_bits(set1_i32(starts[r * kStarts + column / kStep]));
   }
   [[gnu::always_inline]] F32x16 scale(int r, int64_t scale_block) const {
-    return set1(scales[r][scale_block % kRanges]);
+    return set1(reinterpret_cast<const float*>(call.rows[r] + call.layout->scales_at)[scale_block]);
   }
 };
 

@@ -145,7 +145,16 @@ MOE_INLINE void add_groups(const TileCall& call, const Rows& x, int64_t begin, i
     I32x16 sum[R][P];
     if constexpr (kSpan == F::kGroup) {
       start_sums(x, column, sum);
-      accumulate<F, IntegerDot<F>, R, P>(call, x, word, at, F::kGroup / F::kUnitDepth, sum);
+      if constexpr (shares_in_steps<F, R>()) {
+        request_share<F, P>(call, at, F::kGroup / F::kUnitDepth * F::kUnitBytes);
+      }
+      MOE_UNROLL  // a loop would keep sums in memory
+          for (int u = 0; u < F::kGroup / F::kUnitDepth; ++u) {
+        U8x64 weight[P][kUnitWords];
+        decode_unit<F, IntegerDot<F>, R, P, kUnitWords>(call, at + u * F::kUnitBytes, weight);
+        multiply<IntegerDot<F>, kUnitWords, R, P>(x, word + u * kUnitWords, weight, 0, kUnitWords,
+                                                  sum);
+      }
       add_group<F, false, R, P>(call, x, column, sum, value);
     } else {
       U8x64 weight[P][kUnitWords];
@@ -281,7 +290,7 @@ template <class F, class D, int R, int P>
   if constexpr (D::kKind == Dot::kU8S8) {
     const int64_t columns = call.blocks * F::kDepth;
     if constexpr (!is_narrow<F>() && (is_in_cache<F>() || R > 2)) {
-      integer_tile<F, R, P>(call, PreparedRows<F, R>(call, columns), columns);
+      integer_tile<F, R, P>(call, PreparedRows<F, R>(call), columns);
     } else {
       integer_tile<F, R, P>(call, IntegerRows<F, R>(call), columns);
     }
@@ -290,15 +299,18 @@ template <class F, class D, int R, int P>
   }
 }
 
-/// Rows of a register tile: half as many where floats and integers are summed side by side, more
-/// where a float's word is a weight as it lies in memory. Integers come in as few as keep all rows'
+/// Rows of a tile of integers and as many floats, which they are added to: with two panels 28
+/// registers, 2 of weights and a row's word where a product of bytes takes none of its own.
+inline constexpr int kGroupTileRows = kPanelTileRows != 0 ? 7 : (kTileRows + 1) / 2;
+
+/// Rows of a register tile: fewer where floats and integers are summed side by side, more where a
+/// float's word is a weight as it lies in memory. Integers come in as few as keep all rows'
 /// pointers in registers: their products leave no time to reload them.
 template <class F, class D>
 constexpr int tile_rows() {
   if constexpr (std::is_same_v<F, F32Format>) return kFloatTileRows;
   if constexpr (D::kKind == Dot::kU8S8) {
-    if constexpr (is_narrow<F>()) return (kTileRows + 1) / 2;
-    return is_long_group<F>() ? kIntegerTileRows : (kTileRows + 1) / 2;
+    return is_long_group<F>() && !is_narrow<F>() ? kIntegerTileRows : kGroupTileRows;
   }
   return kTileRows;
 }

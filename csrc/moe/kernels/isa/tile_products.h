@@ -171,12 +171,17 @@ MOE_INLINE void accumulate(const TileCall& call, const Rows& x, int64_t word, in
   };
   const auto run = [&](int64_t u, int64_t end) MOE_INLINE_LAMBDA {
     if constexpr (kWords == 1) {
-      // Short units: rows' pointers, if there are more than registers, are reloaded once for four.
-      for (; u + 4 <= end; u += 4) {
+      // Short units: rows' pointers, if there are more than registers, are reloaded once for a
+      // turn. Where a product of bytes is one instruction turns are long and few: their end is
+      // foreseen.
+      constexpr bool kLong = D::kKind == Dot::kU8S8 && kPanelTileRows != 0;
+      constexpr int kTurn = kLong && !shares_in_steps<F, R>() ? 16 : 4;
+      for (; u + kTurn <= end; u += kTurn) {
         MOE_UNROLL
-        for (int i = 0; i < 4; ++i) unit(u + i);
+        for (int i = 0; i < kTurn; ++i) unit(u + i);
       }
     }
+#pragma GCC unroll 1
     for (; u < end; ++u) unit(u);
   };
   if constexpr (shares_in_steps<F, R>()) {
