@@ -31,8 +31,9 @@ inline constexpr int kFloatDepthBlock = 256;
 /// Rows up to which a tile decodes the weights itself: sums and decoded words share the registers,
 /// and storing words for so few rows takes longer than what spills.
 inline constexpr int kDirectRows = kTileRows / 2;
-/// Rows from which on integers gain by AMX, and where a word needs no decoding.
-inline constexpr int kFewestTileRows = 8, kFewestCopiedRows = 24;
+/// Rows from which on integers gain by AMX; where a step's codes are bytes; where words need no
+/// decoding.
+inline constexpr int kFewestTileRows = 7, kFewestByteRows = 5, kFewestCopiedRows = 9;
 /// Rows up to which a tile decodes integers of one panel.
 inline constexpr int kPanelDirectRows = kHasTiles ? kFewestTileRows - 1 : kPanelTileRows;
 
@@ -130,7 +131,8 @@ MOE_INLINE void run_decoding(const TileCall& call, int64_t count,
 /// Rows from which on AMX multiplies F in the layout E, which gives the same bytes.
 template <class F, class E, class D>
 constexpr int fewest_tile_rows() {
-  if constexpr (kHasTiles && D::kKind == Dot::kU8S8 && is_in_cache<E>() && !has_steps<F>()) {
+  if constexpr (kHasTiles && D::kKind == Dot::kU8S8 && is_in_cache<E>()) {
+    if constexpr (has_byte_steps<F>()) return kFewestByteRows;
     return F::kUnitDepth == 4 ? kFewestCopiedRows : kFewestTileRows;
   }
   return kGemmRows + 1;
@@ -158,6 +160,8 @@ static void gemm(const GemmCall& call) noexcept {
   constexpr int64_t kDepthBlockBytes = kColumns / E::kDepth * E::kBlockBytes;
   constexpr int64_t kWordsPerBlock = F::kDepth / depth_per_word(D::kKind);
   constexpr bool kExpanded = !std::is_same_v<E, F>;
+  // Beyond the few rows that decode weights themselves AMX takes all.
+  constexpr bool kTiled = fewest_tile_rows<F, E, DE>() <= kGemmRows;
   // Bytes of E for one of F, as a power of two.
   constexpr int64_t kGrowth = kDepthBlockBytes / (kBlocks * F::kBlockBytes);
   constexpr int kShift = kGrowth >= 8 ? 3 : kGrowth >= 4 ? 2 : kGrowth >= 2 ? 1 : 0;
@@ -174,7 +178,7 @@ static void gemm(const GemmCall& call) noexcept {
 
 #ifdef __AMX_TILE__
   if constexpr (D::kKind == Dot::kU8S8 && has_steps<F>()) {
-    if (call.count >= kFewestTileRows) return run_step_tiles<F>(call, x);
+    if (call.count >= fewest_tile_rows<F, E, DE>()) return run_step_tiles<F>(call, x);
   }
 #endif
   tile_call.depth_block = call.begin / kBlocks;
@@ -205,28 +209,27 @@ static void gemm(const GemmCall& call) noexcept {
         }
       }
 #ifdef __AMX_TILE__
-      if constexpr (fewest_tile_rows<F, E, DE>() <= kGemmRows) {
-        if (call.count >= fewest_tile_rows<F, E, DE>()) {
-          run_group_tiles<F, E>(tile_call, call.count, panels, next);
-          continue;
-        }
+      if constexpr (kTiled && !has_steps<F>()) {
+        run_group_tiles<F, E>(tile_call, call.count, panels, next);
       }
 #endif
-      alignas(64) std::byte expanded[2][kDepthBlockBytes];
-      tile_call.blocks = blocks * F::kDepth / E::kDepth;
-      for (int p = 0; p < 2; ++p) {
-        if constexpr (D::kKind == Dot::kF32) {
-          expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);
+      if constexpr (!kTiled) {
+        alignas(64) std::byte expanded[2][kDepthBlockBytes];
+        tile_call.blocks = blocks * F::kDepth / E::kDepth;
+        for (int p = 0; p < 2; ++p) {
+          if constexpr (D::kKind == Dot::kF32) {
+            expand_values<F>(panels[p], next[p], trailers[p], blocks, expanded[p]);
 #ifdef MOE_PAIR_SUMS
-        } else if constexpr (is_narrow<F>()) {
-          expand_narrow<F>(panels[p], next[p], blocks, expanded[p]);
+          } else if constexpr (is_narrow<F>()) {
+            expand_narrow<F>(panels[p], next[p], blocks, expanded[p]);
 #endif
-        } else {
-          expand_weights<F, E>(panels[p], next[p], blocks, expanded[p]);
+          } else {
+            expand_weights<F, E>(panels[p], next[p], blocks, expanded[p]);
+          }
+          panels[p] = expanded[p];
         }
-        panels[p] = expanded[p];
+        run_tiles<E, DE, tile_rows<E, DE>()>(tile_call, call.count, panels, next, kShift);
       }
-      run_tiles<E, DE, tile_rows<E, DE>()>(tile_call, call.count, panels, next, kShift);
     }
   }
   if constexpr (D::kKind == Dot::kU8S8 && F::kScales == Scales::kRow) scale_rows<F>(call);
