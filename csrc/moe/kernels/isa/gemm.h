@@ -74,28 +74,30 @@ MOE_INLINE void run_tile(TileCall call, int64_t count, const std::byte* const (&
 template <class F, class D, int kRows>
 MOE_INLINE void run_tiles(TileCall call, int64_t count, const std::byte* const (&panels)[2],
                           const std::byte* const (&next)[2], int next_shift) {
-  // Ragged counts are spread evenly: 13 rows are 7 + 6, not 12 + 1.
+  // Ragged counts are spread evenly, 13 rows are 7 + 6, not 12 + 1: the taller tiles first, since
+  // a processor foresees what follows from one height only.
   const int64_t tiles = (count + kRows - 1) / kRows;
+  const int64_t taller = count % tiles;
   const int tiles_shift = 63 - __builtin_clzll(static_cast<unsigned long long>(tiles));
   const int shift = tiles_shift + next_shift;
   const int64_t bytes = call.blocks * F::kBlockBytes;
-  const std::byte* const* rows = call.rows;
   float* out = call.out;
   PanelRange ranges[2];
+  int64_t height = count / tiles + (taller != 0 ? 1 : 0);
   for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t begin = t * count / tiles;
-    const int64_t height = (t + 1) * count / tiles - begin;
+    if (t == taller && t != 0) --height;
     for (int p = 0; p < 2; ++p) {
       // Tiles beyond a power of two find all requested, and ask for nothing.
       const bool shares = t >> tiles_shift == 0;
       ranges[p] = {panels[p], next[p] + ((t * bytes) >> shift), nullptr, 0, shares ? shift : 63};
     }
-    call.rows = rows + begin;
     for (int p = 0; p < 2; p += kTilePanels) {
       call.panels = ranges + p;
-      call.out = out + begin * kGemmOutputs + p * kPanelRows;
+      call.out = out + p * kPanelRows;
       Tiles<F, D, kTilePanels, 1, kRows>::run(height, call);
     }
+    call.rows += height;
+    out += height * kGemmOutputs;
   }
 }
 
