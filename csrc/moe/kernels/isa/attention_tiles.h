@@ -3,8 +3,7 @@
 // attention_bytes.h for those of 8.
 //
 // Definition    attention.h's, with queries and weights of 16 bits
-// Regularities  A tile's element is the sum over its own row and column, in one order, whatever
-// lies
+// Regularities  A tile's element is the sum over its own row and column, in one order, whatever is
 //               beside it: tiles multiply every number of rows.
 // Cost          A block of keys and values is read and laid out once for all rows of a call; the
 //               next block is requested meanwhile.
