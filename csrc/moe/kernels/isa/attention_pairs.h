@@ -20,8 +20,8 @@ class PairTiles {
  public:
   using Number = T;
   static constexpr int kBlock = kWideBlock;
-  static constexpr int kTiles = 8;
-  static constexpr int64_t kRows = kTiles * kTileHeight;
+  static constexpr int kMostTiles = 8;
+  static constexpr int64_t kRows = kMostTiles * kTileHeight;
 
   explicit PairTiles(const AttentionCall& call)
       : call_(call), steps_(query_steps(call.key_dim)), tiles_(call.out_width / kLanes) {}
@@ -49,21 +49,18 @@ class PairTiles {
     const std::byte* queries = reinterpret_cast<const std::byte*>(call_.queries) +
                                row / kTileHeight * 2 * steps_ * kStepBytes;
     const int tiles = (height + kTileHeight - 1) / kTileHeight;
-    const auto rows_of = [&](int tile) -> RowTile {
-      const int left = height - tile * kTileHeight;
-      return {row + tile * kTileHeight, left < kTileHeight ? left : kTileHeight};
-    };
     shape_tiles(kTileHeight);
     for (int tile = 0; tile < tiles; tile += 2) {
       const int64_t bytes = 2 * steps_ * kStepBytes;
       if (tile + 1 < tiles) {
-        score<2>(queries + tile * bytes, first, last, rows_of(tile + 1).height, w_ + tile);
+        score<2>(queries + tile * bytes, first, last, tile_of(row, height, tile + 1).height,
+                 w_ + tile);
       } else {
-        score<1>(queries + tile * bytes, first, last, rows_of(tile).height, w_ + tile);
+        score<1>(queries + tile * bytes, first, last, tile_of(row, height, tile).height, w_ + tile);
       }
     }
     for (int tile = 0; tile < tiles; ++tile) {
-      const RowTile rows = rows_of(tile);
+      const RowTile rows = tile_of(row, height, tile);
       soften_wide(call_, rows, block, first, last, w_[tile], [&] { requests_.request(); });
       shrink_rows(w_[tile].shrink, rows.height, call_.out + rows.begin * call_.out_stride,
                   call_.out_stride, call_.out_width);
@@ -91,6 +88,12 @@ class PairTiles {
   static constexpr int kParts = kNumberParts<T>;
   static constexpr int kHalves = kBlock / kKeyBlock, kSteps = kBlock / kStepColumns;
   static constexpr int kQuad = 4;  // column tiles that are summed at once
+
+  /// Of `height` rows from `row` on.
+  static RowTile tile_of(int64_t row, int height, int tile) {
+    const int left = height - tile * kTileHeight;
+    return {row + tile * kTileHeight, left < kTileHeight ? left : kTileHeight};
+  }
 
   /// Scores of one or two tiles of queries; `height` is that of the last.
   template <int kTiles>
@@ -121,10 +124,9 @@ class PairTiles {
     if (careful_) damaged = damaged_keys<kBlock>(values, call_.value_stride, count_, dim);
     Layout(values, call_.value_stride, count_, dim, damaged, block).lay_out();
     for (int tile = 0; tile * kTileHeight < height; ++tile) {
-      const int below = height - tile * kTileHeight;
-      const int rows = below < kTileHeight ? below : kTileHeight;
-      const ValueSums to{call_.out + (row + tile * kTileHeight) * call_.out_stride + c * kLanes,
-                         call_.out_stride, columns};
+      const RowTile rows = tile_of(row, height, tile);
+      const ValueSums to{call_.out + rows.begin * call_.out_stride + c * kLanes, call_.out_stride,
+                         columns};
       // Where the next sums are added, a row with each call.
       const bool ends = (tile + 1) * kTileHeight >= height;
       const float* next = ends ? call_.out + row * call_.out_stride + (c + kQuad) * kLanes
@@ -134,13 +136,13 @@ class PairTiles {
         for (int i = 0; i < columns; ++i) prefetch(next + i * kLanes);
         next += to.stride;
       };
-      shape_tiles(rows);
+      shape_tiles(rows.height);
       load_values(to);
       multiply_values<kParts>(w_[tile].scores[0] + first * kStepColumns, w_->kStride,
                               block + first * columns * kStepBytes, columns,
                               Layout::part_bytes(columns), last - first, columns, meanwhile);
       store_values(to);
-      if (!damaged.empty()) add_apart(damaged, w_[tile], rows, values, dim, to);
+      if (!damaged.empty()) add_apart(damaged, w_[tile], rows.height, values, dim, to);
     }
   }
   /// Values that are not finite: 0 times them would be NaN in rows that do not count their keys.
@@ -167,7 +169,7 @@ class PairTiles {
   const T* values_ = nullptr;
   int count_ = 0;
   bool careful_ = false;  // values may be damaged
-  WideWeights<kBlock> w_[kTiles];
+  WideWeights<kBlock> w_[kMostTiles];
   alignas(64) float scores_[2 * kKeyTiles * kTileWeights];
 };
 
