@@ -101,7 +101,7 @@ struct GroupWeights {
 /// The rows of `call`, which follow each other in memory, against two panels of F; `next` is what
 /// is read from memory after the depth block.
 template <class F, class E, class Call>
-static void run_group_tiles(Call call, int64_t count, const std::byte* const (&panels)[2],
+static void run_group_tiles(const Call& call, int64_t count, const std::byte* const (&panels)[2],
                             const std::byte* const (&next)[2]) noexcept {
   using W = GroupWeights<E>;
   constexpr bool kShort = W::kGroupSteps == 1;
