@@ -59,10 +59,13 @@ def file_blocks(weight: PackedWeight, slot: int) -> Bytes | None:
             out[first : first + step] = grid_blocks(format, part, blocks)
         else:
             out[first : first + step] = _moved(found, part, blocks)
-    result = np.ascontiguousarray(out.reshape(-1, blocks * storage.block_bytes)[:rows])
-    again = PackedWeight.empty(format, (rows, cols))
-    again.fill_blocks(0, result)
-    return result if np.array_equal(again.core.copy_bytes(0), panels.reshape(-1)) else None
+    whole = np.ascontiguousarray(out.reshape(-1, blocks * storage.block_bytes))
+    # With the rows that fill the last panel: packed from values they are not those of no bytes.
+    again = PackedWeight.empty(format, (len(whole), cols))
+    again.fill_blocks(0, whole)
+    if not np.array_equal(again.core.copy_bytes(0), panels.reshape(-1)):
+        return None
+    return np.ascontiguousarray(whole[:rows])
 
 
 def _moved(found: _Map, panels: Bytes, blocks: int) -> Bytes:
