@@ -25,6 +25,9 @@ constexpr int64_t kMaxSegmentBytes = int64_t{1} << 20;
 // More partial results than this are not worth splitting the queries' keys over threads.
 constexpr size_t kMaxPartialBytes = size_t{256} << 20;
 
+// Rows whose parts one thread merges: a step's few rows are shared by all threads.
+constexpr int64_t kMergeRows = 4;
+
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
@@ -45,6 +48,10 @@ class Carver {
  private:
   std::byte* base_;
   size_t used_ = 0;
+};
+
+struct RowRange {
+  int64_t begin, end;
 };
 
 /// Softmax rows of a task: under way over one segment, or over all so far.
@@ -70,10 +77,11 @@ struct RowStates {
     max[r] = row.max;
     sum[r] = row.sum;
   }
-  void clear(int64_t rows) const {
-    std::fill_n(max, rows, kMinusInf);
-    std::fill_n(sum, rows, 0.0f);
-    std::fill_n(out, rows * stride, 0.0f);
+  void clear(RowRange rows) const {
+    const int64_t count = rows.end - rows.begin;
+    std::fill_n(max + rows.begin, count, kMinusInf);
+    std::fill_n(sum + rows.begin, count, 0.0f);
+    std::fill_n(out + rows.begin * stride, count * stride, 0.0f);
   }
 };
 
@@ -188,23 +196,25 @@ class Tasks {
       Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, piece_rows_,
                     slots);
       const int64_t units = split_ ? count_ * segments_ : count_;
-      // Later queries see more keys: long tasks first.
       for (int64_t i = tasks.take(); i < units; i = tasks.take()) {
-        const int64_t unit = units - 1 - i;
-        if (heads_in_turn_) {
-          part(own, i % count_, i / count_);
-        } else if (split_) {
-          part(own, unit / segments_, unit % segments_);
+        if (split_) {
+          part(own, i, units);
         } else {
-          whole(own, unit);
+          whole(own, count_ - 1 - i);  // later queries see more keys: long tasks first
         }
       }
       if (!split_) return;
       team.barrier();
-      for (int64_t task = merges.take(); task < count_; task = merges.take()) {
-        own.total.clear(task_rows(task));
-        for (int64_t s = 0; s < segments_; ++s) merge(own, task, partial(task * segments_ + s));
-        finish(own.total, task);
+      const int64_t pieces = (piece_rows_ + kMergeRows - 1) / kMergeRows;
+      for (int64_t i = merges.take(); i < count_ * pieces; i = merges.take()) {
+        const int64_t task = i / pieces;
+        const RowRange rows = {i % pieces * kMergeRows,
+                               std::min((i % pieces + 1) * kMergeRows, task_rows(task))};
+        own.total.clear(rows);
+        for (int64_t s = 0; s < segments_; ++s) {
+          merge(own, rows, partial({task, s}));
+        }
+        finish(own.total, task, rows);
       }
     };
     parallel(threads_, work);
@@ -226,10 +236,25 @@ class Tasks {
     first_segment_ = seen.begin;
     segments_ = seen.end - seen.begin;
   }
-  /// One of a split task's segments.
-  void part(Workspace& own, int64_t task, int64_t segment) const {
-    prepare(own, task);
-    attend(own, task, first_segment_ + segment, partial(task * segments_ + segment));
+  /// A split task's segment, counted from the first that is seen.
+  struct Part {
+    int64_t task, segment;
+  };
+  /// In the order in which they are taken; later queries see more keys.
+  Part part_at(int64_t i) const {
+    if (heads_in_turn_) return {i % count_, i / count_};
+    return {count_ - 1 - i / segments_, i % segments_};
+  }
+  void part(Workspace& own, int64_t i, int64_t count) const {
+    const Part at = part_at(i);
+    prepare(own, at.task);
+    // What this thread probably takes next.
+    Block next;
+    if (i + threads_ < count) {
+      const Part later = part_at(i + threads_);
+      next = {kv_head(later.task), first_segment_ + later.segment};
+    }
+    attend(own, at.task, first_segment_ + at.segment, next, partial(at));
   }
 
   int64_t first_row(int64_t task) const { return task % pieces_ * rows_ / pieces_; }
@@ -241,8 +266,8 @@ class Tasks {
   int64_t head(int64_t task, int64_t r) const {
     return kv_head(task) * group_ + (first_row(task) + r) % group_;
   }
-  RowStates partial(int64_t unit) const {
-    const int64_t row = unit * piece_rows_;
+  RowStates partial(Part part) const {
+    const int64_t row = (part.task * segments_ + part.segment) * piece_rows_;
     return {partials_.max + row, partials_.sum + row, partials_.out + row * partials_.stride,
             partials_.width, partials_.stride};
   }
@@ -270,39 +295,34 @@ class Tasks {
                  round_up(in_.keys.dim, 16), own.queries(task));
   }
 
-  void attend(Workspace& own, int64_t task, int64_t segment, const RowStates& into) const {
-    const auto of_head = [&](const HeadsView& view) {
+  /// A segment of a kv head's keys and values; none: -1.
+  struct Block {
+    int64_t kv_head = -1, segment = 0;
+  };
+  void attend(Workspace& own, int64_t task, int64_t segment, Block next,
+              const RowStates& into) const {
+    const auto address = [&](const HeadsView& view, int64_t kv_head, int64_t token) {
       const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
       return static_cast<const std::byte*>(view.data) +
-             kv_head(task) * view.head_stride * static_cast<int64_t>(bytes);
+             (token * view.token_stride + kv_head * view.head_stride) * static_cast<int64_t>(bytes);
     };
     const auto scales_of_head = [&](const HeadsView& view) {
       return view.scales != nullptr ? view.scales + kv_head(task) * view.scale_head_stride
                                     : nullptr;
     };
-    AttentionCall call;
-    call.keys = of_head(in_.keys);
-    call.values = of_head(in_.values);
+    AttentionCall call{};
+    call.keys = address(in_.keys, kv_head(task), 0);
+    call.values = address(in_.values, kv_head(task), 0);
     call.key_stride = in_.keys.token_stride;
     call.value_stride = in_.values.token_stride;
     call.key_dim = in_.keys.dim;
     call.value_dim = in_.values.dim;
     call.begin = segment * kKeySegment;
     call.end = std::min(call.begin + kKeySegment, in_.keys.tokens);
-    // What this thread probably reads next.
-    const int64_t heads = in_.keys.heads;
-    const int64_t place = heads_in_turn_ ? segment * heads + kv_head(task) + threads_
-                                         : (segment + 1) * heads + kv_head(task);
-    const auto next = [&](const HeadsView& view) -> const void* {
-      const int64_t token = place / heads * kKeySegment;
-      if (token >= in_.keys.tokens) return nullptr;
-      const size_t bytes = view.scales != nullptr ? 1 : dtype_bytes(view.dtype);
-      return static_cast<const std::byte*>(view.data) +
-             (token * view.token_stride + place % heads * view.head_stride) *
-                 static_cast<int64_t>(bytes);
-    };
-    call.next_keys = next(in_.keys);
-    call.next_values = next(in_.values);
+    if (next.kv_head >= 0) {
+      call.next_keys = address(in_.keys, next.kv_head, next.segment * kKeySegment);
+      call.next_values = address(in_.values, next.kv_head, next.segment * kKeySegment);
+    }
     call.rows = task_rows(task);
     call.queries = own.queries(task);
     call.query_stride = round_up(in_.keys.dim, 16);
@@ -323,8 +343,8 @@ class Tasks {
     kernel_.run(call);
   }
 
-  void merge(Workspace& own, int64_t task, const RowStates& part) const {
-    for (int64_t r = 0; r < task_rows(task); ++r) {
+  void merge(Workspace& own, RowRange rows, const RowStates& part) const {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
       SoftmaxRow total = own.total.row(r);
       kernels_.merge(total, part.row(r), part.width);
       own.total.set(r, total);
@@ -333,23 +353,22 @@ class Tasks {
 
   void whole(Workspace& own, int64_t task) const {
     prepare(own, task);
+    const RowRange rows = {0, task_rows(task)};
     KeyRange seen{};
-    for (int64_t r = 0; r < task_rows(task); ++r) add_segments(own.visible(task)[r], seen);
-    // Merging the first part with nothing would give the same bytes.
-    if (seen.begin < seen.end) {
-      attend(own, task, seen.begin, own.total);
-    } else {
-      own.total.clear(task_rows(task));
+    for (int64_t r = 0; r < rows.end; ++r) add_segments(own.visible(task)[r], seen);
+    if (seen.begin == seen.end) own.total.clear(rows);
+    for (int64_t s = seen.begin; s < seen.end; ++s) {
+      // Merging the first part with nothing would give the same bytes.
+      const bool first = s == seen.begin;
+      const Block next = s + 1 < seen.end ? Block{kv_head(task), s + 1} : Block{};
+      attend(own, task, s, next, first ? own.total : own.part);
+      if (!first) merge(own, rows, own.part);
     }
-    for (int64_t s = seen.begin + 1; s < seen.end; ++s) {
-      attend(own, task, s, own.part);
-      merge(own, task, own.part);
-    }
-    finish(own.total, task);
+    finish(own.total, task, rows);
   }
 
-  void finish(const RowStates& total, int64_t task) const {
-    for (int64_t r = 0; r < task_rows(task); ++r) {
+  void finish(const RowStates& total, int64_t task, RowRange rows) const {
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
       const int64_t i = query(task, r), h = head(task, r);
       kernels_.finish(total.row(r), in_.sinks == nullptr ? nullptr : in_.sinks + h, in_.values.dim,
                       out_ + (i * in_.queries.heads + h) * in_.values.dim);
