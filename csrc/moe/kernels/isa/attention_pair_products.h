@@ -91,30 +91,34 @@ MOE_INLINE void store_values(const ValueSums& to) {
   if (to.columns > 3) MOE_TILE_STORE(3, to.out + 3 * kLanes, stride);
 }
 
-/// Steps of 32 keys of a tile's words times values laid out, added to the sums in tiles 0 to 3.
-/// `meanwhile` runs under the products, kValueCalls times a step.
+/// Values laid out: [part][step of 32 keys][column tile].
+struct LaidOut {
+  const std::byte* at;
+  int64_t part_bytes, step_bytes;
+};
+/// Steps [first, last) of 32 keys of a tile's words times values laid out, added to the sums in
+/// tiles 0 to 3. `meanwhile(step, i)` runs under the products, kValueCalls times a step.
 template <int kParts>
 inline constexpr int kValueCalls = 2 + 2 * kParts;
 template <int kParts, class F>
-MOE_INLINE void multiply_values(const float* words, int64_t word_stride, const std::byte* values,
-                                int64_t tiles, int64_t part_bytes, int steps, int columns,
-                                F meanwhile) {
-  for (int step = 0; step < steps; ++step) {
+MOE_INLINE void multiply_values(const float* words, int64_t word_stride, const LaidOut& values,
+                                int first, int last, int columns, F meanwhile) {
+  for (int step = first; step < last; ++step) {
     MOE_TILE_LOAD(4, words + step * kStepColumns, word_stride);
     MOE_TILE_LOAD(5, words + step * kStepColumns + kLanes, word_stride);
     for (int part = 0; part < kParts; ++part) {
-      const std::byte* v = values + part * part_bytes + step * tiles * kStepBytes;
+      const std::byte* v = values.at + part * values.part_bytes + step * values.step_bytes;
       MOE_TILE_LOAD(6, v, kLineBytes);
       MOE_TILE_DOT(tdpbf16ps, 0, 4, 6);
       if (columns > 1) {
         MOE_TILE_LOAD(7, v + kStepBytes, kLineBytes);
         MOE_TILE_DOT(tdpbf16ps, 1, 4, 7);
       }
-      meanwhile();
+      meanwhile(step, 4 * part);
       if (part == 0) {
         MOE_TILE_DOT(tdpbf16ps, 0, 5, 6);
         if (columns > 1) MOE_TILE_DOT(tdpbf16ps, 1, 5, 7);
-        meanwhile();
+        meanwhile(step, 1);
       }
       if (columns > 2) {
         MOE_TILE_LOAD(6, v + 2 * kStepBytes, kLineBytes);
@@ -124,11 +128,11 @@ MOE_INLINE void multiply_values(const float* words, int64_t word_stride, const s
         MOE_TILE_LOAD(7, v + 3 * kStepBytes, kLineBytes);
         MOE_TILE_DOT(tdpbf16ps, 3, 4, 7);
       }
-      meanwhile();
+      meanwhile(step, 4 * part + 2 - part);
       if (part == 0) {
         if (columns > 2) MOE_TILE_DOT(tdpbf16ps, 2, 5, 6);
         if (columns > 3) MOE_TILE_DOT(tdpbf16ps, 3, 5, 7);
-        meanwhile();
+        meanwhile(step, 3);
       }
     }
   }

@@ -65,8 +65,7 @@ class PairTiles {
       shrink_rows(w_[tile].shrink, rows.height, call_.out + rows.begin * call_.out_stride,
                   call_.out_stride, call_.out_width);
     }
-    for (int64_t c = 0; c < tiles_; c += kQuad)
-      add_values(row, height, c, first / 2, (last + 1) / 2);
+    add_values(row, height, first / 2, (last + 1) / 2);
   }
   /// Sums' columns in their order. Whether all is done: where a sum is not finite, all is to be
   /// done once more, with an eye on which values are not.
@@ -88,6 +87,7 @@ class PairTiles {
   static constexpr int kParts = kNumberParts<T>;
   static constexpr int kHalves = kBlock / kKeyBlock, kSteps = kBlock / kStepColumns;
   static constexpr int kQuad = 4;  // column tiles that are summed at once
+  static constexpr int64_t kQuadBytes = kQuad * kStepBytes;
 
   /// Of `height` rows from `row` on.
   static RowTile tile_of(int64_t row, int height, int tile) {
@@ -112,39 +112,79 @@ class PairTiles {
     }
   }
 
-  /// Weights times values in up to four column tiles, steps [first, last).
-  void add_values(int64_t row, int height, int64_t c, int first, int last) {
-    const int columns = static_cast<int>(tiles_ - c < kQuad ? tiles_ - c : kQuad);
-    const int64_t left = call_.value_dim - c * kLanes;
-    const int64_t dim = left < kQuad * kLanes ? left : kQuad * kLanes;
-    auto* block = reinterpret_cast<std::byte*>(call_.value_block);
+  /// Weights times values, up to four column tiles at a time, steps [first, last).
+  void add_values(int64_t row, int height, int first, int last) {
+    if constexpr (kInterleaved<T>) {
+      const bool whole = count_ == kBlock && call_.value_dim % kStepColumns == 0;
+      if (whole && !careful_ && last - first > 1) return add_streamed(row, height, first, last);
+    }
     using Layout = ValueLayout<T, kBlock>;
-    const T* values = values_ + c * kLanes;
-    KeySet<kBlock> damaged;
-    if (careful_) damaged = damaged_keys<kBlock>(values, call_.value_stride, count_, dim);
-    Layout(values, call_.value_stride, count_, dim, damaged, block).lay_out();
+    for (int64_t c = 0; c < tiles_; c += kQuad) {
+      const int64_t left = call_.value_dim - c * kLanes;
+      const int64_t dim = left < kQuad * kLanes ? left : kQuad * kLanes;
+      const T* values = values_ + c * kLanes;
+      KeySet<kBlock> damaged;
+      if (careful_) damaged = damaged_keys<kBlock>(values, call_.value_stride, count_, dim);
+      Layout(values, call_.value_stride, count_, dim, damaged, block()).finish();
+      const int64_t columns = (dim + kLanes - 1) / kLanes;
+      add_quad({block(), Layout::part_bytes(columns), columns * kStepBytes}, row, height, c, first,
+               last, [](int, int, int) {});
+      for (int tile = 0; !damaged.empty() && tile * kTileHeight < height; ++tile) {
+        const RowTile rows = tile_of(row, height, tile);
+        add_apart(damaged, w_[tile], rows.height, values, dim, sums(rows, c));
+      }
+    }
+  }
+  /// Values are laid out while those before are multiplied: where the last tile has multiplied a
+  /// step's, the next column tiles' take their place.
+  void add_streamed(int64_t row, int height, int first, int last) {
+    const int last_tile = (height - 1) / kTileHeight;
+    const auto lay_out = [&](int64_t c, int step, int quarter) MOE_INLINE_LAMBDA {
+      if (c >= tiles_) return;
+      lay_out_quarter(values_ + step * kStepColumns * call_.value_stride + c * kLanes,
+                      call_.value_stride, columns_from(c), quarter, block() + step * kQuadBytes);
+    };
+    for (int step = first; step + 1 < last; ++step) {
+      for (int quarter = 0; quarter < kQuarters; ++quarter) lay_out(0, step, quarter);
+    }
+    for (int64_t c = 0; c < tiles_; c += kQuad) {
+      add_quad({block(), 0, kQuadBytes}, row, height, c, first, last,
+               [&](int tile, int step, int i) MOE_INLINE_LAMBDA {
+                 if (step == first && tile == 0) lay_out(c, last - 1, i);
+                 if (step > first && tile == last_tile) lay_out(c + kQuad, step - 1, i);
+               });
+    }
+  }
+  template <class F>
+  void add_quad(const LaidOut& values, int64_t row, int height, int64_t c, int first, int last,
+                F meanwhile) {
     for (int tile = 0; tile * kTileHeight < height; ++tile) {
       const RowTile rows = tile_of(row, height, tile);
-      const ValueSums to{call_.out + rows.begin * call_.out_stride + c * kLanes, call_.out_stride,
-                         columns};
+      const ValueSums to = sums(rows, c);
       // Where the next sums are added, a row with each call.
       const bool ends = (tile + 1) * kTileHeight >= height;
       const float* next = ends ? call_.out + row * call_.out_stride + (c + kQuad) * kLanes
                                : to.out + kTileHeight * to.stride;
-      const auto meanwhile = [&] {
-        requests_.request();
-        for (int i = 0; i < columns; ++i) prefetch(next + i * kLanes);
-        next += to.stride;
-      };
       shape_tiles(rows.height);
       load_values(to);
-      multiply_values<kParts>(w_[tile].scores[0] + first * kStepColumns, w_->kStride,
-                              block + first * columns * kStepBytes, columns,
-                              Layout::part_bytes(columns), last - first, columns, meanwhile);
+      multiply_values<kParts>(w_[tile].scores[0], w_->kStride, values, first, last, to.columns,
+                              [&](int step, int i) MOE_INLINE_LAMBDA {
+                                requests_.request();
+                                for (int j = 0; j < to.columns; ++j) prefetch(next + j * kLanes);
+                                next += to.stride;
+                                meanwhile(tile, step, i);
+                              });
       store_values(to);
-      if (!damaged.empty()) add_apart(damaged, w_[tile], rows.height, values, dim, to);
     }
   }
+  ValueSums sums(RowTile rows, int64_t c) const {
+    return {call_.out + rows.begin * call_.out_stride + c * kLanes, call_.out_stride,
+            columns_from(c)};
+  }
+  int columns_from(int64_t c) const {
+    return static_cast<int>(tiles_ - c < kQuad ? tiles_ - c : kQuad);
+  }
+  std::byte* block() const { return reinterpret_cast<std::byte*>(call_.value_block); }
   /// Values that are not finite: 0 times them would be NaN in rows that do not count their keys.
   void add_apart(const KeySet<kBlock>& damaged, const WideWeights<kBlock>& w, int height,
                  const T* values, int64_t dim, const ValueSums& to) const {

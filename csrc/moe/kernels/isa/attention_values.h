@@ -70,15 +70,6 @@ class ValueLayout {
     for (; pairs > 0 && next_ < pairs_; --pairs) lay_out_pair(next_++);
   }
   void finish() { advance(kPairs); }
-  /// All of a block at once, for who finds out otherwise whether all numbers are finite.
-  void lay_out() {
-    const bool whole = count_ >= kBlock && left_out_.empty() && dim_ % kStepColumns == 0;
-    if (kInterleaved<T> && whole) {
-      lay_out_whole();
-    } else {
-      finish();
-    }
-  }
   /// Whether all numbers are finite.
   bool finite() const { return _mm512_cmpge_epu16_mask(largest_, _mm512_set1_epi16(0x7f80)) == 0; }
   /// Bytes of a part.
@@ -86,22 +77,6 @@ class ValueLayout {
 
  private:
   bool present(int key) const { return key < count_ && !left_out_.has(key); }
-
-  /// All pairs at once, where nothing is missing; whether all is finite is not looked at.
-  void lay_out_whole() const {
-    const int64_t odd = kTileWords * stride_;
-    for (int64_t c = 0; c < tiles_; c += 2) {
-      for (int step = 0; step < kBlock / kStepKeys; ++step) {
-        const T* even = values_ + step * kStepKeys * stride_ + c * kLanes;
-        std::byte* to = block_ + (step * tiles_ + c) * kStepBytes;
-        for (int word = 0; word < kTileWords; ++word, even += stride_, to += kLineBytes) {
-          const __m512i x = _mm512_loadu_si512(even), y = _mm512_loadu_si512(even + odd);
-          _mm512_storeu_si512(to, _mm512_unpacklo_epi16(x, y));
-          _mm512_storeu_si512(to + kStepBytes, _mm512_unpackhi_epi16(x, y));
-        }
-      }
-    }
-  }
 
   [[gnu::always_inline]] inline void lay_out_pair(int pair) {
     const int step = pair / kTileWords, word = pair % kTileWords;
@@ -153,6 +128,27 @@ class ValueLayout {
   __m512i largest_;  // bfloat16 numbers without signs, as integers
   int next_ = 0;
 };
+
+/// A quarter of the pairs of a step's 32 keys, up to four column tiles of bfloat16 values: small
+/// enough to be done while tiles multiply. Nothing is missing, and whether all is finite is not
+/// looked at.
+inline constexpr int kQuarters = 4;
+MOE_INLINE void lay_out_quarter(const bf16* values, int64_t stride, int columns, int quarter,
+                                std::byte* to) {
+  constexpr int kWords = kTileWords / kQuarters;
+  const auto put = [](const bf16* even, const bf16* odd, std::byte* at) MOE_INLINE_LAMBDA {
+    const __m512i x = _mm512_loadu_si512(even), y = _mm512_loadu_si512(odd);
+    _mm512_storeu_si512(at, _mm512_unpacklo_epi16(x, y));
+    _mm512_storeu_si512(at + kStepBytes, _mm512_unpackhi_epi16(x, y));
+  };
+  const bf16 *even = values + quarter * kWords * stride, *odd = even + kTileWords * stride;
+  to += quarter * kWords * kLineBytes;
+  MOE_UNROLL
+  for (int i = 0; i < kWords; ++i, even += stride, odd += stride, to += kLineBytes) {
+    put(even, odd, to);
+    if (columns > 2) put(even + kStepColumns, odd + kStepColumns, to + 2 * kStepBytes);
+  }
+}
 
 /// The keys of a block with a number that is not finite.
 template <int kBlock, class T>
