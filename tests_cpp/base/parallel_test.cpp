@@ -39,6 +39,22 @@ TEST_F(Parallel, EveryMemberOfTheTeamRunsOnce) {
   }
 }
 
+TEST_F(Parallel, RunsCoverAllOnceAndShrink) {
+  for (int64_t count : {0, 1, 2, 7, 32, 1000}) {
+    std::vector<std::atomic<int>> taken(static_cast<size_t>(count));
+    RunQueue runs(count, 3);
+    const auto body = [&](Team&) {
+      for (auto run = runs.take(); run.begin < run.end; run = runs.take()) {
+        EXPECT_LE(run.end - run.begin, std::max<int64_t>(1, (count - run.begin) / 6));
+        for (int64_t i = run.begin; i < run.end; ++i) ++taken[static_cast<size_t>(i)];
+      }
+    };
+    parallel(3, body);
+    for (const auto& times : taken) EXPECT_EQ(times.load(), 1);
+    EXPECT_EQ(runs.next(), count);
+  }
+}
+
 TEST_F(Parallel, NobodyPassesABarrierBeforeAllHaveCome) {
   constexpr int kRounds = 50;
   std::atomic<int> arrived{0}, early{0};

@@ -121,6 +121,15 @@ void Team::barrier() {
 #endif
 }
 
+RunQueue::Run RunQueue::take() {
+  int64_t begin = next(), end = 0;
+  do {
+    if (begin >= count_) return {count_, count_};
+    end = begin + std::max<int64_t>(1, (count_ - begin) / (2 * threads_));
+  } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+  return {begin, end};
+}
+
 void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) noexcept {
   if (count <= 0) return;
   const int64_t pieces = (count + grain - 1) / grain;

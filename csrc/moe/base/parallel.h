@@ -47,6 +47,25 @@ class TaskQueue {
   alignas(64) std::atomic<int64_t> next_{0};
 };
 
+/// Hands out 0 to count - 1 in runs, long ones first: for tasks that read on where the one before
+/// ended.
+class RunQueue {
+ public:
+  struct Run {
+    int64_t begin, end;
+  };
+  RunQueue(int64_t count, int threads) : count_(count), threads_(threads) {}
+  /// An empty run at the end.
+  Run take();
+  /// Where the next run will begin.
+  int64_t next() const { return next_.load(std::memory_order_relaxed); }
+
+ private:
+  int64_t count_;
+  int threads_;
+  alignas(64) std::atomic<int64_t> next_{0};
+};
+
 /// Calls `body(begin, end)` over [0, count) in pieces of `grain`, on as many threads as pay off.
 /// Results must not depend on where the pieces are cut.
 void parallel_for(int64_t count, int64_t grain, FunctionRef<void(int64_t, int64_t)> body) noexcept;

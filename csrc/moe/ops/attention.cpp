@@ -192,18 +192,21 @@ class Tasks {
     partials_ = RowStates::take(partials, partial_rows, width);
 
     TaskQueue tasks, merges;
+    RunQueue parts(count_ * segments_, threads_);
     const auto work = [&](Team& team) {
       Workspace own(Carver(memory + per_thread * static_cast<size_t>(team.index)), in_, piece_rows_,
                     slots);
-      const int64_t units = split_ ? count_ * segments_ : count_;
-      for (int64_t i = tasks.take(); i < units; i = tasks.take()) {
-        if (split_) {
-          part(own, i, units);
-        } else {
+      if (!split_) {
+        for (int64_t i = tasks.take(); i < count_; i = tasks.take()) {
           whole(own, count_ - 1 - i);  // later queries see more keys: long tasks first
         }
+        return;
       }
-      if (!split_) return;
+      for (RunQueue::Run run = parts.take(); run.begin < run.end; run = parts.take()) {
+        for (int64_t i = run.begin; i < run.end; ++i) {
+          part(own, i, i + 1 < run.end ? i + 1 : parts.next());
+        }
+      }
       team.barrier();
       const int64_t pieces = (piece_rows_ + kMergeRows - 1) / kMergeRows;
       for (int64_t i = merges.take(); i < count_ * pieces; i = merges.take()) {
@@ -245,14 +248,14 @@ class Tasks {
     if (heads_in_turn_) return {i % count_, i / count_};
     return {count_ - 1 - i / segments_, i % segments_};
   }
-  void part(Workspace& own, int64_t i, int64_t count) const {
+  /// `later` is what this thread probably takes next.
+  void part(Workspace& own, int64_t i, int64_t later) const {
     const Part at = part_at(i);
     prepare(own, at.task);
-    // What this thread probably takes next.
     Block next;
-    if (i + threads_ < count) {
-      const Part later = part_at(i + threads_);
-      next = {kv_head(later.task), first_segment_ + later.segment};
+    if (later < count_ * segments_) {
+      const Part then = part_at(later);
+      next = {kv_head(then.task), first_segment_ + then.segment};
     }
     attend(own, at.task, first_segment_ + at.segment, next, partial(at));
   }
