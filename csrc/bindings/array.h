@@ -5,11 +5,14 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moe/base/check.h"
 #include "moe/base/dtype.h"
+#include "moe/base/recycled.h"
 #include "moe/base/tensor_view.h"
 
 namespace moe::bindings {
@@ -48,10 +51,18 @@ MatrixView<const T> matrix_of(const py::array& array, const char* op, const char
   return {data, array.shape(0), array.shape(1)};
 }
 
-/// A fresh array; its memory is not initialised.
+/// A fresh array; its memory is not initialised. A large one's is kept for the next when it dies.
 template <class T>
 py::array_t<T> new_array(std::vector<py::ssize_t> shape) {
-  return py::array_t<T>(std::move(shape));
+  size_t bytes = sizeof(T);
+  for (const py::ssize_t n : shape) bytes *= static_cast<size_t>(n);
+  if (!is_recycled(bytes)) return py::array_t<T>(std::move(shape));
+  auto memory = std::make_unique<Buffer>(take_recycled(bytes));
+  const py::capsule owner(memory.get(), [](void* held) {
+    const std::unique_ptr<Buffer> buffer(static_cast<Buffer*>(held));
+    give_back(std::move(*buffer));
+  });
+  return py::array_t<T>(std::move(shape), memory.release()->template as<T>(), owner);
 }
 
 /// Plain float dtypes by name: ml_dtypes' types have no fixed number, and float16 and bfloat16 no
