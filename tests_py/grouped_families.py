@@ -256,6 +256,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("ernie4_5_moe", {"use_bias": True, "moe_num_shared_experts": 1, "moe_layer_interval": 2}),
     ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_end_index": 1}),
     ("ernie4_5_moe", {"moe_num_shared_experts": 0, "tie_word_embeddings": False}),
+    ("ernie4_5_moe", {"moe_norm_min": 0.6}),
     ("granitemoe", {}),
     ("granitemoe", {"attention_bias": True, "tie_word_embeddings": True, "rope_parameters": YARN}),
     ("granitemoeshared", {}),

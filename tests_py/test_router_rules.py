@@ -93,6 +93,7 @@ def test_noisy_top_k_draws_are_repeatable_and_off_in_evaluation() -> None:
     [
         {"score": "softmax"},
         {"score": "softmax", "normalize": True, "scale": 2.5},
+        {"score": "softmax", "normalize": True, "normalize_min": 0.7},
         {"score": "softmax_topk"},
         {"score": "sigmoid", "normalize": True, "select_bias": draw(E, seed=9)},
         {"score": "sqrtsoftplus", "normalize": True, "scale": 1.5},

@@ -47,7 +47,7 @@ T parse(const Named<T> (&known)[n], const std::string& name, const char* argumen
 
 RouterRule make_rule(const std::string& score, int top_k, int groups, int top_groups,
                      const std::string& group_score, const std::string& group_fill, bool normalize,
-                     float normalize_eps, float scale, float jitter_eps) {
+                     float normalize_eps, float normalize_min, float scale, float jitter_eps) {
   RouterRule rule;
   rule.score = parse(kScores, score, "score");
   rule.top_k = top_k;
@@ -57,6 +57,7 @@ RouterRule make_rule(const std::string& score, int top_k, int groups, int top_gr
   rule.group_fill_zero = parse(kGroupFills, group_fill, "group_fill");
   rule.normalize = normalize;
   rule.normalize_eps = normalize_eps;
+  rule.normalize_min = normalize_min;
   rule.scale = scale;
   rule.jitter_eps = jitter_eps;
   return rule;
@@ -94,7 +95,7 @@ void bind_router(py::module_& m) {
   py::class_<RouterRule>(m, "RouterRule")
       .def(py::init(&make_rule), py::arg("score"), py::arg("top_k"), py::arg("groups"),
            py::arg("top_groups"), py::arg("group_score"), py::arg("group_fill"),
-           py::arg("normalize"), py::arg("normalize_eps"), py::arg("scale"), py::arg("jitter_eps"))
+           py::arg("normalize"), py::arg("normalize_eps"), py::arg("normalize_min"), py::arg("scale"), py::arg("jitter_eps"))
       .def_readonly("top_k", &RouterRule::top_k)
       .def_readonly("groups", &RouterRule::groups)
       .def_readonly("top_groups", &RouterRule::top_groups)

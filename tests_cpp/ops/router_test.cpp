@@ -77,6 +77,7 @@ TEST_P(Router, AgreesWithTheReferenceForEveryScoreAndSize) {
           rule.score = score;
           rule.top_k = k;
           rule.normalize = k % 2 == 0;
+          rule.normalize_min = k % 4 == 0 ? 0.4f : 0.0f;
           rule.scale = k % 3 == 0 ? 2.5f : 1.0f;
           RouterInput input;
           input.logits = {logits.data(), tokens, experts};

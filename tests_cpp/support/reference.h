@@ -103,7 +103,9 @@ inline RoutedToken route_token(const std::vector<double>& logits, const RouterRu
     chosen_sum += w;
   }
   for (double& w : token.weights) {
-    if (rule.normalize || rule.score == Score::kSoftmaxTopk) w /= chosen_sum;
+    if (rule.normalize || rule.score == Score::kSoftmaxTopk) {
+      w /= rule.normalize ? std::max(chosen_sum, double{rule.normalize_min}) : chosen_sum;
+    }
     w *= rule.scale;
   }
   token.experts.resize(rule.top_k, -1);

@@ -30,8 +30,9 @@ struct RouterRule {
   GroupScore group_score = GroupScore::kTop2;
   bool group_fill_zero =
       false;               // experts outside compete with score 0 (V2) instead of not at all (V3)
-  bool normalize = false;  // weights / (their sum + normalize_eps)
+  bool normalize = false;  // weights / max(their sum + normalize_eps, normalize_min)
   float normalize_eps = 1e-20f;
+  float normalize_min = 0.0f;
   float scale = 1.0f;       // multiplies the weights, after normalising
   float jitter_eps = 0.0f;  // SparseMixer's
 };

@@ -1,6 +1,7 @@
 """ERNIE 4.5 (technical report, 2025): experts in some layers, shared ones beside them.
 
-Router: softmax over all experts; a bias enters the selection alone; the chosen are renormalised.
+Router: softmax over all experts; a bias enters the selection alone; the chosen are divided by
+their sum, or by `moe_norm_min` where that is more.
 Rotation goes by neighbouring pairs.
 """
 
@@ -33,7 +34,11 @@ def build(config: Config, reader: Reader) -> Model:
         experts,
         top_k(config, experts, "moe_k", "num_experts_per_tok"),
         inner,
-        {"score": "softmax", "normalize": True},
+        {
+            "score": "softmax",
+            "normalize": True,
+            "normalize_min": config.number("moe_norm_min", default=1e-12, least=0),
+        },
         select_bias="moe_statics.e_score_correction_bias",
         bias_shape=(1,),
         shared=inner * config.size("moe_num_shared_experts", default=2, least=0),

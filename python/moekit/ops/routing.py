@@ -22,6 +22,7 @@ def router_rule(
     group_fill: str = "-inf",
     normalize: bool = False,
     normalize_eps: float = 1e-20,
+    normalize_min: float = 0.0,
     scale: float = 1.0,
     jitter_eps: float = 0.01,
 ) -> _core.RouterRule:
@@ -35,6 +36,7 @@ def router_rule(
         group_fill=group_fill,
         normalize=normalize,
         normalize_eps=normalize_eps,
+        normalize_min=normalize_min,
         scale=scale,
         jitter_eps=jitter_eps,
     )
@@ -61,6 +63,7 @@ def route(
     group_fill: str = "-inf",
     normalize: bool = False,
     normalize_eps: float = 1e-20,
+    normalize_min: float = 0.0,
     scale: float = 1.0,
     jitter_eps: float = 0.01,
     mask: Any = None,
@@ -90,7 +93,8 @@ def route(
         group_score: ``top2``, the sum of a group's two best (DeepSeek-V3), or ``max`` (V2).
         group_fill: what experts of the other groups compete with: ``-inf``, not at all, or ``0``
             (DeepSeek-V2 and Mistral 4; differs where scores are negative).
-        normalize: divides the weights by (their sum + normalize_eps).
+        normalize: divides the weights by the larger of (their sum + normalize_eps) and
+            normalize_min (ERNIE 4.5).
         scale: multiplies the weights at the end.
         mask: bool [E] or [T, E]; a forbidden expert (True) is as if it did not exist, for the
             softmax too. Where fewer than k remain, the last slots hold -1 with weight 0.
@@ -107,6 +111,7 @@ def route(
         group_fill,
         normalize,
         normalize_eps,
+        normalize_min,
         scale,
         jitter_eps,
     )
@@ -147,6 +152,7 @@ def weigh(
     noise: Any = None,
     normalize: bool = False,
     normalize_eps: float = 1e-20,
+    normalize_min: float = 0.0,
     scale: float = 1.0,
     jitter_eps: float = 0.01,
     mask: Any = None,
@@ -158,7 +164,8 @@ def weigh(
     Args:
         logits: [T, E].
         experts: int [T, K]; -1 is an empty slot and gets weight 0.
-        score, noise, normalize, normalize_eps, scale, jitter_eps, mask: as in :func:`route`.
+        score, noise, normalize, normalize_eps, normalize_min, scale, jitter_eps, mask: as in
+            :func:`route`.
 
     Raises ValueError for an id that is no expert.
     """
@@ -173,6 +180,7 @@ def weigh(
         "-inf",
         normalize,
         normalize_eps,
+        normalize_min,
         scale,
         jitter_eps,
     )
