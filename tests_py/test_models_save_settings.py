@@ -6,6 +6,7 @@ from typing import Any
 
 import checkpoints
 import grouped_families
+import llama_cpp_oracle
 import numpy as np
 import pytest
 import test_models_families
@@ -96,6 +97,35 @@ def test_what_a_file_can_say(
     assert mk.load(tmp_path / "out").forward(IDS).tobytes() == wanted
 
 
+def agrees_with_llama_cpp(model: Any, path: Path) -> None:
+    """Where llama-cpp-python is installed."""
+    if llama_cpp_oracle.find() is not None:
+        answer = llama_cpp_oracle.ask(path, ids=IDS, count=6)
+        np.testing.assert_allclose(model.forward(IDS), answer["logits"], rtol=0, atol=2e-3)
+        assert model.generate(IDS, max_new_tokens=6) == answer["greedy"]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "granitemoe", "exaone_moe"])
+def test_llama_3_scaling_is_a_table_of_factors(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    changes = {"num_key_value_heads": 3, "rope_parameters": LLAMA_3}
+    model = mk.load(checkpoint_maker(family, 1, **changes)[1])
+    model.save(tmp_path / "x.gguf")
+    found = mk.load(tmp_path / "x.gguf")
+    # Factors are quotients in float32.
+    np.testing.assert_allclose(found.forward(IDS), model.forward(IDS), rtol=0, atol=1e-4)
+    agrees_with_llama_cpp(found, tmp_path / "x.gguf")
+
+
+def test_a_dense_hybrid_has_plain_names(checkpoint_maker: Any, tmp_path: Path) -> None:
+    changes = {"num_local_experts": 0, "shared_intermediate_size": 44}
+    model = mk.load(checkpoint_maker("granitemoehybrid", 1, **changes)[1])
+    model.save(tmp_path / "x.gguf")
+    assert mk.load(tmp_path / "x.gguf").forward(IDS).tobytes() == model.forward(IDS).tobytes()
+    agrees_with_llama_cpp(model, tmp_path / "x.gguf")
+
+
 # Settings that no key exists for, which only the comparison with what the file means finds.
 _UNSAID: list[tuple[str, dict[str, Any], str]] = [
     ("deepseek_v3", {"attention_bias": True}, "attn_q_a.bias|attn_kv_a_mqa.bias"),
@@ -124,6 +154,12 @@ _UNSAID: list[tuple[str, dict[str, Any], str]] = [
     ("minimax_m3_vl_text", {"swiglu_limit": 7.0}, "layer_types"),
     ("deepseek_v4", {}, "compress_rates"),
     ("granitemoe_swa", {"layer_rope_theta": [1e4, 2e4, 2e4]}, "layer_rope_theta"),
+    ("olmoe", {"num_key_value_heads": 3, "clip_qkv": 0.7}, "clip_qkv is 0.7"),
+    ("ernie4_5_moe", {"moe_norm_min": 0.6}, "gate._rule.normalize_min is 0.6"),
+    ("mistral4", {**CHANGES.get("mistral4", {}), "q_lora_rank": None}, "q_lora_rank is null"),
+    ("deepseek_v3", {"n_group": 1, "q_lora_rank": None}, "q_lora_rank is null"),
+    ("qwen3_next", {"linear_value_head_dim": 14}, "linear_value_head_dim is 14"),
+    ("qwen3_5_moe_text", {"linear_value_head_dim": 14}, "linear_value_head_dim is 14"),
 ]
 
 

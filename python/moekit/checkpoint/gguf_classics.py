@@ -148,6 +148,7 @@ CLASSICS = (
         banks=Banks(both="gate_up_proj", transposed=True, interleaved=True),
         expert_count="num_local_experts",
         truncate=False,
+        differs="llama.cpp rounds yarn's bounds, where these models have truncate false",
         activation="swiglu_oai",
         fixed={"swiglu_limit": 7.0, "swiglu_alpha": 1.702},
         windows="alternate",

@@ -136,11 +136,13 @@ HYBRIDS = (
             "ssm_dt.bias": "mamba.dt_bias",
             "ssm_norm": "mamba.norm",
             "ffn_gate_inp": "block_sparse_moe.router.layer",
-            **{
-                f"ffn_{part}{end}": f"shared_mlp.{part}_proj"
-                for part in ("gate", "up", "down")
-                for end in ("", "_shexp")
-            },
+            **{f"ffn_{part}": f"shared_mlp.{part}_proj" for part in ("gate", "up", "down")},
+        },
+        # A dense layer is the shared part alone, under the plain names.
+        beside={
+            "ffn_gate_inp": {
+                f"ffn_{part}_shexp": f"shared_mlp.{part}_proj" for part in ("gate", "up", "down")
+            }
         },
         fields=(
             ("attention_multiplier", "attention.scale"),

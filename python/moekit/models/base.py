@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from .. import ops
 from ..config import Config
 from ..nn import Layer, Linear, LongContext, Model, Norm
@@ -114,7 +116,9 @@ def rope_options(rope: RopeSettings, dim: int) -> dict[str, Any]:
     trained = rope.scaling.get("original_max_position_embeddings")
     if rope.kind == "longrope" and isinstance(trained, int):
         far, _ = _rope_table(rope, dim, trained + 1)
-        options["long"] = LongContext(far, factor, trained)
+        # Llama 3's scaling, which GGUF has as such factors too, is one table for every length.
+        if not np.array_equal(far, frequencies):
+            options["long"] = LongContext(far, factor, trained)
     return options
 
 

@@ -56,6 +56,8 @@ _ROTARY: Mapping[str, tuple[str, ...]] = {
     ),
     "rope_factors_long.weight": ("llama", "granitemoe", "granite_swa", "phimoe"),
 }
+# Which numbers of layers mean a model that does not compress its queries (V2-Lite, Moonlight).
+_WITHOUT_QUERY_RANK: Mapping[str, tuple[int, ...]] = {"deepseek2": (26, 27), "mistral4": ()}
 _NEEDS_WINDOW = ("cohere2moe", "gemma4", "granite_swa")
 
 
@@ -103,6 +105,15 @@ def require_opened(
         raise refuse(f"moe_layer_interval is {step}", "1")
     if row.name == "jamba" and keys["ssm.inner_size"] != 2 * keys["embedding_length"]:
         raise refuse(f"mamba_expand is {model.config.get('mamba_expand')}", "2")
+    depths, depth = _WITHOUT_QUERY_RANK.get(row.name), keys["block_count"]
+    if depths is not None and not keys.get("attention.q_lora_rank") and depth not in depths:
+        raise refuse("q_lora_rank is null", f"one in models of {depth} layers")
+    if row.name == "olmoe" and "attention.clamp_kqv" in keys:
+        raise refuse(f"clip_qkv is {keys['attention.clamp_kqv']:g}", "none")
+    if row.name in ("qwen3next", "qwen35moe"):
+        width, heads = keys["ssm.state_size"], keys["ssm.time_step_rank"]
+        if keys["ssm.inner_size"] != width * heads:
+            raise refuse(f"linear_value_head_dim is {keys['ssm.inner_size'] // heads}", str(width))
     if (row.mixer or row.kinds) and isinstance(shared, np.ndarray) and len({*(shared > 0)}) < 2:
         raise refuse("all layers are of one kind", "layers of attention and others")
     if row.name == "deepseek4" and keys["hyper_connection.count"] != 4:

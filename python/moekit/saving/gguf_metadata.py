@@ -81,6 +81,9 @@ def hyperparameters(row: Architecture, model: "Model", names: Collection[str]) -
     values.update(_heads(row, config, values))
     if row.name in _SHARED_BY_WIDTH:
         values["expert_shared_feed_forward_length"] = _shared_width(model)
+    if row.name == "granitehybrid" and not model.moe_layers:  # the shared part is all there is
+        values["feed_forward_length"] = values["expert_shared_feed_forward_length"]
+        values["expert_used_count"] = 0
     types = config.get("layer_types")
     if row.mixer and isinstance(types, list):
         heads = values["attention.head_count_kv"]
