@@ -127,11 +127,12 @@ def test_json_holds_the_whole_table(capsys: pytest.CaptureFixture[str]):
 
 
 def test_the_table_has_a_line_for_every_batch(capsys: pytest.CaptureFixture[str]):
-    arguments = ["--shape", "64,32,9,2", "--format", "bf16", "--tokens", "2,7"]
+    arguments = ["--shape", "64,32,9,2", "--format", "bf16,int8", "--tokens", "2,7"]
     assert run(*arguments, "--seconds", "0.001", "--memory", "0.00002") == 0
     out = capsys.readouterr().out
     rows = [line.split("│")[1:-1] for line in out.splitlines() if "│" in line]
-    assert [row[3].strip() for row in rows if row[1].strip() == "bf16"] == ["2", "7"]
+    for format in ("bf16", "int8"):
+        assert [row[3].strip() for row in rows if row[1].strip() == format] == ["2", "7"]
     assert "64,32,9,2 bf16: 9 experts share the memory of 2" in out
 
 

@@ -20,7 +20,7 @@ _LARGEST_BATCH = 1 << 16
 _EXAMPLES = """\
 examples:
   moekit bench
-  moekit bench --shape mixtral-8x7b --format bf16 --format q4_k --tokens 1,512
+  moekit bench --shape mixtral-8x7b --format bf16,q4_k --tokens 1,512
   moekit bench --shape 2880,2880,32,4 --format mxfp4 --seconds 3
   moekit bench --shape all --format all --json > table.json
 """
@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--format",
         action="append",
-        metavar="F",
+        metavar="F,F…",
         help=f"of the weights, or all ({' '.join(_DEFAULT_FORMATS)})",
     )
     add("--tokens", default="1,4,16,64,512", metavar="N,N…", help="batch sizes (1,4,16,64,512)")
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         shapes += list(bench.SHAPES.values()) if text == "all" else [bench.parse_shape(text)]
     known = ops.format_names()
     formats: list[str] = []
-    for name in args.format or [name for name in _DEFAULT_FORMATS if name in known]:
+    given = [name.strip() for text in args.format or () for name in text.split(",")]
+    for name in given or [name for name in _DEFAULT_FORMATS if name in known]:
         formats += known if name == "all" else [name]
     for name in formats:
         dot_of(name, 1, 1, args.compute)  # a wrong name is told before anything is measured
