@@ -95,7 +95,8 @@ void bind_router(py::module_& m) {
   py::class_<RouterRule>(m, "RouterRule")
       .def(py::init(&make_rule), py::arg("score"), py::arg("top_k"), py::arg("groups"),
            py::arg("top_groups"), py::arg("group_score"), py::arg("group_fill"),
-           py::arg("normalize"), py::arg("normalize_eps"), py::arg("normalize_min"), py::arg("scale"), py::arg("jitter_eps"))
+           py::arg("normalize"), py::arg("normalize_eps"), py::arg("normalize_min"),
+           py::arg("scale"), py::arg("jitter_eps"))
       .def_readonly("top_k", &RouterRule::top_k)
       .def_readonly("groups", &RouterRule::groups)
       .def_readonly("top_groups", &RouterRule::top_groups)
