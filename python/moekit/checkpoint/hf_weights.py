@@ -16,6 +16,7 @@ from . import hf_fp8, hf_quant
 from .hf_blocks import LinearIntegers, mxfp4_blocks
 from .hf_names import find_weights
 from .hf_scheme import read_scheme
+from .hf_spellings import in_published_names
 from .pieces import ALL, Piece, span_of
 from .source import Array
 from .tensors import Checkpoint
@@ -32,7 +33,10 @@ class HfWeights(Weights):
         # The layer of integers that was looked at last: asked for once for the format and once for
         # each part of the matrix.
         self._layer: tuple[str, LinearIntegers] | None = None
-        super().__init__(checkpoint, find_weights(checkpoint, self._scheme))
+        found = find_weights(checkpoint, self._scheme)
+        super().__init__(
+            checkpoint, in_published_names(checkpoint, found, config.get("model_type"))
+        )
 
     def formats(self, piece: Piece) -> tuple[str, ...]:
         info = self.info(piece.name)

@@ -27,6 +27,7 @@ class Layout:
 
     `transposed`: [E, H, 2F] and [E, F, H] instead (Llama 4, gpt-oss). `interleaved`: gate and up
     alternate (gpt-oss). `bias`: `name.<both>_bias` [E, 2F] and `name.<down>_bias` [E, H] exist.
+    `spare`: so many experts that only `both` has, behind the others (LongCat-Flash's zero experts).
     `stacked`: three tensors `name.<part>` [E * F, H] instead, an expert's rows behind those of the
     one before, down transposed (DBRX). `each` is what an expert with tensors of its own is called
     by its number.
@@ -37,6 +38,7 @@ class Layout:
     transposed: bool = False
     interleaved: bool = False
     bias: bool = False
+    spare: int = 0
     stacked: bool = False
     each: str = "{}"
 
@@ -67,8 +69,10 @@ def expert_pieces(
         parts = parts[1:]
     if f"{name}.gate_up_exps" in reader:  # newer GGUF files: gate's rows, then up's
         return _fused_banks(reader, name, count, inner, hidden)
-    if f"{name}.up_exps" in reader:  # GGUF keeps a bank of each
-        names = {role: f"{name}.{role}_exps" for role in shapes}
+    names = {role: f"{name}.{role}_exps" for role in shapes}  # GGUF keeps a bank of each
+    if "gate" not in shapes and names["up"] not in reader:  # transformers too, without a gate
+        names = {role: f"{name}.{part}" for role, part in zip(shapes, parts, strict=True)}
+    if names["up"] in reader:
         for role, shape in shapes.items():
             reader.piece(names[role], (count, *shape))
         return {
@@ -118,6 +122,7 @@ def fused_pieces(
     if layout.transposed:
         wide, tall = (hidden, 2 * inner), (inner, hidden)
     bank = () if count is None else (count,)
+    more = () if count is None else (count + layout.spare,)
     pieces: Pieces = {"gate": [], "up": [], "down": []}
     for expert in [None] if count is None else range(count):
         for role, half in zip(("gate", "up"), layout.halves(inner), strict=True):
@@ -125,7 +130,7 @@ def fused_pieces(
             pieces[role].append(
                 reader.piece(
                     both,
-                    (*bank, *wide),
+                    (*more, *wide),
                     expert=expert,
                     rows=rows,
                     cols=cols,

@@ -139,8 +139,12 @@ def delta_attention(
 
     def mixer(layer: Reader) -> DeltaNet:
         channels = sizes.values
-        shapes = (channels, taps), (channels, 1, taps), (1, channels, 1, taps)
-        convs = [layer.tensor_of(f"{part}_conv1d.weight", *shapes) for part in "qkv"]
+        if "conv1d.weight" in layer:  # as transformers has it in memory
+            both = (3 * channels, taps), (3 * channels, 1, taps)
+            convs = [layer.tensor_of("conv1d.weight", *both)]
+        else:
+            shapes = (channels, taps), (channels, 1, taps), (1, channels, 1, taps)
+            convs = [layer.tensor_of(f"{part}_conv1d.weight", *shapes) for part in "qkv"]
         return DeltaNet(
             inputs(layer, hidden, sizes),
             ShortConvolution(np.concatenate(convs)),

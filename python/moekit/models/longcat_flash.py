@@ -8,6 +8,7 @@ latent attentions, whose queries and latents are scaled for the sizes they are c
 from ..config import Config
 from ..nn import Model, MoE, ShortcutBlock
 from .base import MAX_LAYERS, assemble, read_activation, top_k
+from .expert_layouts import Layout
 from .latent import latent_attention
 from .reader import Reader
 from .rope import read_rope
@@ -63,4 +64,5 @@ def _mixture(config: Config, layer: Reader, hidden: int) -> MoE:
         for part in ("gate_proj", "up_proj"):
             layer.ignore(f"experts.{expert}.{part}.weight")
     inner = config.size("expert_ffn_hidden_size", "moe_intermediate_size")
-    return MoE(router, layer.experts("experts", experts, inner, hidden), zero_experts=zero)
+    banks = layer.experts("experts", experts, inner, hidden, layout=Layout(spare=zero))
+    return MoE(router, banks, zero_experts=zero)

@@ -31,8 +31,7 @@ def build(config: Config, reader: Reader) -> Model:
     )
 
     def feed_forward(n: int, layer: Reader) -> MoE:
-        # Transformers 5 calls the block `mlp` in memory; files have the older name.
-        ffn = layer.under("mlp" if layer.has_any("mlp.") else "block_sparse_moe")
+        ffn = layer.under("block_sparse_moe")
         renamed = "experts.0.gate_proj.weight" in ffn
         return (replace(older, parts=PARTS) if renamed else older).read(ffn)
 

@@ -47,8 +47,7 @@ def build(config: Config, reader: Reader) -> Model:
         inner = config.size("intermediate_size")
         return SingleBlock(norm, layer.mlp("mixer", inner, hidden, parts=_PARTS, bias=bias))
 
-    root = "backbone" if reader.has_any("backbone.") else "model"
-    names = Names(f"{root}.embeddings", f"{root}.layers", f"{root}.norm_f")
+    names = Names("backbone.embeddings", "backbone.layers", "backbone.norm_f")
     # Layers for multi-token prediction are not run.
     return assemble(
         config, reader, hidden, eps, block, names=names, ignored=("mtp.",), layers=len(kinds)
