@@ -195,26 +195,6 @@ MOE_INLINE void prefetch_unit(const std::byte* unit, const std::byte* end, const
   for (int64_t i = 0; i < F::kUnitBytes; i += 64) prefetch(at + i);
 }
 
-/// The blocks of F that are requested while one is decoded, at least kPrefetchBytes ahead.
-template <class F>
-struct BlocksAhead {
-  static constexpr int64_t kBlocks = (kPrefetchBytes + F::kBlockBytes - 1) / F::kBlockBytes;
-  const std::byte *first, *next;  // what is decoded, what is read after it
-  int64_t blocks;
-
-  /// Where the block lies that is requested during block b.
-  [[gnu::always_inline]] const std::byte* at(int64_t b) const {
-    const int64_t rest = b + kBlocks - blocks;
-    return rest < 0 ? first + (b + kBlocks) * F::kBlockBytes : next + rest * F::kBlockBytes;
-  }
-};
-/// Requests `bytes` lines' worth from `at` on.
-template <int64_t bytes>
-MOE_INLINE void prefetch_lines(const std::byte* at) {
-  MOE_UNROLL
-  for (int64_t i = 0; i < bytes; i += 64) prefetch(at + i);
-}
-
 /// One panel's blocks as floats [depth][16], for the exact path; `next` is read after them.
 template <class F>
 [[gnu::noinline]] static void expand_values(const std::byte* block, const std::byte* next,
@@ -248,19 +228,18 @@ template <class F>
 }
 
 /// One panel's blocks as operands of the fast path, in E's layout; kSigned: bytes less kOffset.
+/// Nothing is requested meanwhile: the tiles before have asked for these blocks, and what lies
+/// behind them would come from memory, whose lines under way are all that L1 can have.
 template <class F, class E, bool kSigned = false>
   requires(!has_steps<F>())
-[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
-                                             int64_t blocks, std::byte* out) noexcept {
-  const BlocksAhead<F> ahead = {block, next, blocks};
+[[gnu::noinline]] static void expand_weights(const std::byte* block, int64_t blocks,
+                                             std::byte* out) noexcept {
   constexpr int kDepthOfWord = depth_per_word(F::kDot);
   constexpr int kUnitWords = F::kUnitDepth / kDepthOfWord;
   constexpr int kGroupWords = F::kGroup / kDepthOfWord;
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
-    const std::byte* requested = ahead.at(b);
     for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
       U8x64 word[kUnitWords];
-      prefetch_lines<F::kUnitBytes>(requested + u * F::kUnitBytes);
       F::template weights<Vec>(block + u * F::kUnitBytes, word);
       MOE_UNROLL
       for (int i = 0; i < kUnitWords; ++i) {
@@ -269,7 +248,6 @@ template <class F, class E, bool kSigned = false>
         store_u8(out + w / kGroupWords * E::kBlockBytes + w % kGroupWords * 64, word[i]);
       }
     }
-    prefetch_lines<F::kBlockBytes - F::kScalesAt>(requested + F::kScalesAt);
     for (int g = 0; g < F::kDepth / F::kGroup; ++g, out += E::kBlockBytes) {
       F32x16 scale, min;
       F::template scale<Vec>(block, g, scale, min);
@@ -283,14 +261,11 @@ template <class F, class E, bool kSigned = false>
 /// The same where scales have two levels.
 template <class F, class E>
   requires(has_steps<F>())
-[[gnu::noinline]] static void expand_weights(const std::byte* block, const std::byte* next,
-                                             int64_t blocks, std::byte* out) noexcept {
-  const BlocksAhead<F> ahead = {block, next, blocks};
+[[gnu::noinline]] static void expand_weights(const std::byte* block, int64_t blocks,
+                                             std::byte* out) noexcept {
   constexpr int kUnitWords = F::kUnitDepth / 4, kGroupWords = F::kGroup / 4;
   constexpr int kGroups = E::kDepth / F::kGroup;
   for (int64_t b = 0; b < blocks; ++b, block += F::kBlockBytes) {
-    const std::byte* requested = ahead.at(b);
-    prefetch_lines<F::kBlockBytes - F::kScalesAt>(requested + F::kScalesAt);
     F32x16 d, least;
     F::template units<Vec>(block, d, least);
     MOE_UNROLL
@@ -317,7 +292,6 @@ template <class F, class E>
       for (int w = 0; w < E::kDepth / 4; w += kUnitWords) {
         const int64_t unit = (part * E::kDepth / 4 + w) / kUnitWords * F::kUnitBytes;
         U8x64 word[kUnitWords];
-        prefetch_lines<F::kUnitBytes>(requested + unit);
         F::template weights<Vec>(block + unit, word);
         MOE_UNROLL
         for (int i = 0; i < kUnitWords; ++i) {

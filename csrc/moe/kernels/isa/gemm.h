@@ -226,7 +226,7 @@ static void gemm(const GemmCall& call) noexcept {
             expand_narrow<F>(panels[p], next[p], blocks, expanded[p]);
 #endif
           } else {
-            expand_weights<F, E>(panels[p], next[p], blocks, expanded[p]);
+            expand_weights<F, E>(panels[p], blocks, expanded[p]);
           }
           panels[p] = expanded[p];
         }

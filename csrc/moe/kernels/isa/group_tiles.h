@@ -118,7 +118,7 @@ static void run_group_tiles(const Call& call, int64_t count, const std::byte* co
     for (int p = 0; p < 2; ++p) {
       const std::byte* block = panels[p] + b * F::kBlockBytes;
       ahead_at[p] = b + blocks < call.blocks ? block + blocks * F::kBlockBytes : next[p];
-      expand_weights<F, E, W::kStep == Step::kSigned>(block, ahead_at[p], blocks, expanded[p]);
+      expand_weights<F, E, W::kStep == Step::kSigned>(block, blocks, expanded[p]);
     }
     const int64_t steps = blocks * F::kDepth / E::kDepth * W::kGroupSteps;
     const int64_t word = call.first_word + b * F::kDepth / 4;

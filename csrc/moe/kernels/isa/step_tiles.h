@@ -45,8 +45,8 @@ struct StepScales {
 };
 
 template <class F>
-[[gnu::noinline]] static void expand_steps(const std::byte* block, const std::byte* next,
-                                           StepWords<F>& words, StepScales<F>& scales) noexcept {
+[[gnu::noinline]] static void expand_steps(const std::byte* block, StepWords<F>& words,
+                                           StepScales<F>& scales) noexcept {
   using L = StepLayout<F>;
   constexpr int kUnitWords = F::kUnitDepth / 4;
   I32x16 step[L::kGroups];
@@ -64,7 +64,6 @@ template <class F>
   MOE_UNROLL
   for (int u = 0; u < F::kDepth / F::kUnitDepth; ++u) {
     U8x64 word[kUnitWords];
-    prefetch_unit<F>(block + u * F::kUnitBytes, block + F::kBlockBytes, next);
     F::template weights<Vec>(block + u * F::kUnitBytes, word);
     MOE_UNROLL
     for (int i = 0; i < kUnitWords; ++i) {
@@ -223,7 +222,7 @@ static void run_step_tiles(const GemmCall& call, const std::byte* const* x) noex
     for (int p = 0; p < 2; ++p) {
       const std::byte* block = call.panels[p] + b * F::kBlockBytes;
       next[p] = b + 1 < call.end ? block + F::kBlockBytes : call.next[p];
-      expand_steps<F>(block, next[p], words[p], scales[b % 2][p]);
+      expand_steps<F>(block, words[p], scales[b % 2][p]);
     }
     const int64_t steps = tiles.number * (L::kWords / kTileWords);
     Ahead ahead = Ahead::over(next, F::kBlockBytes, steps);
