@@ -121,7 +121,7 @@ def table() -> str:
         cells = ["yes" if mark else "-" for mark in marks(family)]
         name = names.get(ALIKE.get(known, known), "")
         lines.append(f"| {said} | " + " | ".join(cells) + f" | {f'`{name}`' if name else '-'} |")
-    differing = [row for row in WRITTEN if row.differs and row.family in FAMILIES]
+    differing = [row for row in (*HYBRIDS, *WRITTEN) if row.differs and row.family in FAMILIES]
     notes = [f"- `{row.name}` (`{row.family}`): {row.differs}." for row in differing]
     return (
         HEAD

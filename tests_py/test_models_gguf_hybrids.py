@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import gguf
 import gguf_converter
 import llama_cpp_oracle
@@ -391,7 +392,6 @@ def test_a_written_file_is_the_same_model(
             {"layer_types": ["full_attention", *["linear_attention"] * 3]},
             "layer_types",
         ),
-        ("nemotron_h", {"time_step_min": 0.01}, "time_step_min"),
         ("qwen3_next", {"norm_topk_prob": False}, "norm_topk_prob"),
     ],
 )
@@ -402,6 +402,19 @@ def test_what_hybrids_cannot_say_is_refused(
     with pytest.raises(ValueError, match=named):
         model.save(tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*.gguf"))
+
+
+@pytest.mark.parametrize("least", [0.0, 0.3, None])
+def test_a_limit_of_time_steps_is_kept(
+    checkpoint_maker: Any, tmp_path: Path, least: float | None
+) -> None:
+    _, source = checkpoint_maker("nemotron_h", 1, **CHANGES["nemotron_h"])
+    checkpoints.rewrite_config(source, time_step_min=least)  # without one it is 0.001
+    model = mk.load(source)
+    model.save(tmp_path / "x.gguf")
+    found = mk.load(tmp_path / "x.gguf")
+    assert found.config["time_step_min"] == pytest.approx(0.001 if least is None else least)
+    assert found.forward(IDS).tobytes() == model.forward(IDS).tobytes()
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,8 @@ HYBRIDS = (
             ("moe_latent_size", "moe_latent_size"),
             ("routed_scaling_factor", "expert_weights_scale"),
             ("norm_topk_prob", "expert_weights_norm"),
+            # A key of moekit's own: llama.cpp has no lower limit.
+            ("time_step_min", "ssm.time_step_min"),
         ),
         experts="mixer.experts",
         expert_count="n_routed_experts",
@@ -122,8 +124,8 @@ HYBRIDS = (
             "output_norm": "backbone.norm_f",
             "output": "lm_head",
         },
-        # The time step has no lower limit there.
         fixed={"time_step_min": 0.0, "n_group": 1, "topk_group": 1},
+        differs="llama.cpp does not limit time steps from below (time_step_min)",
         gating=SIGMOID,
         activation="relu2",
         kinds="layers_block_type",

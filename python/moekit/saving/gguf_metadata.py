@@ -183,7 +183,7 @@ def require_sayable(row: Architecture, model: "Model") -> None:
 
     for name, wanted in row.fixed.items():
         found = take(config, name)
-        if name == "num_local_experts" or (name == "time_step_min" and 0 <= (found or 0) < 1e-20):
+        if name in ("num_local_experts", "time_step_min"):  # these have keys
             continue
         nulled = name.startswith("ffn_config.") and found is None
         if nulled and name.partition(".")[2] not in _section(config, "ffn_config"):
@@ -231,6 +231,7 @@ def _section(config: Mapping[str, object], name: str) -> Mapping[str, object]:
 _DEFAULTS: dict[str, object] = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 4096,
+    "time_step_min": 0.001,
     "first_k_dense_replace": 0,
     "n_shared_experts": None,
     "routed_scaling_factor": 1.0,
