@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import saved_families
 
 import moekit as mk
 from moekit.cli.main import COMMANDS, main
@@ -187,6 +188,51 @@ def test_inspect_counts_what_the_file_holds(
     status, out, _ = run(capsys, "inspect", str(talker_path))
     assert status == 0
     assert f"{total + biases:,}" in out
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *("mixtral", "granitemoe", "deepseek_v3", "qwen2_moe", "hunyuan_v1_moe", "dbrx"),
+        *("ernie4_5_moe", "gemma4_text"),
+    ],
+)
+def test_inspect_reads_gguf_files(
+    capsys: pytest.CaptureFixture[str], checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    _, source = checkpoint_maker(family, 4, **saved_families.CHANGES.get(family, {}))
+    mk.load(source).save(tmp_path / "x.gguf")
+    found = {}
+    for path in (source, tmp_path / "x.gguf"):
+        capsys.readouterr()
+        status, out, _ = run(capsys, "inspect", str(path), "--json")
+        assert status == 0
+        found[path.suffix] = json.loads(out)
+    assert found[".gguf"]["runs"] is True
+    for figure in ("layers", "experts", "experts_per_token", "hidden_size", "total_params"):
+        assert found[".gguf"][figure] == found[""][figure]
+    assert found[".gguf"]["active_params"] == found[""]["active_params"]
+
+
+def test_inspect_tells_of_a_gguf_file_that_moekit_does_not_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    values = np.zeros((4, 32), np.float32)
+    tensors = {"token_embd.weight": ("F32", (4, 32)), "blk.0.ffn_up.weight": ("F32", (4, 32))}
+    mk.checkpoint.write_gguf(
+        tmp_path / "x.gguf",
+        {"general.architecture": "grok", "grok.block_count": 1},
+        tensors,
+        ((name, values) for name in tensors),
+    )
+    status, out, _ = run(capsys, "inspect", str(tmp_path / "x.gguf"), "--json")
+    assert status == 0
+    figures = json.loads(out)
+    assert (figures["architecture"], figures["runs"], figures["total_params"]) == (
+        "grok",
+        False,
+        256,
+    )
 
 
 def test_chat_answers_each_line(talker: Any, talker_path: Path) -> None:

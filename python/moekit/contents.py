@@ -16,14 +16,14 @@ from .models import FAMILIES
 # families and of GGUF.
 _CLASSES = (
     ("shared experts", r"shared_expert|shared_mlp|_shexp"),
-    ("experts", r"\.experts\.|_exps\.|block_sparse_moe\.(input|output)_linear"),
+    ("experts", r"\.experts\.|_exps\b|block_sparse_moe\.(input|output)_linear"),
     ("norm", r"norm"),
     ("router", r"\.gate\.|\.router|ffn_gate_inp|exp_probs_b|e_score_correction_bias|expert_bias"),
     ("attention", r"attn|attention|indexer"),
     ("recurrent", r"mamba|mixer|\.conv\.|ssm_"),
     ("embedding", r"embed|token_embd|\.wte\.|backbone\.embeddings"),
     ("head", r"lm_head|^output\.weight|^head\."),
-    ("dense feed-forward", r"mlp|feed_forward|ffn_"),
+    ("dense feed-forward", r"mlp|feed_forward|ffn_|block_sparse_moe"),
 )
 # What is shown of a configuration: fact, and its spellings.
 _FACTS = (
@@ -33,9 +33,21 @@ _FACTS = (
     ("attention heads", ("num_attention_heads", "attention.head_count", "num_heads")),
     ("key-value heads", ("num_key_value_heads", "attention.head_count_kv")),
     ("latent size", ("kv_lora_rank", "attention.kv_lora_rank")),
-    ("experts", ("n_routed_experts", "num_local_experts", "num_experts", "expert_count")),
-    ("experts per token", ("num_experts_per_tok", "expert_used_count", "top_k_experts")),
-    ("shared experts", ("n_shared_experts", "expert_shared_count")),
+    (
+        "experts",
+        (
+            *("n_routed_experts", "num_local_experts", "num_experts", "expert_count"),
+            "moe_num_experts",
+        ),
+    ),
+    (
+        "experts per token",
+        (
+            *("num_experts_per_tok", "expert_used_count", "top_k_experts", "moe_topk", "moe_top_k"),
+            *("moe_k", "num_experts_per_token"),
+        ),
+    ),
+    ("shared experts", ("n_shared_experts", "expert_shared_count", "num_shared_experts")),
     ("expert size", ("moe_intermediate_size", "expert_feed_forward_length")),
     ("context", ("max_position_embeddings", "context_length")),
 )
@@ -111,9 +123,10 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
             architecture = str(fields.get("model_type", "unknown"))
             runs = architecture in FAMILIES
         facts = _facts(fields)
-        rows = _rows(file, fields, facts.get("layers"))
+        rows = _rows(file, fields, facts.get("layers"), runs)
         tied = fields.get("tie_word_embeddings") is True
-    share = facts.get("experts per token", 0) / facts["experts"] if facts.get("experts") else 1.0
+    # Switch Transformers has no field for its one expert a token.
+    share = facts.get("experts per token", 1) / facts["experts"] if facts.get("experts") else 1.0
     counted = [row for row in rows if row.kind != "multi-token prediction"]
     total = sum(row.parameters for row in counted)
     routed = sum(row.parameters for row in counted if row.kind == "experts")
@@ -143,20 +156,28 @@ class _Row:
 
 def _facts(fields: Mapping[str, Any]) -> dict[str, int]:
     found = {}
-    nested = fields.get("text_config")
+    # Of models with pictures, and of DBRX.
+    sections = [fields, *(fields.get(name) for name in ("text_config", "ffn_config"))]
     for fact, names in _FACTS:
         for name in names:
-            value = fields.get(name)
-            if value is None and isinstance(nested, dict):
-                value = nested.get(name)
+            given = (part.get(name) for part in sections if isinstance(part, Mapping))
+            value = next((one for one in given if one is not None), None)
             if isinstance(value, np.integer | int) and not isinstance(value, bool):
                 found[fact] = int(value)
                 break
     return found
 
 
-def _rows(file: checkpoint.Checkpoint, fields: Mapping[str, Any], layers: int | None) -> list[_Row]:
-    weights = checkpoint.open_weights(file, fields)
+def _rows(
+    file: checkpoint.Checkpoint, fields: Mapping[str, Any], layers: int | None, runs: bool
+) -> list[_Row]:
+    if file.format == "gguf" and not runs:  # no other names than the file's own are known
+        return [
+            _Row(name, _class_of(name, layers), i.dtype, i.shape, prod(i.shape), i.nbytes)
+            for name, i in ((name, file.info(name)) for name in file)
+        ]
+    config = checkpoint.read_gguf_config(file) if file.format == "gguf" else fields
+    weights = checkpoint.open_weights(file, config)
     rows = []
     for name in weights:
         info = weights.info(name)
