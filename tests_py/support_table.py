@@ -80,8 +80,8 @@ OURS = """\
 - LongRoPE (`phimoe`, and every family of grouped-query or latent attention whose `rope_type` is
   `longrope`): a pass rotates its own tokens by the length that it brings the sequence to. A prompt
   in one pass agrees with transformers within the trained length and beyond (2e-4). Cached keys stay
-  as they are when a sequence grows past the trained length; `generate` of transformers' `phimoe`
-  drops its cache there and reads everything anew. `deepseek_v4`, `gemma4` and `jetmoe` refuse it.
+  as they are when a sequence grows past the trained length; `generate` of `phimoe` reads everything
+  anew there, as transformers' does. `deepseek_v4`, `gemma4` and `jetmoe` refuse it.
 - `rope_type` `dynamic`: the frequencies are those of sequences up to `max_position_embeddings`;
   transformers stretches them further in longer ones.
 """

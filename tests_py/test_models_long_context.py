@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import moekit as mk
+from moekit import generate
 
 TRAINED, LONGEST = 12, 50
 
@@ -64,6 +65,22 @@ def test_prompts_of_every_length_are_transformers(
     both = [rng.integers(0, 97, n) for n in (TRAINED, TRAINED + 7)]
     for alone, found in zip(both, mine.forward(both), strict=True):
         assert mine.forward(alone).tobytes() == found.tobytes()
+
+
+@pytest.mark.parametrize("rows", [4, 512])
+def test_generations_grow_past_the_trained_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Phi-3.5-MoE's, for which transformers reads the sequence anew there; alone and in a batch."""
+    monkeypatch.setattr(generate, "PREFILL_ROWS", rows)
+    size = checkpoints.tiny_config("phimoe").hidden_size // 3
+    theirs = saved(tmp_path / "m", "phimoe", size // 2, short_mscale=1.2, long_mscale=1.4)
+    mine = mk.load(tmp_path / "m")
+    rng = np.random.default_rng(2)
+    prompts = [rng.integers(0, 97, n).tolist() for n in (1, TRAINED - 2, TRAINED, TRAINED + 9)]
+    alone = [mine.generate(ids, max_new_tokens=16) for ids in prompts]
+    assert alone == [checkpoints.their_greedy(theirs, ids, 16) for ids in prompts]
+    assert mine.generate(prompts, max_new_tokens=16) == alone
 
 
 def test_a_family_with_one_table_refuses_it(tmp_path: Path, checkpoint_maker: Any) -> None:

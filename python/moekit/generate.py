@@ -18,12 +18,14 @@ from .token_ids import sequence_of
 from .tokenizer import TextStream, Tokenizer
 
 if TYPE_CHECKING:
+    from .nn.attention import LongContext
     from .nn.batch import Cache
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Stop: TypeAlias = str | int | Sequence[str | int] | None
 
-# Prompt tokens of one pass, which bound its memory; no byte depends on it.
+# Prompt tokens of one pass, which bound its memory; no byte depends on it (LongRoPE, where one
+# would, does not keep to it).
 PREFILL_ROWS = 512
 # Multiply-adds of one operation in such a pass. Ctrl-C is noticed between two operations, and two
 # slow cores do this in a quarter of a second.
@@ -111,6 +113,8 @@ def _grow(
         return
     cache = model.new_cache()
     order = {i: row for row, i in enumerate(live)}
+    long = _long_context(model)
+    limit = None if long is None or not long.anew else long.beyond
     try:
         logits = _read_prompts(model, [replies[i].prompt for i in live], cache)
         step = 0
@@ -120,8 +124,14 @@ def _grow(
             live = [i for i in live if not replies[i].done]
             step += 1
             if live:
+                chosen = cache.select([order[i] for i in live])
                 last = [np.array([replies[i].ids[-1]], np.int32) for i in live]
-                logits = model.logits(last, cache.select([order[i] for i in live]), last=True)
+                if limit is not None:
+                    for n, i in enumerate(live):
+                        if len(replies[i].prompt) + len(replies[i].ids) == limit + 1:
+                            last[n] = np.array([*replies[i].prompt, *replies[i].ids], np.int32)
+                            chosen.sequences[n].truncate(0)
+                logits = model.logits(last, chosen, last=True)
     finally:
         if (keep := getattr(model, "keep_prefix", None)) is not None:
             for i, sequence in zip(order, cache.sequences, strict=False):
@@ -133,13 +143,14 @@ def _read_prompts(
 ) -> npt.NDArray[np.float32]:
     """Run all prompts into the cache, in passes of bounded size; logits of their last tokens.
 
-    What an earlier generation has read of them is not read again.
+    What an earlier generation has read of them is not read again. A prompt that LongRoPE rotates
+    by its whole length goes in one pass.
     """
     if (resume := getattr(model, "resume_prefixes", None)) is not None:
         prompts = resume(prompts, cache)
     whole = sum(len(prompt) for prompt in prompts)
     most = int(min(PREFILL_ROWS, max(PREFILL_WORK / max(model.row_work, 1), 16)))
-    encoded = _encodes_prompt(model)
+    encoded, long = _encodes_prompt(model), _long_context(model)
     if encoded and len(prompts) == 1:
         most = whole
     if whole <= most:
@@ -150,13 +161,22 @@ def _read_prompts(
         own = model.new_cache()
         own.first_request = i
         own.sequences = resumed[i : i + 1]
-        step = len(prompt) if encoded else most
+        step = len(prompt) if encoded or (long and len(prompt) > long.beyond) else most
         for start in range(0, len(prompt), step):
             part = prompt[start : start + step]
             logits = model.logits([part], own, last=True)
         rows.append(logits)
         cache.sequences.extend(own.sequences)
     return np.concatenate(rows)
+
+
+def _long_context(model: LanguageModel) -> "LongContext | None":
+    """Other frequencies that the model's attention has for long sequences."""
+    for layer in getattr(model, "layers", ()):
+        long: LongContext | None = getattr(getattr(layer, "attention", None), "long", None)
+        if long is not None:
+            return long
+    return None
 
 
 def _encodes_prompt(model: LanguageModel) -> bool:

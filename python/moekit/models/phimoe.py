@@ -5,7 +5,8 @@ Router (arXiv 2409.12136): the best expert, weighed by a softmax over the logits
 
 LongRoPE as transformers has it: the short factors at every length; in sequences longer than
 the original context cos and sin are multiplied by `long_mscale` instead of `short_mscale`. A
-sequence that grows past that length keeps the keys that it has cached.
+generation that grows past that length reads its sequence anew; a cache that the caller continues
+keeps its keys.
 """
 
 from typing import Any
@@ -68,5 +69,5 @@ def _rotation(attention: GroupedQuery, settings: RopeSettings) -> dict[str, Any]
     # An array of its own: a pass keeps its angles by the table that they are made from.
     frequencies = options["frequencies"].copy()
     factor = settings.source.number("long_mscale")
-    options["long"] = LongContext(frequencies, factor, original)
+    options["long"] = LongContext(frequencies, factor, original, anew=True)
     return options

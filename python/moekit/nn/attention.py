@@ -39,12 +39,14 @@ class QueryTemperature:
 class LongContext:
     """Other frequencies for sequences of more than `beyond` tokens (LongRoPE, arXiv 2402.13753).
 
-    What is cached keeps the rotation that it got when the sequence was shorter.
+    What is cached keeps the rotation that it got when the sequence was shorter. `anew`: a
+    generation that comes to be longer reads its sequence from the beginning again instead.
     """
 
     frequencies: Floats
     factor: float
     beyond: int
+    anew: bool = False
 
     def angles(self, batch: Batch, short: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
         """cos and sin [T, n], those of long sequences replaced."""
