@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import signal
 import statistics
 import sys
 import tempfile
@@ -61,6 +62,7 @@ def main() -> int:
     args = arguments()
     _core.set_num_threads(args.threads)
     probe = LimitProbe(clock=args.clock)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # checkpoints are deleted then, too
     root = Path(args.dir or tempfile.mkdtemp(prefix="whole_model."))
     lines: list[Line] = []
     try:
