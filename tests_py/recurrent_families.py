@@ -274,6 +274,17 @@ CASES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     ("gemma4_text", {"hidden_activation": "gelu", "global_head_dim": 20, "layer_types": None}),
+    ("gemma4_text", {"hidden_size_per_layer_input": 12, "vocab_size_per_layer_input": 131}),
+    (
+        "gemma4_text",
+        {
+            "hidden_size_per_layer_input": 7,
+            "vocab_size_per_layer_input": 150,
+            "hidden_activation": "gelu",
+            "num_hidden_layers": 2,
+            "layer_types": None,
+        },
+    ),
     ("minimax", {}),
     (
         "minimax",

@@ -58,7 +58,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("kimi_linear", {"mlp_layer_types": ["dense"]}, "mlp_layer_types is"),
     ("bailing_hybrid", {"kda_lower_bound": 1.0}, "kda_lower_bound is 1"),
     ("gemma4_text", {"enable_moe_block": False}, "enable_moe_block is False; true"),
-    ("gemma4_text", {"hidden_size_per_layer_input": 8}, "hidden_size_per_layer_input is 8"),
+    ("gemma4_text", {"num_kv_shared_layers": 1}, "num_kv_shared_layers is 1; 0 beside experts"),
     ("gemma4_text", {"per_layer_config": {"1": {"head_dim": 25}}}, "head_dim is 25; an even"),
     ("gemma4_text", {"per_layer_config": [1]}, r"per_layer_config is \[1\]; an object"),
     ("minimax", {"mlp_beta_factor": "1"}, "mlp_beta_factor is '1'"),

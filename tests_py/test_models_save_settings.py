@@ -72,6 +72,7 @@ _SAID: list[tuple[str, dict[str, Any]]] = [
     ("granitemoe_swa", {"layer_rope_theta": [0, 2e4, 2e4], "attention_bias": True}),
     ("gemma4_text", {"global_head_dim": 44, "rope_parameters": PROPORTIONAL}),
     ("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 3}),
+    ("gemma4_text", {"hidden_size_per_layer_input": 32, "vocab_size_per_layer_input": 97}),
     ("deepseek_v4", {**CHANGES["deepseek_v4"], "rope_parameters": YARN_4}),
     ("glm4_moe", {"rope_parameters": PARTIAL, "head_dim": 44}),
     ("ernie4_5_moe", {"head_dim": 10}),

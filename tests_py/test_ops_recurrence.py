@@ -105,6 +105,16 @@ def test_gates_and_gated_norms(size: int) -> None:
     np.testing.assert_allclose(ops.gate(None, by), sigmoid, rtol=2e-6)
     np.testing.assert_allclose(ops.gate(x, by, "silu"), x * silu(by), rtol=2e-6)
     np.testing.assert_array_equal(ops.gate(x, by, "identity"), x * by)
+    exact = torch.from_numpy(by).double()
+    for name, theirs in (
+        ("gelu", torch.nn.functional.gelu(exact)),
+        ("gelu_tanh", torch.nn.functional.gelu(exact, approximate="tanh")),
+        ("relu", torch.relu(exact)),
+        ("relu2", torch.relu(exact) ** 2),
+    ):
+        wanted = theirs.numpy()
+        np.testing.assert_allclose(ops.gate(None, by, name), wanted, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(ops.gate(x, by, name), x * wanted, rtol=2e-5, atol=4e-6)
 
     def rms(values: Array) -> Array:
         wide = values.astype(np.float64)

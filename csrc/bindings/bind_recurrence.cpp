@@ -72,12 +72,22 @@ py::array_t<float> run_gate(const OptionalArray& x, const py::array& gates,
   const auto by = matrix_of<float>(gates, "gate", "gate");
   MatrixView<const float> rows;
   if (x) rows = {shaped(x, {by.rows, by.cols}, "gate", "x"), by.rows, by.cols};
-  const Gating gating = gating_of(activation, "gate");
+  // Those of experts that no recurrent mixer has.
+  std::optional<Activation> other;
+  if (activation == "gelu") other = Activation::kGelu;
+  if (activation == "gelu_tanh") other = Activation::kGeluTanh;
+  if (activation == "relu") other = Activation::kRelu;
+  if (activation == "relu2") other = Activation::kRelu2;
+  const Gating gating = other ? Gating::kIdentity : gating_of(activation, "gate");
   auto out = new_array<float>({by.rows, by.cols});
   float* data = out.mutable_data();
   {
     const py::gil_scoped_release release;
-    gate(rows, by, gating, data);
+    if (other) {
+      gate(rows, by, *other, data);
+    } else {
+      gate(rows, by, gating, data);
+    }
   }
   return out;
 }

@@ -4,7 +4,6 @@
 
 #include "moe/base/check.h"
 #include "moe/base/parallel.h"
-#include "moe/kernels/table.h"
 
 namespace moe {
 
@@ -23,6 +22,23 @@ void gate(MatrixView<const float> x, MatrixView<const float> gate, Gating gating
     for (int64_t i = begin; i < end; ++i) {
       const float* from = x.data == nullptr ? nullptr : x.row(i);
       kernel(from, gate.row(i), gating, gate.cols, out + i * gate.cols);
+    }
+  };
+  parallel_for(gate.rows, grain_of(gate.cols), piece);
+}
+
+void gate(MatrixView<const float> x, MatrixView<const float> gate, Activation activation,
+          float* out) {
+  ActivationSpec spec;
+  spec.kind = activation;
+  const auto piece = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float* to = out + i * gate.cols;
+      std::copy_n(gate.row(i), gate.cols, to);
+      kernels().rowwise->activate(spec, to, gate.cols);
+      if (x.data == nullptr) continue;
+      const float* by = x.row(i);
+      for (int64_t c = 0; c < gate.cols; ++c) to[c] *= by[c];
     }
   };
   parallel_for(gate.rows, grain_of(gate.cols), piece);

@@ -5,11 +5,15 @@
 
 #include "moe/base/tensor_view.h"
 #include "moe/kernels/recurrence.h"
+#include "moe/kernels/table.h"
 
 namespace moe {
 
 /// out = x · gating(gate); x.data null: gating(gate). Both [rows, n]; out [rows, n] is contiguous.
 void gate(MatrixView<const float> x, MatrixView<const float> gate, Gating gating, float* out);
+/// The same with an activation of experts.
+void gate(MatrixView<const float> x, MatrixView<const float> gate, Activation activation,
+          float* out);
 
 struct GatedNorm {
   const float* weight = nullptr;  // [n]

@@ -54,6 +54,9 @@ def _gemma4(config: dict[str, Any], keys: Keys) -> None:
         for n, kind in enumerate(kinds)
     )
     config["hidden_size_per_layer_input"] = keys.get("embedding_length_per_layer_input") or 0
+    if "per_layer_token_embd.weight" in keys.checkpoint:
+        table = keys.checkpoint.info("per_layer_token_embd.weight")
+        config["vocab_size_per_layer_input"] = table.shape[0]
     config["num_kv_shared_layers"] = keys.get("attention.shared_kv_layers") or 0
     # 0 is none.
     config["final_logit_softcapping"] = config.get("final_logit_softcapping") or None

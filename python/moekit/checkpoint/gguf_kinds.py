@@ -2,6 +2,7 @@
 that came with them. As the rows of `gguf_architectures`, read and written."""
 
 from .gguf_architectures import (
+    FRAME,
     HEAD_DIM,
     SIGMOID,
     SOFTMAX,
@@ -180,6 +181,15 @@ KINDS = (
             "ffn_gate_inp": "router.proj",
             "ffn_gate_inp.scale": "router.scale",
             "ffn_down_exps.scale": "router.per_expert_scale",
+            "inp_gate": "per_layer_input_gate",
+            "proj": "per_layer_projection",
+            "post_norm": "post_per_layer_input_norm",
+        },
+        frame={
+            **FRAME,
+            "per_layer_token_embd": "model.embed_tokens_per_layer",
+            "per_layer_model_proj": "model.per_layer_model_projection",
+            "per_layer_proj_norm": "model.per_layer_projection_norm",
         },
         fields=(
             _SIZES[1],

@@ -3,19 +3,23 @@
 Five of six layers see a window and rotate all of their smaller heads; the sixth sees all, rotates a
 part of larger heads, and may use its keys as values (`attention_k_eq_v`). Queries, keys and values
 are normalised, scores are not scaled. A dense part and the experts stand side by side between
-norms of their own. Router: the input is normalised; softmax over all experts, the best k,
-renormalised, times a number of each expert.
+norms of their own; where `hidden_size_per_layer_input` is not 0, a gated projection of what a
+table and the embedding give each layer follows. Router: the input is normalised; softmax over all
+experts, the best k, renormalised, times a number of each expert.
 
 A `gemma4` checkpoint wraps the text model in `text_config`; its pictures and sounds are not read.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from ..config import Config
 from ..nn import (
     Attention,
+    LayerInputBlock,
+    LayerInputs,
     Model,
     NormedRouter,
     ParallelMoE,
@@ -59,8 +63,8 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
     kinds = mixer_types(config, layers, (SLIDING, FULL), default)
     reader.activation = read_activation(config, "hidden_activation", "gelu_pytorch_tanh")
     config.require(config.flag("enable_moe_block", default=False), "enable_moe_block", "true")
-    _require_none(config, "num_kv_shared_layers", 0)
-    _require_none(config, "hidden_size_per_layer_input", 256)
+    shared = config.size("num_kv_shared_layers", default=0, least=0)
+    config.require(shared == 0, "num_kv_shared_layers", "0 beside experts")
     config.require(
         config.get("use_bidirectional_attention") != "all",
         "use_bidirectional_attention",
@@ -69,15 +73,35 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
     attention = _attention(config, hidden, eps)
     feed_forward = _feed_forward(config, hidden, eps)
 
+    inputs = _layer_inputs(config, reader, names, hidden, eps)
+
     def block(n: int, layer: Reader) -> ScaledBlock:
-        return ScaledBlock(
+        parts = (
             layer.norm("input_layernorm", hidden, eps),
             attention(n, kinds[n] == SLIDING, layer.under("self_attn")),
             None,
             feed_forward(layer),
-            attention_post_norm=layer.norm("post_attention_layernorm", hidden, eps),
-            ffn_post_norm=layer.norm("post_feedforward_layernorm", hidden, eps),
-            scale=float(layer.tensor("layer_scalar", 1)[0]),
+        )
+        options: dict[str, Any] = {
+            "attention_post_norm": layer.norm("post_attention_layernorm", hidden, eps),
+            "ffn_post_norm": layer.norm("post_feedforward_layernorm", hidden, eps),
+            "scale": float(layer.tensor("layer_scalar", 1)[0]),
+        }
+        if inputs is None:
+            return ScaledBlock(*parts, **options)
+        return LayerInputBlock(
+            *parts,
+            **options,
+            inputs=inputs,
+            number=n,
+            gate=layer.linear(
+                "per_layer_input_gate", inputs.size, hidden, kind="dense feed-forward"
+            ),
+            projection=layer.linear(
+                "per_layer_projection", hidden, inputs.size, kind="dense feed-forward"
+            ),
+            input_norm=layer.norm("post_per_layer_input_norm", hidden, eps),
+            activation=reader.activation,
         )
 
     softcap = None
@@ -97,9 +121,23 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
     )
 
 
-def _require_none(config: Config, name: str, default: int) -> None:
-    """A part of the smaller Gemma 4 models, which have no experts."""
-    config.require(config.size(name, default=default, least=0) == 0, name, "0 beside experts")
+def _layer_inputs(
+    config: Config, reader: Reader, names: Names, hidden: int, eps: float
+) -> LayerInputs | None:
+    """What the layers are given of each token beside the stream, or None."""
+    size = config.size("hidden_size_per_layer_input", default=256, least=0)
+    if size == 0:
+        return None
+    root = names.embedding.removesuffix("embed_tokens")
+    vocab, layers = config.size("vocab_size_per_layer_input", default=262_144), layer_count(config)
+    return LayerInputs(
+        reader.embedding(f"{root}embed_tokens_per_layer", vocab, layers * size),
+        reader.linear(
+            f"{root}per_layer_model_projection", layers * size, hidden, kind="dense feed-forward"
+        ),
+        reader.norm(f"{root}per_layer_projection_norm", size, eps),
+        layers=layers,
+    )
 
 
 def _attention(config: Config, hidden: int, eps: float) -> Callable[[int, bool, Reader], Attention]:

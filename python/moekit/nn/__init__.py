@@ -19,6 +19,7 @@ from .experts import Experts
 from .hyper import HyperBlock, HyperConnection, HyperHead
 from .indexer import Indexer
 from .kv_cache import KVCache
+from .layer_inputs import LayerInputBlock, LayerInputs
 from .lightning import LightningAttention, NormedStreamBlock
 from .linear import Linear
 from .mamba import Mamba, Mamba2
@@ -62,6 +63,8 @@ __all__ = [
     "KVCache",
     "LatentMoE",
     "Layer",
+    "LayerInputBlock",
+    "LayerInputs",
     "LayerNorm",
     "LightningAttention",
     "Linear",

@@ -73,6 +73,7 @@ class Batch:
         "choices",
         "first_number",
         "ids",
+        "layer_inputs",
         "positions",
         "routing",
         "rows",
@@ -105,6 +106,8 @@ class Batch:
         self._angles: dict[int, tuple[Floats, Floats]] = {}
         # What the last layer with an indexer has selected, by the number of the sequence.
         self.selected: dict[int, Ids] = {}
+        # What the layers are given beside the stream, [T, layers, P], where there is such a thing.
+        self.layer_inputs: Floats | None = None
         #: The number of its first sequence in a record that is replayed.
         self.first_number = 0
         self.ids = np.zeros(end, np.int32) if ids is None else ids

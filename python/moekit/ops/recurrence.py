@@ -59,8 +59,12 @@ def causal_conv(
     return y, after
 
 
-def gate(x: Any, gate: Any, activation: GateActivation = "sigmoid") -> Float32:
-    """x · act(gate), element by element; act(gate) alone where x is None. Both [..., n]."""
+def gate(x: Any, gate: Any, activation: str = "sigmoid") -> Float32:
+    """x · act(gate), element by element; act(gate) alone where x is None. Both [..., n].
+
+    Activations: ``identity``, ``silu``, ``sigmoid``, and those of experts: ``gelu``,
+    ``gelu_tanh``, ``relu``, ``relu2``.
+    """
     by = as_float32(gate, "gate", "gate")
     rows = by.reshape(-1, by.shape[-1]) if by.ndim else by.reshape(1, 1)
     given = None

@@ -90,7 +90,9 @@ def _gemma4(model: "Model", values: dict[str, Any]) -> None:
         "attention.key_length_swa": small,
         "attention.value_length_swa": small,
         "attention.shared_kv_layers": 0,
-        "embedding_length_per_layer_input": 0,
+        "embedding_length_per_layer_input": config.size(
+            "hidden_size_per_layer_input", default=256, least=0
+        ),
         "rope.dimension_count": full,
         "rope.dimension_count_swa": small,
         "rope.freq_base": read_rope(config, 1e6, layer_type=FULL).theta,
