@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "bindings/activation.h"
 #include "bindings/array.h"
 #include "bindings/dlpack.h"
 #include "moe/base/parallel.h"
@@ -16,13 +17,7 @@ namespace moe::bindings {
 namespace {
 
 Activation parse_activation(const std::string& name) {
-  if (name == "silu") return Activation::kSilu;
-  if (name == "gelu_tanh") return Activation::kGeluTanh;
-  if (name == "gelu") return Activation::kGelu;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "relu2") return Activation::kRelu2;
-  if (name == "identity") return Activation::kIdentity;
-  if (name == "swiglu_oai") return Activation::kSwigluOai;
+  if (const auto found = find_activation(name)) return *found;
   throw ValueError(message("[activation] '", name,
                            "'; known: silu, gelu, gelu_tanh, relu, relu2, identity, swiglu_oai"));
 }

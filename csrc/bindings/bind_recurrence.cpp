@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "bindings/activation.h"
 #include "bindings/array.h"
 #include "moe/ops/causal_conv.h"
 #include "moe/ops/gating.h"
@@ -38,10 +39,14 @@ const float* shaped(const OptionalArray& array, const Shape& shape, const char* 
   return data;
 }
 
-Gating gating_of(const std::string& name, const char* op) {
+std::optional<Gating> find_gating(const std::string& name) {
   if (name == "identity") return Gating::kIdentity;
   if (name == "silu") return Gating::kSilu;
   if (name == "sigmoid") return Gating::kSigmoid;
+  return std::nullopt;
+}
+Gating gating_of(const std::string& name, const char* op) {
+  if (const auto found = find_gating(name)) return *found;
   throw ValueError(
       message("[", op, "] activation is ", name, "; one of identity, silu, sigmoid is required"));
 }
@@ -72,21 +77,19 @@ py::array_t<float> run_gate(const OptionalArray& x, const py::array& gates,
   const auto by = matrix_of<float>(gates, "gate", "gate");
   MatrixView<const float> rows;
   if (x) rows = {shaped(x, {by.rows, by.cols}, "gate", "x"), by.rows, by.cols};
-  // Those of experts that no recurrent mixer has.
-  std::optional<Activation> other;
-  if (activation == "gelu") other = Activation::kGelu;
-  if (activation == "gelu_tanh") other = Activation::kGeluTanh;
-  if (activation == "relu") other = Activation::kRelu;
-  if (activation == "relu2") other = Activation::kRelu2;
-  const Gating gating = other ? Gating::kIdentity : gating_of(activation, "gate");
+  const auto gating = find_gating(activation);
+  const auto of_experts = find_activation(activation);
+  MOE_CHECK(gating || (of_experts && *of_experts != Activation::kSwigluOai),
+            "[gate] activation is ", activation,
+            "; one of identity, silu, sigmoid, gelu, gelu_tanh, relu, relu2 is required");
   auto out = new_array<float>({by.rows, by.cols});
   float* data = out.mutable_data();
   {
     const py::gil_scoped_release release;
-    if (other) {
-      gate(rows, by, *other, data);
+    if (gating) {
+      gate(rows, by, *gating, data);
     } else {
-      gate(rows, by, gating, data);
+      gate(rows, by, *of_experts, data);
     }
   }
   return out;

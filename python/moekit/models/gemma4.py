@@ -72,7 +72,6 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
     )
     attention = _attention(config, hidden, eps)
     feed_forward = _feed_forward(config, hidden, eps)
-
     inputs = _layer_inputs(config, reader, names, hidden, eps)
 
     def block(n: int, layer: Reader) -> ScaledBlock:
@@ -92,7 +91,7 @@ def _text_model(config: Config, reader: Reader, names: Names) -> Model:
         return LayerInputBlock(
             *parts,
             **options,
-            inputs=inputs,
+            layer_inputs=inputs,
             number=n,
             gate=layer.linear(
                 "per_layer_input_gate", inputs.size, hidden, kind="dense feed-forward"

@@ -15,39 +15,41 @@ from .types import Floats, Weights
 
 
 class LayerInputs:
-    """(norm(projection(x) / sqrt(H)) + table[id] * sqrt(P)) / sqrt(2), P numbers for each layer.
+    """(norm(projection(x) / sqrt(H)) + embedding[id] * sqrt(P)) / sqrt(2): P numbers a layer.
 
-    x float32 [T, H] is what the first layer reads; `table` [V, layers * P] is in float32, bfloat16
-    or float16; the norm goes over P.
+    x float32 [T, H] is what the first layer reads; `embedding` [V, layers * P] is in float32,
+    bfloat16 or float16; the norm goes over P.
     """
 
-    __slots__ = ("norm", "projection", "size", "table")
+    __slots__ = ("embedding", "norm", "projection", "size")
 
     def __init__(
-        self, table: npt.NDArray[Any], projection: Linear, norm: Norm, *, layers: int
+        self, embedding: npt.NDArray[Any], projection: Linear, norm: Norm, *, layers: int
     ) -> None:
-        if table.shape[1] != projection.rows or projection.rows % layers:
+        if embedding.shape[1] != projection.rows or projection.rows % layers:
             raise ValueError(
-                f"[LayerInputs] table is {list(table.shape)} and projection gives "
+                f"[LayerInputs] embedding is {list(embedding.shape)} and projection gives "
                 f"{projection.rows}; {layers} times the same size is required"
             )
-        self.table = table
+        self.embedding = embedding
         self.projection = projection
         self.norm = norm
         self.size = projection.rows // layers
 
     def __call__(self, x: Floats, batch: Batch) -> Floats:
         """Float32 [T, layers, P]."""
-        of_stream = self.projection(x) * np.float32(x.shape[1] ** -0.5)
+        of_stream = self.projection(x)
+        of_stream *= np.float32(x.shape[1] ** -0.5)
         given = self.norm(of_stream.reshape(-1, self.size)).reshape(len(x), -1, self.size)
-        of_tokens = ops.embed(self.table, batch.ids) * np.float32(self.size**0.5)
+        of_tokens = ops.embed(self.embedding, batch.ids)
+        of_tokens *= np.float32(self.size**0.5)
         given += of_tokens.reshape(given.shape)
         given *= np.float32(0.5**0.5)
         return given
 
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds."""
-        yield "table", "embedding", self.table
+        yield "embedding", "embedding", self.embedding
         for part in ("projection", "norm"):
             for name, kind, weight in getattr(self, part).weights():
                 yield f"{part}.{name}", kind, weight
@@ -59,12 +61,12 @@ class LayerInputBlock(ScaledBlock):
     The first block makes the inputs of all; `number` is that of this block among them.
     """
 
-    __slots__ = ("activation", "gate", "input_norm", "inputs", "number", "projection")
+    __slots__ = ("activation", "gate", "input_norm", "layer_inputs", "number", "projection")
 
     def __init__(
         self,
         *parts: Any,
-        inputs: LayerInputs,
+        layer_inputs: LayerInputs,
         number: int,
         gate: Linear,
         projection: Linear,
@@ -73,7 +75,7 @@ class LayerInputBlock(ScaledBlock):
         **options: Any,
     ) -> None:
         super().__init__(*parts, **options)
-        self.inputs = inputs
+        self.layer_inputs = layer_inputs
         self.number = number
         self.gate = gate
         self.projection = projection
@@ -84,7 +86,7 @@ class LayerInputBlock(ScaledBlock):
         if batch is None:
             raise ValueError("[LayerInputBlock] no batch was given; its tokens are required")
         if self.number == 0:
-            batch.layer_inputs = self.inputs(x, batch)
+            batch.layer_inputs = self.layer_inputs(x, batch)
         if batch.layer_inputs is None:
             raise ValueError(
                 "[LayerInputBlock] the first block, which makes the inputs, comes first"
@@ -98,7 +100,7 @@ class LayerInputBlock(ScaledBlock):
     def weights(self) -> Weights:
         """(name, class, weight) of what this part holds; the first block's are the inputs'."""
         yield from super().weights()
-        parts = ("gate", "projection", "input_norm", *(("inputs",) if self.number == 0 else ()))
-        for part in parts:
+        own = ("gate", "projection", "input_norm")
+        for part in (*own, "layer_inputs") if self.number == 0 else own:
             for name, kind, weight in getattr(self, part).weights():
                 yield f"{part}.{name}", kind, weight

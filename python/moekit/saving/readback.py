@@ -31,8 +31,9 @@ _CLOSE = 1e-5
 _ALMOST = 1e-7
 _FRAME = ("layers", "norm", "head", "embedding_scale", "logit_scale", "logit_softcap")
 # What a caller sets, what parts make when they are used, and in which order a delta net's
-# projections lie in their file. A router's `_core_rule` says again what its `_rule` says.
-_FREE = ("compute", "_core_rule", "_router", "_banks", "_everyone", "inputs", "_order")
+# projections lie in their file. A router's `_core_rule` says again what its `_rule` says; an
+# embedding of the layers is compared no more than the model's.
+_FREE = ("compute", "_core_rule", "_router", "_banks", "_everyone", "inputs", "_order", "embedding")
 
 
 class _Planned(Checkpoint):
