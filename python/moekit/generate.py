@@ -20,6 +20,7 @@ from .tokenizer import TextStream, Tokenizer
 if TYPE_CHECKING:
     from .nn.attention import LongContext
     from .nn.batch import Cache
+    from .nn.kv_cache import KVCache
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 Stop: TypeAlias = str | int | Sequence[str | int] | None
@@ -114,7 +115,6 @@ def _grow(
     cache = model.new_cache()
     order = {i: row for row, i in enumerate(live)}
     long = _long_context(model)
-    limit = None if long is None or not long.anew else long.beyond
     try:
         logits = _read_prompts(model, [replies[i].prompt for i in live], cache)
         step = 0
@@ -125,17 +125,28 @@ def _grow(
             step += 1
             if live:
                 chosen = cache.select([order[i] for i in live])
-                last = [np.array([replies[i].ids[-1]], np.int32) for i in live]
-                if limit is not None:
-                    for n, i in enumerate(live):
-                        if len(replies[i].prompt) + len(replies[i].ids) == limit + 1:
-                            last[n] = np.array([*replies[i].prompt, *replies[i].ids], np.int32)
-                            chosen.sequences[n].truncate(0)
-                logits = model.logits(last, chosen, last=True)
+                read = [
+                    _unread(replies[i], sequence, long)
+                    for i, sequence in zip(live, chosen.sequences, strict=True)
+                ]
+                logits = model.logits(read, chosen, last=True)
     finally:
         if (keep := getattr(model, "keep_prefix", None)) is not None:
             for i, sequence in zip(order, cache.sequences, strict=False):
-                keep(np.array([*replies[i].prompt, *replies[i].ids], np.int32), sequence)
+                keep(_whole(replies[i]), sequence)
+
+
+def _whole(reply: Reply) -> Ids:
+    return np.array([*reply.prompt, *reply.ids], np.int32)
+
+
+def _unread(reply: Reply, sequence: "KVCache", long: "LongContext | None") -> Ids:
+    """The last token; all of them, once, where the model reads a sequence that grows long anew."""
+    length = len(reply.prompt) + len(reply.ids)
+    if long is not None and long.anew and length == long.beyond + 1:
+        sequence.truncate(0)
+        return _whole(reply)
+    return np.array([reply.ids[-1]], np.int32)
 
 
 def _read_prompts(
