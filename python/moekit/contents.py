@@ -36,15 +36,23 @@ _FACTS = (
     (
         "experts",
         (
-            *("n_routed_experts", "num_local_experts", "num_experts", "expert_count"),
+            "n_routed_experts",
+            "num_local_experts",
+            "num_experts",
+            "expert_count",
             "moe_num_experts",
         ),
     ),
     (
         "experts per token",
         (
-            *("num_experts_per_tok", "expert_used_count", "top_k_experts", "moe_topk", "moe_top_k"),
-            *("moe_k", "num_experts_per_token"),
+            "num_experts_per_tok",
+            "expert_used_count",
+            "top_k_experts",
+            "moe_topk",
+            "moe_top_k",
+            "moe_k",
+            "num_experts_per_token",
         ),
     ),
     ("shared experts", ("n_shared_experts", "expert_shared_count", "num_shared_experts")),

@@ -1,6 +1,6 @@
 #pragma once
 // Memory of large results that nobody holds any more, for the next ones. Fresh pages cost the
-// system a zeroing each: a tenth of a prompt's time.
+// system a zeroing each: a sixth of a prompt's time.
 
 #include "moe/base/buffer.h"
 

@@ -55,9 +55,9 @@ MOE_INLINE void weigh_chosen(const RouterRule& rule, const RouteRow& row, const 
   const F32x16 scale = set1(rule.scale);
   if (rule.normalize) {
     const float sum =
-        map_weights(weights, k, [=](F32x16 w) MOE_INLINE_LAMBDA { return div(w, divisor); });
-    const float least = rule.normalize_min;
-    const F32x16 all = set1(sum + rule.normalize_eps < least ? least : sum + rule.normalize_eps);
+        map_weights(weights, k, [=](F32x16 w) MOE_INLINE_LAMBDA { return div(w, divisor); }) +
+        rule.normalize_eps;
+    const F32x16 all = set1(sum < rule.normalize_min ? rule.normalize_min : sum);
     map_weights(weights, k, [=](F32x16 w) MOE_INLINE_LAMBDA { return mul(div(w, all), scale); });
   } else {
     map_weights(weights, k,
