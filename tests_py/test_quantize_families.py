@@ -11,6 +11,7 @@ import pytest
 import recurrent_families
 
 import moekit as mk
+from moekit.contents import read_contents
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17, 44, 8, 61]
 TEXTS = [IDS, IDS[::-1], [i + 1 for i in IDS]]
@@ -34,6 +35,12 @@ def test_a_packed_directory_is_the_same_model(
     read = mk.load(tmp_path / "q")
     assert read.forward(IDS).tobytes() == made.forward(IDS).tobytes()
     assert sum(read.memory().values()) < 0.6 * sum(full.memory().values())
+    told, of_source = read_contents(tmp_path / "q"), read_contents(source)
+    assert (told.total, told.active) == (of_source.total, of_source.active)
+    other = sum(row.parameters for row in told.classes if row.name == "other")
+    assert told.runs and other <= 0.2 * told.total  # of DeepSeek-V4: what mixes its streams
+    sizes = [file.stat().st_size for file in (tmp_path / "q").glob("*.safetensors")]
+    assert 0.9 * sum(sizes) < sum(row.nbytes for row in told.classes) < sum(sizes)
     report = mk.quant_report(full, read, TEXTS)
     assert np.isfinite(report.kl) and report.tokens == 39
     held = mk.quant_report(full, read, TEXTS, hold_routing=True)

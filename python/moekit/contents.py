@@ -25,6 +25,17 @@ _CLASSES = (
     ("head", r"lm_head|^output\.weight|^head\."),
     ("dense feed-forward", r"mlp|feed_forward|ffn_|block_sparse_moe"),
 )
+# The same for the places in a model, as a directory in moekit's own layout has them.
+_PLACES = (
+    ("shared experts", r"\.shared\.|\.shared_gate\."),
+    ("experts", r"\.experts\."),
+    ("router", r"\.router\."),
+    ("norm", r"norm"),
+    ("embedding", r"^embedding"),
+    ("head", r"^head\."),
+    ("recurrent", r"\.(conv|into|inputs|out|rate|decay|skip|step|step_bias|select)\b"),
+    ("attention", r"\.(attentions?|part)\."),
+)
 # What is shown of a configuration: fact, and its spellings.
 _FACTS = (
     ("layers", ("num_hidden_layers", "block_count", "num_layers", "n_layers")),
@@ -116,6 +127,8 @@ class Contents:
 def read_contents(path: str | os.PathLike[str]) -> Contents:
     """The contents of a directory or a file; FileError if it is neither or broken."""
     name = os.fsdecode(path)
+    if checkpoint.is_packed(name):
+        return _read_packed(name)
     with checkpoint.open_model(name) as file:
         if file.format == "gguf":
             architecture = str(file.metadata.get("general.architecture", "unknown"))
@@ -133,9 +146,46 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         facts = _facts(fields)
         rows = _rows(file, fields, facts.get("layers"), runs)
         tied = fields.get("tie_word_embeddings") is True
+    return _contents(name, architecture, runs, facts, rows, rows, tied)
+
+
+def _read_packed(name: str) -> Contents:
+    """The contents of a directory in moekit's own layout."""
+    fields = checkpoint.read_config(name)
+    architecture = str(fields.get("model_type", "unknown"))
+    with checkpoint.open_packed(name) as file:
+        stored = []
+        for path, entry in file.entries.items():
+            names = {entry.format} if isinstance(entry.format, str) else set(entry.format)
+            dtype = ", ".join(sorted(names - {""})) or file.dtype(path)
+            kind = _class_in(path, entry.shape)
+            nbytes = file.nbytes(path)
+            stored.append(_Row(path, kind, dtype, entry.shape, prod(entry.shape), nbytes))
+        # What was made out of the tensors (frequencies, folded projections) is no parameter.
+        counted = stored
+        if not file.edited:
+            counted = [
+                _Row(tensor, _class_of(tensor, None), dtype, shape, prod(shape), 0)
+                for tensor, (dtype, shape) in file.outline.items()
+            ]
+    tied = fields.get("tie_word_embeddings") is True
+    runs = architecture in FAMILIES
+    return _contents(name, architecture, runs, _facts(fields), counted, stored, tied)
+
+
+def _contents(
+    name: str,
+    architecture: str,
+    runs: bool,
+    facts: dict[str, int],
+    counted: list["_Row"],
+    stored: list["_Row"],
+    tied: bool,
+) -> Contents:
+    """What is told of `stored`; the parameters are those of `counted`."""
     # Switch Transformers has no field for its one expert a token.
     share = facts.get("experts per token", 1) / facts["experts"] if facts.get("experts") else 1.0
-    counted = [row for row in rows if row.kind != "multi-token prediction"]
+    counted = [row for row in counted if row.kind != "multi-token prediction"]
     total = sum(row.parameters for row in counted)
     routed = sum(row.parameters for row in counted if row.kind == "experts")
     if tied:
@@ -147,8 +197,8 @@ def read_contents(path: str | os.PathLike[str]) -> Contents:
         facts,
         total,
         total - routed + round(routed * share),
-        _by_class(rows),
-        [(row.name, row.dtype, row.shape, row.kind) for row in rows],
+        _by_class(stored),
+        [(row.name, row.dtype, row.shape, row.kind) for row in stored],
     )
 
 
@@ -208,11 +258,22 @@ def _class_of(name: str, layers: int | None) -> str:
     return "other"
 
 
+def _class_in(path: str, shape: tuple[int, ...]) -> str:
+    """The class of what a directory in moekit's own layout has at `path`."""
+    if path.startswith(checkpoint.TENSOR):
+        return _class_of(path.removeprefix(checkpoint.TENSOR), None)
+    kind = next((kind for kind, pattern in _PLACES if re.search(pattern, path)), "other")
+    # A dense layer is kept as one expert.
+    return "dense feed-forward" if kind == "experts" and shape[:1] == (1,) else kind
+
+
 def _by_class(rows: list[_Row]) -> list[TensorClass]:
-    kinds = {row.kind: [r for r in rows if r.kind == row.kind] for row in rows}
+    kinds: dict[str, list[_Row]] = {}
+    for row in rows:
+        kinds.setdefault(row.kind, []).append(row)
     classes = []
     for kind, own in kinds.items():
-        stored = ", ".join(sorted({row.dtype for row in own}))
+        stored = ", ".join(sorted({name for row in own for name in row.dtype.split(", ")}))
         parameters = sum(row.parameters for row in own)
         nbytes = sum(row.nbytes for row in own)
         classes.append(TensorClass(kind, len(own), parameters, nbytes, stored))

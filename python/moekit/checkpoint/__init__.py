@@ -46,7 +46,7 @@ from .ggml_dequant import dequantize
 from .gguf import open_gguf
 from .gguf_config import gguf_architecture_names, read_gguf_config
 from .open_weights import open_weights
-from .packed import Outline, PackedEntry, PackedReader, PackedWriter, is_packed, open_packed
+from .packed import TENSOR, Outline, PackedEntry, PackedReader, PackedWriter, is_packed, open_packed
 from .pieces import ALL, Piece
 from .safetensors import open_safetensors
 from .source import SourceFile
@@ -58,6 +58,7 @@ from .write_gguf import write_gguf
 __all__ = [
     "ALL",
     "KEPT_DTYPES",
+    "TENSOR",
     "Checkpoint",
     "FileError",
     "MissingTensorError",

@@ -257,6 +257,10 @@ class PackedReader:
         """Bytes `begin:end` of the panels of all experts, uint8."""
         return self._file(path).read_rows(path, begin, end)
 
+    def dtype(self, path: str) -> str:
+        """The dtype in the file, from its header."""
+        return self._file(path).info(path).dtype
+
     def nbytes(self, path: str) -> int:
         """Bytes in the file, from its header."""
         return self._file(path).info(path).nbytes
