@@ -16,14 +16,14 @@ namespace py = pybind11;
 
 namespace {
 
-constexpr const char* kDotNames[] = {"f32", "bf16", "u8s8"};
+constexpr const char* kDotNames[] = {"f32", "bf16", "u8s8", "bf16x2"};
 static_assert(sizeof(kDotNames) / sizeof(kDotNames[0]) == kDotKinds);
 
 Dot parse_dot(const std::string& name) {
   for (int d = 0; d < kDotKinds; ++d) {
     if (name == kDotNames[d]) return static_cast<Dot>(d);
   }
-  throw ValueError(message("[limits] dot product '", name, "'; known: f32, bf16, u8s8"));
+  throw ValueError(message("[limits] dot product '", name, "'; known: f32, bf16, u8s8, bf16x2"));
 }
 
 Clock parse_clock(const std::string& name) {

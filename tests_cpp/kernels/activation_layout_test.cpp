@@ -6,12 +6,13 @@ namespace moe {
 namespace {
 
 class Layout : public ::testing::TestWithParam<Dot> {};
-INSTANTIATE_TEST_SUITE_P(Dot, Layout, ::testing::Values(Dot::kF32, Dot::kBf16, Dot::kU8S8));
+INSTANTIATE_TEST_SUITE_P(Dot, Layout,
+                         ::testing::Values(Dot::kF32, Dot::kBf16, Dot::kU8S8, Dot::kBf16x2));
 
 TEST_P(Layout, HoldsTheColumnsInAnOddNumberOfCacheLines) {
   for (int64_t cols : {1, 3, 31, 128, 511, 512, 513, 2048, 7168}) {
     const ActivationLayout layout = ActivationLayout::of(GetParam(), cols);
-    EXPECT_GE(layout.words * depth_per_word(GetParam()), cols);
+    EXPECT_GE(layout.words * depth_per_word(GetParam()), cols * parts_of(GetParam()));
     EXPECT_GE(layout.row_bytes, layout.words * 4);
     EXPECT_EQ(layout.row_bytes % 64, 0);
     EXPECT_EQ(layout.row_bytes / 64 % 2, 1) << "rows a power of two apart share cache sets";

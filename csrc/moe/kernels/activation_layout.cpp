@@ -8,7 +8,7 @@ ActivationLayout ActivationLayout::of(Dot dot, int64_t cols) {
   // Zeros up to a whole block of the deepest format: its last block reads past the last column.
   const int64_t padded = ceil_div(cols, kDeepestBlock) * kDeepestBlock;
   layout.blocks = padded / kScaleBlock;
-  layout.words = padded / depth_per_word(dot);
+  layout.words = padded / depth_per_word(dot) * parts_of(dot);
   int64_t bytes = layout.words * 4;
   if (dot == Dot::kU8S8) {
     layout.scales_at = bytes;

@@ -55,7 +55,7 @@ struct GemmKernels {
 };
 
 struct ConvertKernels {
-  /// Writes one activation row for `dot` from `cols` floats.
+  /// Writes one activation row for `dot` from `cols` floats; null where no product reads such rows.
   void (*activations[kDotKinds])(const float* x, int64_t cols, const ActivationLayout&,
                                  std::byte* row) noexcept;
 };

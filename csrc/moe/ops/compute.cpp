@@ -12,9 +12,11 @@ Compute parse_compute(std::string_view name) {
 }
 
 Dot choose_dot(Format format, Compute compute, int64_t rows, int64_t cols) {
-  const Dot fast = format_info(format).dot;
+  Dot fast = format_info(format).dot;
+  const auto& run = kernels().gemm->run[static_cast<int>(format)];
+  if (run[static_cast<int>(Dot::kBf16x2)] != nullptr) fast = Dot::kBf16x2;
   const int64_t most = cols <= kSmallHeadCols ? kSmallHead : kSmallMatrix;
-  const bool small = compute == Compute::kAuto && fast == Dot::kBf16 && rows * cols <= most;
+  const bool small = compute == Compute::kAuto && fast != Dot::kU8S8 && rows * cols <= most;
   return compute == Compute::kExact || small ? Dot::kF32 : fast;
 }
 

@@ -10,10 +10,10 @@ namespace moe {
 enum class Compute : uint8_t {
   kExact,  // dequantised weights, unquantised activations, float sums
   kFast,   // the format's own dot product: int8 or bf16 activations where it has one
-  kAuto,   // fast, but bf16 activations only for matrices that are worth it (kSmallMatrix)
+  kAuto,   // fast, but bfloat16 numbers only for matrices that are worth it (kSmallMatrix)
 };
 
-/// Values of a bf16 matrix up to which kAuto keeps the activations in float: it is in a cache
+/// Values of a matrix of floats up to which kAuto keeps the activations in float: it is in a cache
 /// anyway, and a small model, whose logits lie close together, agrees with its float reference. A
 /// small model's head has more of them, but few columns.
 inline constexpr int64_t kSmallMatrix = int64_t{1} << 18;

@@ -14,8 +14,9 @@ from typing import Any
 
 from moekit import _core
 
-DOTS = ("f32", "bf16", "u8s8")
-"""The dot products that kernels multiply with: float32, pairs of bfloat16, four int8."""
+DOTS = ("f32", "bf16", "u8s8", "bf16x2")
+"""The dot products that kernels multiply with: float32, pairs of bfloat16, four int8, floats as
+sums of two bfloat16 numbers (three products each)."""
 
 
 @dataclass(frozen=True)

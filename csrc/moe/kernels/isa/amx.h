@@ -115,6 +115,25 @@ MOE_INLINE void store_pair(void* to, int64_t panel, int64_t stride) {
   }
 }
 
+/// Sums from and to outputs, [row][panel][sixteen].
+template <int kTiles>
+MOE_INLINE void load_outputs(const float* from) {
+  constexpr int64_t kBelow = kTileHeight * 2 * kPanelRows, kRowBytes = 2 * kLineBytes;
+  MOE_TILE_LOAD(0, from, kRowBytes);
+  MOE_TILE_LOAD(1, from + kPanelRows, kRowBytes);
+  if constexpr (kTiles == 2) {
+    MOE_TILE_LOAD(2, from + kBelow, kRowBytes);
+    MOE_TILE_LOAD(3, from + kBelow + kPanelRows, kRowBytes);
+  }
+}
+template <int kTiles>
+MOE_INLINE void store_outputs(float* to) {
+  store_pair<0>(to, kLineBytes, 2 * kLineBytes);
+  if constexpr (kTiles == 2) {
+    store_pair<2>(to + kTileHeight * 2 * kPanelRows, kLineBytes, 2 * kLineBytes);
+  }
+}
+
 /// What a step multiplies: bfloat16 pairs, or signed bytes by weights without a sign or with one.
 enum class Step { kPairs, kUnsigned, kSigned };
 

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "moe/kernels/isa/amx.h"
+#include "moe/kernels/isa/bf16_parts.h"
 #include "moe/kernels/isa/softmax_rows.h"
 
 namespace moe::MOE_ISA {
@@ -26,23 +27,6 @@ template <>
 inline constexpr int kNumberParts<f16> = 2;
 
 MOE_INLINE int64_t query_steps(int64_t dim) { return (dim + kStepColumns - 1) / kStepColumns; }
-
-/// Thirty-two numbers to the nearest bfloat16 ones, in order, and what is left of them.
-struct Rounded {
-  __m512i pairs;
-  F32x16 left[2];
-};
-MOE_INLINE Rounded round_to_pairs(F32x16 a, F32x16 b) {
-  Rounded to;
-  to.pairs = (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v);
-  const F32x16 first = {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(to.pairs)), 16))};
-  const F32x16 second = {_mm512_castsi512_ps(
-      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(to.pairs, 1)), 16))};
-  to.left[0] = sub(a, first);
-  to.left[1] = sub(b, second);
-  return to;
-}
 
 /// rows[i][j] → rows[j][i]
 MOE_INLINE void transpose_lanes(__m512i (&a)[16]) {

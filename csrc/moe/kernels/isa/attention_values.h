@@ -19,18 +19,6 @@ MOE_INLINE int64_t interleaved_tiles(int64_t dim) {
   return kInterleaved<T> ? dim / kStepColumns * 2 : 0;
 }
 
-/// Words of two keys' numbers. (x >> 16) | (y & upper): exact for bfloat16 numbers, what lies
-/// before the cut for others.
-MOE_INLINE __m512i pair_keys(__m512i x, __m512i y) {
-  const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-  return _mm512_ternarylogic_epi32(_mm512_srli_epi32(x, 16), y, upper, 0xf8);
-}
-/// What lies before the cut, and behind.
-MOE_INLINE __m512i cut(__m512i a) {
-  return _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-}
-MOE_INLINE F32x16 behind_cut(F32x16 a) { return sub(a, from_bits({cut(bits(a).v)})); }
-
 /// Keys of a block, a bit each.
 template <int kBlock>
 struct KeySet {
@@ -91,10 +79,10 @@ class ValueLayout {
       _mm512_storeu_si512(at, words);
     };
     const auto put_floats = [&](F32x16 a, F32x16 b, std::byte* at) MOE_INLINE_LAMBDA {
-      put(pair_keys(bits(a).v, bits(b).v), at);
+      put(pair_words(bits(a).v, bits(b).v), at);
       if constexpr (kNumberParts<T> == 2) {
         _mm512_storeu_si512(at + part_bytes(tiles_),
-                            pair_keys(bits(behind_cut(a)).v, bits(behind_cut(b)).v));
+                            pair_words(bits(behind_cut(a)).v, bits(behind_cut(b)).v));
       }
     };
     int64_t c = 0;

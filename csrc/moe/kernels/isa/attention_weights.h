@@ -59,8 +59,8 @@ MOE_INLINE void weigh_step(float* at, F32x16 base, bool has_first, bool has_seco
   if (has_second) b = TileExp::of(sub(load(at + kLanes), base));
   sum = add(add(sum, a), b);
   const WeightParts parts = weight_parts(a), next = weight_parts(b);
-  _mm512_store_si512(at, pair_keys(parts.hi, next.hi));
-  _mm512_store_si512(at + kLanes, pair_keys(parts.lo, next.lo));
+  _mm512_store_si512(at, pair_words(parts.hi, next.hi));
+  _mm512_store_si512(at + kLanes, pair_words(parts.lo, next.lo));
 }
 
 /// Scores of groups [first, last) of a block into words relative to the new running maximum;

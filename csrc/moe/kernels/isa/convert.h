@@ -3,6 +3,9 @@
 
 #include "moe/kernels/table.h"
 #include "moe/simd/lane_sums.h"
+#ifdef __AMX_TILE__
+#include "moe/kernels/isa/bf16_parts.h"
+#endif
 
 namespace moe::MOE_ISA {
 
@@ -20,6 +23,23 @@ static void activations_bf16(const float* x, int64_t cols, const ActivationLayou
   for (; k < cols; ++k) out[k] = to_bf16(x[k]);
   for (; k < layout.words * 2; ++k) out[k] = {0};
 }
+
+#ifdef __AMX_TILE__
+static void activations_bf16x2(const float* x, int64_t cols, const ActivationLayout& layout,
+                               std::byte* row) noexcept {
+  const auto lanes = [&](int64_t k) MOE_INLINE_LAMBDA {
+    const int64_t left = cols - k;
+    if (left >= kLanes) return load(x + k);
+    return left > 0 ? load_first(x + k, static_cast<int>(left)) : zero_f32();
+  };
+  std::byte* end = row + layout.words * 4;
+  for (int64_t k = 0; row < end; k += 2 * kLanes, row += 128) {
+    const Rounded nearest = round_to_pairs(lanes(k), lanes(k + kLanes));
+    store_u8(row, {nearest.pairs});
+    store_u8(row + 64, {round_to_pairs(nearest.left[0], nearest.left[1]).pairs});
+  }
+}
+#endif
 
 /// The sums of a row's bytes (ActivationLayout). Small integers: their sums in floats are exact.
 static void sum_bytes(const ActivationLayout& layout, std::byte* row) noexcept {
@@ -86,7 +106,11 @@ static void activations_u8s8(const float* x, int64_t cols, const ActivationLayou
   sum_bytes(layout, row);
 }
 
-static constexpr ConvertKernels kConvertKernels = {
-    {&activations_f32, &activations_bf16, &activations_u8s8}};
+static constexpr ConvertKernels kConvertKernels = {{&activations_f32, &activations_bf16,
+                                                    &activations_u8s8,
+#ifdef __AMX_TILE__
+                                                    &activations_bf16x2
+#endif
+}};
 
 }  // namespace moe::MOE_ISA

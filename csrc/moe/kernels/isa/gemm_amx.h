@@ -11,6 +11,7 @@
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/isa/gemm.h"
+#include "moe/kernels/isa/part_tiles.h"
 #include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
@@ -48,16 +49,10 @@ struct Bf16Tiles {
   template <int kTiles>
   MOE_INLINE void run(const GemmCall&, const TileRows& rows, const PanelTiles& w, int64_t word,
                       Ahead& ahead) {
-    constexpr int64_t kBelow = kTileHeight * kGemmOutputs, kRowBytes = kGemmOutputs * 4;
     if (word == 0) {
       clear_sums<kTiles>();
     } else {
-      MOE_TILE_LOAD(0, rows.out, kRowBytes);
-      MOE_TILE_LOAD(1, rows.out + kPanelRows, kRowBytes);
-      if constexpr (kTiles == 2) {
-        MOE_TILE_LOAD(2, rows.out + kBelow, kRowBytes);
-        MOE_TILE_LOAD(3, rows.out + kBelow + kPanelRows, kRowBytes);
-      }
+      load_outputs<kTiles>(rows.out);
     }
     for (int64_t s = 0; s < w.steps; ++s) {
       keep_awake();
@@ -65,8 +60,7 @@ struct Bf16Tiles {
       multiply_step<Step::kPairs, kTiles>(rows.words, s * kTileWords, step_at(w, 0, s),
                                           step_at(w, 1, s));
     }
-    store_pair<0>(rows.out, kLineBytes, kRowBytes);
-    if constexpr (kTiles == 2) store_pair<2>(rows.out + kBelow, kLineBytes, kRowBytes);
+    store_outputs<kTiles>(rows.out);
   }
 };
 
@@ -168,6 +162,7 @@ constexpr GemmKernels with_tiles(GemmKernels kernels) {
   };
   at(Format::kBf16, Dot::kBf16) = &gemm_tiles<Bf16Tiles>;
   at(Format::kInt8, Dot::kU8S8) = &gemm_tiles<Int8Tiles>;
+  at(Format::kF16, Dot::kBf16x2) = &gemm_parts<F16Format>;
   kernels.rows_together = true;
   return kernels;
 }

@@ -182,24 +182,29 @@ static uint32_t probe_read(const std::byte* data, int64_t bytes) noexcept {
 constexpr int64_t probe_operations(Dot dot) {
 #ifdef __AMX_TILE__
   if (dot != Dot::kF32)
-    return int64_t{4} * kTileHeight * kTileWords * kLanes * 2 * depth_per_word(dot);
+    return int64_t{4} * kTileHeight * kTileWords * kLanes * 2 * depth_per_word(dot) /
+           products_of(dot);
 #endif
   int64_t chains = kProbeChains;
 #ifdef MOE_PAIR_SUMS
   if (dot == Dot::kU8S8) chains = kPairChains;
 #endif
-  return int64_t{2} * kLanes * depth_per_word(dot) * chains * kProbeSteps;
+  return int64_t{2} * kLanes * depth_per_word(dot) * chains * kProbeSteps / products_of(dot);
 }
 
 static constexpr ProbeKernels kProbeKernels = {
 #ifdef __AMX_TILE__
-    {&probe_multiply<Dot::kF32>, &probe_tiles<Step::kPairs>, &probe_tiles<Step::kUnsigned>},
+    {&probe_multiply<Dot::kF32>, &probe_tiles<Step::kPairs>, &probe_tiles<Step::kUnsigned>,
+     &probe_tiles<Step::kPairs>},
 #elif defined(MOE_PAIR_SUMS)
-    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_pairs},
+    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_pairs,
+     &probe_multiply<Dot::kBf16>},
 #else
-    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_multiply<Dot::kU8S8>},
+    {&probe_multiply<Dot::kF32>, &probe_multiply<Dot::kBf16>, &probe_multiply<Dot::kU8S8>,
+     &probe_multiply<Dot::kBf16>},
 #endif
-    {probe_operations(Dot::kF32), probe_operations(Dot::kBf16), probe_operations(Dot::kU8S8)},
+    {probe_operations(Dot::kF32), probe_operations(Dot::kBf16), probe_operations(Dot::kU8S8),
+     probe_operations(Dot::kBf16x2)},
     &probe_read};
 
 }  // namespace moe::MOE_ISA
