@@ -58,6 +58,7 @@ def load_packed(folder: str) -> tuple[Model, Config]:
             raise file.error(min(stored), "has no place in the model")
         model.outline = file.outline
         model.grouping = file.grouping
+        model.passed_over = reader.passed_over
         model.quantization = file.quantization
     placed: list[Any] = []
     # A model with other experts than its checkpoint (`mk.edit`) has no place for some tensors.

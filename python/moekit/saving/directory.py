@@ -31,6 +31,7 @@ from .placing import (
     plain_tensor,
     require_complete,
     value_of,
+    with_zero_experts,
 )
 
 if TYPE_CHECKING:
@@ -75,11 +76,14 @@ def tensors_of(model: "Model") -> dict[str, Tensor]:
             tensors = {name: _without_one(name, tensor) for name, tensor in tensors.items()}
     else:
         tensors = as_read(model.placed, model.outline)
+        if model.config["model_type"] == "longcat_flash":
+            tensors = with_zero_experts(tensors, model.outline)
     require_complete(tensors)
     for name in model.passed_over:
         # LongCat's experts that do nothing have matrices that transformers wants to find.
         if model.grouping == "hf" and name in model.outline and _EXPERT.search(name):
-            tensors.setdefault(name, Tensor(model.outline[name][1]))
+            dtype, shape = model.outline[name]
+            tensors.setdefault(name, Tensor(shape, dtype=dtype))
     return tensors
 
 
@@ -148,7 +152,7 @@ def _move(stage: str, folder: str) -> None:
 def _dtype(model: "Model", name: str, tensor: Tensor) -> str:
     """The dtype to write: the stored one, where a weight kept in float32 still fits it exactly."""
     if not tensor.parts:
-        return model.outline[name][0]
+        return tensor.dtype if tensor.dtype in _DTYPES else "F32"
     first = tensor.parts[0][1]
     if isinstance(first.weight, PackedWeight):
         found = _BY_FORMAT.get(tensor.format, "BF16")

@@ -29,12 +29,14 @@ class Tensor:
     """A tensor of a file: its shape, and what fills which piece of it.
 
     With an `order` the file has these of its rows, in this order, with `columns` its columns so.
+    Without parts it is zeros, in the file's `dtype`.
     """
 
     shape: tuple[int, ...]
     parts: list[tuple[Piece, Placed]] = field(default_factory=list)
     order: npt.NDArray[np.int64] | None = None
     columns: npt.NDArray[np.int64] | None = None
+    dtype: str = ""
 
     @property
     def format(self) -> str:
@@ -85,11 +87,33 @@ def as_read(placed: Sequence[Placed], outline: Outline) -> dict[str, Tensor]:
     return out
 
 
+def with_zero_experts(tensors: Mapping[str, Tensor], outline: Outline) -> dict[str, Tensor]:
+    """LongCat-Flash's banks as a tensor for each expert and part, as it is published.
+
+    In memory transformers has gates and ups of experts that do nothing, too, and wants to find
+    them: they become zeros.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if len(tensor.shape) != 3:
+            out[name] = tensor
+            continue
+        for _, place in tensor.parts:
+            new = f"{place.bank}.{place.slot}.{place.role}_proj.weight"
+            out[new] = Tensor(place.weight.shape[-2:], [(Piece(new), place)])
+        bank, shape = tensor.parts[0][1].bank, tensor.parts[0][1].weight.shape
+        for expert in range(shape[0], tensor.shape[0]):
+            for role in ("gate", "up"):
+                new = f"{bank}.{expert}.{role}_proj.weight"
+                out[new] = Tensor(shape[-2:], dtype=outline[name][0])
+    return out
+
+
 def require_complete(tensors: Mapping[str, Tensor]) -> None:
     """ValueError naming a tensor of which the model holds only a part."""
     for name, tensor in tensors.items():
         held = sum(_size(placed) for _, placed in tensor.parts)
-        if held != prod(tensor.shape):
+        if tensor.parts and held != prod(tensor.shape):
             raise ValueError(
                 f"[save] {name}: the model holds {held} of its {prod(tensor.shape)} values; all of "
                 "them are required"
