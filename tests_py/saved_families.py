@@ -1,5 +1,7 @@
 """The families that `model.save` writes, and the settings with which GGUF can say them."""
 
+from typing import Any
+
 import checkpoints
 import grouped_families
 import latent_families
@@ -71,5 +73,21 @@ CHANGES = {
             "mscale_all_dim": 1.0,
             "original_max_position_embeddings": 4,
         }
+    },
+}
+# What GGUF cannot say has to be as llama.cpp takes it for granted.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "jamba": {"num_hidden_layers": 5},
+    "lfm2_moe": {},
+    "granitemoehybrid": {"num_key_value_heads": 3},
+    # llama.cpp wants keys and values of one width.
+    "qwen3_next": {"linear_value_head_dim": 10},
+    "qwen3_5_moe_text": {"linear_value_head_dim": 10},
+    "kimi_linear": {"linear_num_heads": 3},
+    "bailing_hybrid": {},
+    "nemotron_h": {
+        "time_step_min": 1e-30,
+        "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "moe"],
+        "head_dim": 24,
     },
 }

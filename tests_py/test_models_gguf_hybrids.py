@@ -15,6 +15,7 @@ import llama_cpp_oracle
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from saved_families import HYBRIDS
 from test_models_gguf import vocabulary
 from test_models_save import letters
 
@@ -30,22 +31,6 @@ ARCHES = {
     "qwen3_next": "qwen3next",
     "qwen3_5_moe_text": "qwen35moe",
     "kimi_linear": "kimi-linear",
-}
-# What GGUF cannot say has to be as llama.cpp takes it for granted.
-CHANGES: dict[str, dict[str, Any]] = {
-    "jamba": {"num_hidden_layers": 5},
-    "lfm2_moe": {},
-    "granitemoehybrid": {"num_key_value_heads": 3},
-    # llama.cpp wants keys and values of one width.
-    "qwen3_next": {"linear_value_head_dim": 10},
-    "qwen3_5_moe_text": {"linear_value_head_dim": 10},
-    "kimi_linear": {"linear_num_heads": 3},
-    "bailing_hybrid": {},
-    "nemotron_h": {
-        "time_step_min": 1e-30,
-        "layers_block_type": ["mamba", "moe", "attention", "moe", "mamba", "moe"],
-        "head_dim": 24,
-    },
 }
 _EXPERT = re.compile(r"(.*)\.experts\.(\d+)\.(\w+)\.weight")
 _PARTS = {"w1": "gate", "w3": "up", "w2": "down"}
@@ -308,7 +293,7 @@ def compare(found: Any, wanted: Any, family: str) -> None:
 
 @pytest.mark.parametrize("family", ARCHES)
 def test_a_float32_file_is_its_source(checkpoint_maker: Any, tmp_path: Path, family: str) -> None:
-    _, source = checkpoint_maker(family, 2, **CHANGES[family])
+    _, source = checkpoint_maker(family, 2, **HYBRIDS[family])
     convert(source, tmp_path / "x.gguf", family)
     wanted, found = mk.load(source), mk.load(tmp_path / "x.gguf")
     compare(found, wanted, family)
@@ -334,7 +319,7 @@ def test_a_written_file_is_the_same_model(
     wide = {"hidden_size": 96} if format == "q8_0" else {}
     if format == "q8_0" and family.startswith("qwen"):
         wide |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
-    _, source = checkpoint_maker(family, 6, **{**CHANGES[family], **wide})
+    _, source = checkpoint_maker(family, 6, **{**HYBRIDS[family], **wide})
     model = mk.load(source, format=format)
     model.save(tmp_path / "x.gguf")
     wanted = model.forward(IDS)
@@ -398,7 +383,7 @@ def test_a_written_file_is_the_same_model(
 def test_what_hybrids_cannot_say_is_refused(
     checkpoint_maker: Any, tmp_path: Path, family: str, changes: dict[str, Any], named: str
 ) -> None:
-    model = mk.load(checkpoint_maker(family, 1, **{**CHANGES[family], **changes})[1])
+    model = mk.load(checkpoint_maker(family, 1, **{**HYBRIDS[family], **changes})[1])
     with pytest.raises(ValueError, match=named):
         model.save(tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*.gguf"))
@@ -408,7 +393,7 @@ def test_what_hybrids_cannot_say_is_refused(
 def test_a_limit_of_time_steps_is_kept(
     checkpoint_maker: Any, tmp_path: Path, least: float | None
 ) -> None:
-    _, source = checkpoint_maker("nemotron_h", 1, **CHANGES["nemotron_h"])
+    _, source = checkpoint_maker("nemotron_h", 1, **HYBRIDS["nemotron_h"])
     checkpoints.rewrite_config(source, time_step_min=least)  # without one it is 0.001
     model = mk.load(source)
     model.save(tmp_path / "x.gguf")
@@ -422,7 +407,7 @@ def test_a_limit_of_time_steps_is_kept(
     [
         (
             "nemotron_h",
-            {**CHANGES["nemotron_h"], "moe_latent_size": 30, "routed_scaling_factor": 1.5},
+            {**HYBRIDS["nemotron_h"], "moe_latent_size": 30, "routed_scaling_factor": 1.5},
         ),
         ("granitemoehybrid", {"position_embedding_type": "rope", "mamba_n_groups": 1}),
         ("granitemoehybrid", {"num_local_experts": 0, "tie_word_embeddings": True}),
@@ -442,7 +427,7 @@ def test_other_settings(
 @pytest.mark.skipif(llama_cpp_oracle.find() is None, reason="llama-cpp-python is not installed")
 @pytest.mark.parametrize("family", ARCHES)
 def test_llama_cpp_agrees_about_a_file(checkpoint_maker: Any, tmp_path: Path, family: str) -> None:
-    _, source = checkpoint_maker(family, 2, **CHANGES[family])
+    _, source = checkpoint_maker(family, 2, **HYBRIDS[family])
     convert(source, tmp_path / "x.gguf", family)
     answer = llama_cpp_oracle.ask(tmp_path / "x.gguf", ids=IDS, count=6)
     model = mk.load(tmp_path / "x.gguf")
@@ -464,7 +449,7 @@ def test_llama_cpp_agrees_about_a_file(checkpoint_maker: Any, tmp_path: Path, fa
 def test_a_wrong_key_is_named(
     checkpoint_maker: Any, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    _, source = checkpoint_maker("jamba", 2, **CHANGES["jamba"])
+    _, source = checkpoint_maker("jamba", 2, **HYBRIDS["jamba"])
     convert(source, tmp_path / "x.gguf", "jamba", **changes)
     with pytest.raises(mk.FileError, match=message):
         mk.load(tmp_path / "x.gguf")

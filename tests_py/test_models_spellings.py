@@ -14,10 +14,11 @@ import torch
 import transformers
 from family_checks import TOLERANCE, prompt_of
 from safetensors.numpy import load_file, save_file
-from saved_families import EVERY
+from saved_families import BOTH, CHANGES, EVERY, HYBRIDS
 
 import moekit as mk
 from moekit.checkpoint import write_safetensors
+from moekit.saving.gguf_states import STATES
 
 # Applied in order to the names that transformers writes.
 _V4_HUB = (
@@ -244,6 +245,25 @@ def reopened_logits(theirs: Any, path: Path, ids: list[int]) -> np.ndarray:
     again = type(theirs).from_pretrained(path, attn_implementation="eager", dtype="float32")
     again.set_experts_implementation("eager")
     return checkpoints.their_logits(again.eval(), ids)
+
+
+@pytest.mark.parametrize("family", [*BOTH, *STATES])
+def test_names_of_memory_make_the_same_gguf_file(
+    checkpoint_maker: Any, tmp_path: Path, family: str
+) -> None:
+    changes = {**CHANGES, **HYBRIDS}.get(family, {})
+    theirs, published = checkpoint_maker(family, 4, **changes)
+    checkpoints.save(theirs, tmp_path / "in", save_original_format=False)
+    model = mk.load(tmp_path / "in")
+    model.save(tmp_path / "x.gguf")
+    mk.load(published).save(tmp_path / "y.gguf")
+    assert (tmp_path / "x.gguf").read_bytes() == (tmp_path / "y.gguf").read_bytes()
+    ids = prompt_of(4, 12)
+    found, wanted = mk.load(tmp_path / "x.gguf").forward(ids), model.forward(ids)
+    if family == "qwen3_5_moe_text":  # columns have changed places
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCE)
+    else:
+        assert found.tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("quantised", [False, True])

@@ -192,7 +192,7 @@ def test_unknown_architecture(tmp_path: Path) -> None:
 def test_every_file_that_loads_is_planned(
     checkpoint_maker: Any, tmp_path: Path, family: str
 ) -> None:
-    changes = gguf_models.CHANGES | hybrids.CHANGES
+    changes = gguf_models.CHANGES | hybrids.HYBRIDS
     _, source = checkpoint_maker(family, 2, **changes.get(family, {}))
     if family in hybrids.ARCHES:
         hybrids.convert(source, tmp_path / "x.gguf", family)

@@ -47,6 +47,7 @@ _SPELLINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"\.input_layernorm\.", ".attn_norm."),
         (r"\.post_attention_layernorm\.", ".ffn_norm."),
         (r"\.(attn|ffn)_hc\.", r".hc_\1_"),
+        (r"^lm_head\.", "head."),
     ),
     "ernie4_5_moe": ((r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics."),),
     "exaone_moe": ((r"\.mlp\.gate\.e_score_correction_bias$", ".mlp.e_score_correction_bias"),),
@@ -58,11 +59,16 @@ _SPELLINGS: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"\.mlp\.gate\.weight$", ".mlp.router.gate.weight"),
         (r"\.mlp\.shared_experts\.", ".mlp.shared_mlp."),
     ),
-    "kimi_linear": ((r"\.self_attn\.forget_gate\.", ".self_attn."),),
+    "kimi_linear": (
+        (r"\.self_attn\.forget_gate\.", ".self_attn."),
+        # Dense layers are `mlp` in Moonshot's files as well.
+        (r"\.mlp\.(gate|experts|shared_experts)\.", r".block_sparse_moe.\1."),
+    ),
     "laguna": (
         (r"\.mlp\.gate\.e_score_correction_bias$", ".mlp.experts.e_score_correction_bias"),
         (r"\.mlp\.shared_experts\.", ".mlp.shared_expert."),
     ),
+    "mimo_v2_flash": ((r"\.self_attn\.sinks$", ".self_attn.attention_sink_bias"),),
     "minimax": _BLOCK_SPARSE,
     "minimax_m2": _BLOCK_SPARSE,
     "mixtral": _BLOCK_SPARSE,

@@ -98,7 +98,7 @@ def build(config: Config, reader: Reader) -> Model:
         "embed" if published else "model.embed_tokens",
         "layers" if published else "model.layers",
         "norm" if published else "model.norm",
-        "lm_head" if "lm_head.weight" in reader else "head",
+        "head",
     )
     # The layers for multi-token prediction stand apart.
     return assemble(

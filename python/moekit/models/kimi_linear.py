@@ -52,10 +52,10 @@ def build(config: Config, reader: Reader) -> Model:
     mixture = grouped_mixture(config, parts=("w1", "w3", "w2"))
 
     def feed_forward(n: int, layer: Reader) -> MoE | MLP:
+        if sparse[n]:
+            return mixture(layer.under("block_sparse_moe"))
         # Transformers writes dense layers under the name of the mixture, Moonshot as `mlp`.
         name = "mlp" if layer.has_any("mlp.") else "block_sparse_moe"
-        if sparse[n]:
-            return mixture(layer.under(name))
         return layer.mlp(name, config.size("intermediate_size"), hidden)
 
     def block(n: int, layer: Reader) -> Block:

@@ -55,7 +55,7 @@ def build(config: Config, reader: Reader) -> Model:
         if windows[n] is None:
             return attention.read(layer, **rotations[FULL])
         options: dict[str, Any] = {"window": windows[n], **rotations[SLIDING]}
-        sinks = layer.tensor(layer.first_of("attention_sink_bias", "sinks"), attention.heads)
+        sinks = layer.tensor("attention_sink_bias", attention.heads)
         return attention.read(layer, kv_heads=2 * attention.kv_heads, sinks=sinks, **options)
 
     # Multi-token prediction is not run.

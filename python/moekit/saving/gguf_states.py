@@ -63,6 +63,14 @@ def _changed(
             (f"{base}z.weight", replace(tensor, order=gates)),
         ]
     values = tensor.parts[0][1].weight
+    if row.family in _DELTA and name.endswith(".conv1d.weight"):
+        # Transformers has the convolutions of q, k and v in one.
+        assert isinstance(values, np.ndarray)
+        apart: list[tuple[str, Tensor]] = []
+        for part, own in zip("qkv", np.split(values, 3), strict=True):
+            new = name.replace(".conv1d.", f".{part}_conv1d.")
+            apart += _changed(row, new, plain_tensor(new, own), config)
+        return apart
     order = None
     if row.family == "qwen3_5_moe_text" and ".linear_attn." in name:
         order = _tiled(name, tensor.shape, config)
