@@ -310,9 +310,9 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
     """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
 
     ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product:
-    int8 or bfloat16 activations where it has one) or ``"auto"`` (fast, but float activations for
-    bfloat16 and fp8 matrices of at most 2^18 values, with at most 512 columns 2^20). Raises
-    ValueError where shapes do not fit.
+    int8 or bfloat16 activations where it has one, for float16 with AMX activations of 16 bits) or
+    ``"auto"`` (fast, but float activations for float16, bfloat16 and fp8 matrices of at most 2^18
+    values, with at most 512 columns 2^20). Raises ValueError where shapes do not fit.
     """
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:
