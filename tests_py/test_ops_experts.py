@@ -244,6 +244,28 @@ def test_torch_tensors_share_memory_and_agree():
     np.testing.assert_allclose(got, (x @ weight.float().T).numpy(), rtol=1e-5, atol=1e-5)
 
 
+def test_matmul_of_several_matrices_gives_the_bytes_of_each():
+    rng = np.random.default_rng(8)
+    x = rng.standard_normal((2, 3, 264), dtype=np.float32)
+    formats, rows = ("q8_0", "bf16", "f16", "f32", "q8_0"), (40, 17, 300, 1, 16)
+    packed = [
+        ops.pack(rng.standard_normal((n, 264), dtype=np.float32), format)
+        for n, format in zip(rows, formats, strict=True)
+    ]
+    biases = [None, rng.standard_normal(17, dtype=np.float32), None, None, np.ones(16)]
+    for compute in ("auto", "fast", "exact"):
+        together = ops.matmul_each(x, packed, biases, compute=compute)
+        for out, weight, bias in zip(together, packed, biases, strict=True):
+            alone = ops.matmul(x, weight, bias, compute=compute)
+            assert out.shape == (2, 3, weight.shape[0])
+            assert out.tobytes() == alone.tobytes()
+    with pytest.raises(ValueError, match="264"):
+        ops.matmul_each(x, [packed[0], ops.pack(np.ones((4, 8), np.float32), "f32")], [None, None])
+    with pytest.raises(ValueError, match="1 biases; 2 are required"):
+        ops.matmul_each(x, packed[:2], [None])
+    assert ops.matmul_each(x, [], []) == []
+
+
 def test_matmul_shapes_and_bias():
     rng = np.random.default_rng(0)
     weight, bias = rng.standard_normal((7, 30), dtype=np.float32), np.arange(7, dtype=np.float32)

@@ -242,24 +242,33 @@ void bind_weights(py::module_& m) {
       },
       py::arg("x"), py::arg("weight"), py::arg("offsets"), py::arg("compute"));
   m.def(
-      "matmul",
-      [](const py::array& x, const PackedWeight& weight, const std::optional<py::array>& bias,
-         const std::string& compute) {
+      "matmul_each",
+      [](const py::array& x, const std::vector<const PackedWeight*>& weights,
+         const std::vector<std::optional<py::array>>& biases, const std::string& compute) {
         const auto rows = matrix_of<float>(x, "matmul", "x");
-        const float* added = nullptr;
-        if (bias) {
-          added = data_of<float>(*bias, 1, "matmul", "bias");
-          MOE_CHECK(bias->shape(0) == weight.rows(), "[matmul] bias has ", bias->shape(0),
-                    " entries; ", weight.rows(), " are required");
-        }
+        MOE_CHECK(biases.size() == weights.size(), "[matmul] ", biases.size(), " biases; ",
+                  weights.size(), " are required");
         const Compute how = parse_compute(compute);
-        auto out = new_array<float>({rows.rows, weight.rows()});
-        MatrixView<float> to(out.mutable_data(), rows.rows, weight.rows());
-        const py::gil_scoped_release release;
-        matmul(rows, weight, added, how, to);
-        return out;
+        std::vector<MatrixProduct> matrices;
+        std::vector<py::array_t<float>> outs;
+        for (size_t i = 0; i < weights.size(); ++i) {
+          const int64_t outputs = weights[i]->rows();
+          const float* bias = nullptr;
+          if (biases[i]) {
+            bias = data_of<float>(*biases[i], 1, "matmul", "bias");
+            MOE_CHECK(biases[i]->shape(0) == outputs, "[matmul] bias has ", biases[i]->shape(0),
+                      " entries; ", outputs, " are required");
+          }
+          outs.push_back(new_array<float>({rows.rows, outputs}));
+          matrices.push_back({weights[i], bias, {outs.back().mutable_data(), rows.rows, outputs}});
+        }
+        {
+          const py::gil_scoped_release release;
+          matmul_each(rows, matrices, how);
+        }
+        return outs;
       },
-      py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("compute"));
+      py::arg("x"), py::arg("weights"), py::arg("biases"), py::arg("compute"));
 }
 
 }  // namespace moe::bindings

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'ExpertTally', 'Fingerprint', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['ExpertBank', 'ExpertTally', 'Fingerprint', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul_each', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class ThreadLimit:
     """
     Inside, this thread's calls use at most so many.
@@ -206,7 +206,7 @@ def layer_norm(x: numpy.ndarray, weight: numpy.ndarray | None, bias: numpy.ndarr
     """
 def limit_capacity(experts: numpy.ndarray, expert_count: typing.SupportsInt | typing.SupportsIndex, capacity: typing.SupportsInt | typing.SupportsIndex, ranking: numpy.ndarray | None) -> tuple[numpy.typing.NDArray[numpy.int32], int]:
     ...
-def matmul(x: numpy.ndarray, weight: PackedWeight, bias: numpy.ndarray | None, compute: str) -> numpy.typing.NDArray[numpy.float32]:
+def matmul_each(x: numpy.ndarray, weights: collections.abc.Sequence[PackedWeight], biases: collections.abc.Sequence[numpy.ndarray | None], compute: str) -> list[numpy.typing.NDArray[numpy.float32]]:
     ...
 def measure_limits(bytes: typing.SupportsInt | typing.SupportsIndex, passes: typing.SupportsInt | typing.SupportsIndex, clock: str) -> Limits:
     ...

@@ -206,14 +206,21 @@ TEST_P(GroupedMatmul, DamageStaysInItsRow) {
 
 MOE_EVERY_ISA(GroupedMatmul);
 
-TEST(Matmul, AddsItsBias) {
+TEST(Matmul, OfSeveralMatricesAddsTheirBiases) {
   const PackedWeight weight = packed(Format::kF32, 1, 9, 5);
+  const PackedWeight bytes = packed(Format::kQ8_0, 1, 20, 5);
   const auto x = normal(3 * 5, 1);
   const auto bias = normal(9, 2);
-  std::vector<float> plain(27), biased(27);
-  matmul({x.data(), 3, 5}, weight, nullptr, Compute::kAuto, {plain.data(), 3, 9});
-  matmul({x.data(), 3, 5}, weight, bias.data(), Compute::kAuto, {biased.data(), 3, 9});
+  std::vector<float> plain(27), biased(27), beside(60), alone(60);
+  const MatrixView<const float> rows(x.data(), 3, 5);
+  matmul_each(rows,
+              {{&weight, nullptr, {plain.data(), 3, 9}},
+               {&bytes, nullptr, {beside.data(), 3, 20}},
+               {&weight, bias.data(), {biased.data(), 3, 9}}},
+              Compute::kAuto);
   for (int i = 0; i < 27; ++i) EXPECT_EQ(biased[i], plain[i] + bias[i % 9]);
+  matmul_each(rows, {{&bytes, nullptr, {alone.data(), 3, 20}}}, Compute::kAuto);
+  EXPECT_EQ(beside, alone);
 }
 
 TEST(GroupedMatmulErrors, NameWhatWasGiven) {
@@ -227,7 +234,8 @@ TEST(GroupedMatmulErrors, NameWhatWasGiven) {
                ValueError);
   EXPECT_THROW(grouped_matmul({x.data(), 2, 7}, weight, offsets, Compute::kAuto, {out, 2, 4}),
                ValueError);
-  EXPECT_THROW(matmul({x.data(), 3, 8}, weight, nullptr, Compute::kAuto, {out, 3, 4}), ValueError);
+  EXPECT_THROW(matmul_each({x.data(), 3, 8}, {{&weight, nullptr, {out, 3, 4}}}, Compute::kAuto),
+               ValueError);
 }
 
 }  // namespace

@@ -197,26 +197,14 @@ void ProductQueue::run(const Piece& piece, const Piece& next) noexcept {
   }
 }
 
-void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const int64_t* offsets,
-                    Compute compute, MatrixView<float> out) {
-  const int64_t experts = weight.experts();
-  MOE_CHECK(x.cols == weight.cols(), "[grouped_matmul] x has ", x.cols, " columns; experts expect ",
-            weight.cols());
-  MOE_CHECK(offsets[0] == 0 && offsets[experts] == x.rows, "[grouped_matmul] offsets run from ",
-            offsets[0], " to ", offsets[experts], "; x has rows 0 to ", x.rows);
-  for (int64_t e = 0; e < experts; ++e) {
-    MOE_CHECK(offsets[e] <= offsets[e + 1], "[grouped_matmul] offsets[", e, "] is ", offsets[e],
-              ", offsets[", e + 1, "] is ", offsets[e + 1], "; they must not descend");
-  }
-  if (x.rows == 0) return;
+namespace {
 
-  // Rows are converted once for every kind of dot product that occurs among the experts' formats.
+// Products of rows of x, each with its dot product. Rows are converted once for every kind that
+// occurs.
+void multiply(MatrixView<const float> x, std::vector<Product>& products,
+              const std::vector<Dot>& dots) {
   bool used[kDotKinds] = {};
-  for (int64_t e = 0; e < experts; ++e) {
-    if (offsets[e] < offsets[e + 1])
-      used[static_cast<int>(choose_dot(weight.format(e), compute, weight.rows(), weight.cols()))] =
-          true;
-  }
+  for (const Dot dot : dots) used[static_cast<int>(dot)] = true;
   int64_t bytes = 0;
   for (int d = 0; d < kDotKinds; ++d) {
     if (used[d]) bytes += ActivationRows::bytes(static_cast<Dot>(d), x.rows, x.cols);
@@ -228,24 +216,13 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
     prepared[d] = ActivationRows(static_cast<Dot>(d), x.cols, memory);
     memory += ActivationRows::bytes(static_cast<Dot>(d), x.rows, x.cols);
   }
-
-  std::vector<Product> products;
-  for (int64_t e = 0; e < experts; ++e) {
-    if (offsets[e] == offsets[e + 1]) continue;
-    Product product;
-    product.first = weight.matrix(e);
-    product.x = &prepared[static_cast<int>(
-        choose_dot(weight.format(e), compute, weight.rows(), weight.cols()))];
-    product.first_row = offsets[e];
-    product.count = offsets[e + 1] - offsets[e];
-    product.out = {out.row(offsets[e]), product.count, out.cols, out.stride};
-    product.far = is_far(out.rows, out.stride);
-    products.push_back(product);
+  for (size_t i = 0; i < products.size(); ++i) {
+    products[i].x = &prepared[static_cast<int>(dots[i])];
   }
 
-  const int threads =
-      ProductQueue::threads_for(products.data(), static_cast<int64_t>(products.size()));
-  ProductQueue queue(products.data(), static_cast<int64_t>(products.size()), threads);
+  const auto count = static_cast<int64_t>(products.size());
+  const int threads = ProductQueue::threads_for(products.data(), count);
+  ProductQueue queue(products.data(), count, threads);
   TaskQueue conversions;
   const auto body = [&](Team& team) {
     for (int64_t r = conversions.take(); r < x.rows; r = conversions.take()) {
@@ -262,18 +239,58 @@ void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const
   parallel(threads, body);
 }
 
-void matmul(MatrixView<const float> x, const PackedWeight& weight, const float* bias,
-            Compute compute, MatrixView<float> out) {
-  MOE_CHECK(weight.experts() == 1, "[matmul] a weight of ", weight.experts(),
-            " experts; one matrix is required");
-  const int64_t offsets[2] = {0, x.rows};
-  MOE_CHECK(x.cols == weight.cols(), "[matmul] x has ", x.cols, " columns; the weight expects ",
+}  // namespace
+
+void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const int64_t* offsets,
+                    Compute compute, MatrixView<float> out) {
+  const int64_t experts = weight.experts();
+  MOE_CHECK(x.cols == weight.cols(), "[grouped_matmul] x has ", x.cols, " columns; experts expect ",
             weight.cols());
-  grouped_matmul(x, weight, offsets, compute, out);
-  if (bias == nullptr) return;
-  for (int64_t r = 0; r < x.rows; ++r) {
-    kernels().rowwise->add_scaled(out.row(r), bias, 1.0f, weight.rows());
+  MOE_CHECK(offsets[0] == 0 && offsets[experts] == x.rows, "[grouped_matmul] offsets run from ",
+            offsets[0], " to ", offsets[experts], "; x has rows 0 to ", x.rows);
+  for (int64_t e = 0; e < experts; ++e) {
+    MOE_CHECK(offsets[e] <= offsets[e + 1], "[grouped_matmul] offsets[", e, "] is ", offsets[e],
+              ", offsets[", e + 1, "] is ", offsets[e + 1], "; they must not descend");
   }
+  if (x.rows == 0) return;
+
+  std::vector<Product> products;
+  std::vector<Dot> dots;
+  for (int64_t e = 0; e < experts; ++e) {
+    if (offsets[e] == offsets[e + 1]) continue;
+    Product product;
+    product.first = weight.matrix(e);
+    product.first_row = offsets[e];
+    product.count = offsets[e + 1] - offsets[e];
+    product.out = {out.row(offsets[e]), product.count, out.cols, out.stride};
+    product.far = is_far(out.rows, out.stride);
+    products.push_back(product);
+    dots.push_back(choose_dot(weight.format(e), compute, weight.rows(), weight.cols()));
+  }
+  multiply(x, products, dots);
+}
+
+void matmul_each(MatrixView<const float> x, const std::vector<MatrixProduct>& matrices,
+                 Compute compute) {
+  std::vector<Product> products;
+  std::vector<Dot> dots;
+  for (const MatrixProduct& m : matrices) {
+    const PackedWeight& weight = *m.weight;
+    MOE_CHECK(weight.experts() == 1, "[matmul] a weight of ", weight.experts(),
+              " experts; one matrix is required");
+    MOE_CHECK(x.cols == weight.cols(), "[matmul] x has ", x.cols, " columns; the weight expects ",
+              weight.cols());
+    Product product;
+    product.first = weight.matrix(0);
+    product.count = x.rows;
+    product.first_bias = m.bias;
+    product.out = m.out;
+    product.far = is_far(m.out.rows, m.out.stride);
+    products.push_back(product);
+    dots.push_back(choose_dot(weight.format(0), compute, weight.rows(), weight.cols()));
+  }
+  if (x.rows == 0 || products.empty()) return;
+  multiply(x, products, dots);
 }
 
 }  // namespace moe

@@ -78,8 +78,14 @@ bool is_far(int64_t rows, int64_t stride);
 void grouped_matmul(MatrixView<const float> x, const PackedWeight& weight, const int64_t* offsets,
                     Compute compute, MatrixView<float> out);
 
-/// out = x · Wᵀ (+ bias [rows]) with a weight of one expert.
-void matmul(MatrixView<const float> x, const PackedWeight& weight, const float* bias,
-            Compute compute, MatrixView<float> out);
+/// out = x · Wᵀ (+ bias [rows], or null) with a weight of one expert.
+struct MatrixProduct {
+  const PackedWeight* weight;
+  const float* bias;
+  MatrixView<float> out;
+};
+/// Several matrices times the same rows, which are converted once, in one parallel region.
+void matmul_each(MatrixView<const float> x, const std::vector<MatrixProduct>& matrices,
+                 Compute compute);
 
 }  // namespace moe

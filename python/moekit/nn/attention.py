@@ -8,7 +8,7 @@ import numpy.typing as npt
 from .. import ops
 from .batch import Batch
 from .gates import sigmoid, softplus
-from .linear import Linear
+from .linear import Linear, together
 from .norm import Norm
 from .types import Floats, Weights
 
@@ -216,13 +216,14 @@ class Attention:
         if batch is None:
             batch, layer = Batch.alone(x, self.cache_rows), 0
         early = (None, None) if self.norm_after_rope else (self.q_norm, self.k_norm)
-        q, gates = self.q(x), None
+        distinct = (self.q, self.k) if self.v is self.k else (self.q, self.k, self.v)
+        q, keys, *rest = together(distinct, x)
+        values = rest[0] if rest else keys
+        gates = None
         if self.gated_queries:
             q, gates = np.split(q.reshape(len(x), self.heads, -1), 2, axis=2)
             q = q.reshape(len(x), -1)
         q = self._heads_of(q, self.heads, self.head_dim, early[0])
-        keys = self.k(x)
-        values = keys if self.v is self.k else self.v(x)
         k = self._heads_of(keys, self.kv_heads, self.head_dim, early[1])
         v = self._heads_of(values, self.kv_heads, self.v_head_dim, self.v_norm)
         if self.value_scale != 1.0:

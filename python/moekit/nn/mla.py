@@ -18,7 +18,7 @@ from .attention import LongContext, QueryTemperature
 from .batch import Batch
 from .gates import sigmoid
 from .indexer import Indexer
-from .linear import Linear
+from .linear import Linear, together
 from .norm import Norm
 from .types import Floats, Weights
 
@@ -132,15 +132,14 @@ class MLA:
         if batch is None:
             batch, layer = Batch.alone(x, self.cache_rows), 0
         rows = len(x)
-        hidden = x
+        first, compressed = together((self.q if self.q_a is None else self.q_a, self.kv_a), x)
+        hidden, q = x, first
         if self.q_a is not None:
-            hidden = self.q_a(x)
-            if self.q_norm is not None:
-                hidden = self.q_norm(hidden)
-        q = self.q(hidden).reshape(rows, self.heads, self.nope + self.rope)
+            hidden = first if self.q_norm is None else self.q_norm(first)
+            q = self.q(hidden)
+        q = q.reshape(rows, self.heads, self.nope + self.rope)
         if self.temperature is not None:
             q = q * self.temperature(batch.positions)[:, None, None]
-        compressed = self.kv_a(x)
         q_rope, k_rope = q[:, :, self.nope :], compressed[:, self.latent :]
         entries = np.empty((rows, self.latent + self.rope), np.float32)
         entries[:, : self.latent] = self.kv_norm(compressed[:, : self.latent])

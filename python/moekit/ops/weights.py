@@ -314,14 +314,25 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
     ``"auto"`` (fast, but float activations for float16, bfloat16 and fp8 matrices of at most 2^18
     values, with at most 512 columns 2^20). Raises ValueError where shapes do not fit.
     """
+    return matmul_each(x, [packed], [bias], compute=compute)[0]
+
+
+def matmul_each(
+    x: Any, packed: Sequence[PackedWeight], biases: Sequence[Any], *, compute: str = "auto"
+) -> list[Float32]:
+    """:func:`matmul` of the same ``x`` with each of several matrices, in one parallel region.
+
+    ``biases``: one for each, or None. The bytes are those of separate calls.
+    """
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:
         raise ValueError("[matmul] x is a scalar; [..., K] is required")
-    added = None if bias is None else as_float32(bias, "matmul", "bias")
+    cores = [one.core for one in packed]
+    added = [None if bias is None else as_float32(bias, "matmul", "bias") for bias in biases]
     if array.ndim == 2:  # dozens of times for each token
-        return _core.matmul(array, packed.core, added, compute)
-    out = _core.matmul(array.reshape(-1, array.shape[-1]), packed.core, added, compute)
-    return out.reshape(*array.shape[:-1], packed.core.rows)
+        return _core.matmul_each(array, cores, added, compute)
+    outs = _core.matmul_each(array.reshape(-1, array.shape[-1]), cores, added, compute)
+    return [out.reshape(*array.shape[:-1], out.shape[-1]) for out in outs]
 
 
 def grouped_matmul(x: Any, packed: PackedWeight, offsets: Any, *, compute: str = "auto") -> Float32:
