@@ -252,6 +252,7 @@ void bind_weights(py::module_& m) {
         std::vector<MatrixProduct> matrices;
         std::vector<py::array_t<float>> outs;
         for (size_t i = 0; i < weights.size(); ++i) {
+          MOE_CHECK(weights[i] != nullptr, "[matmul] weight ", i, " is None");
           const int64_t outputs = weights[i]->rows();
           const float* bias = nullptr;
           if (biases[i]) {
