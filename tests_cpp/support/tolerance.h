@@ -20,14 +20,12 @@ inline double nmse(const std::vector<float>& a, const std::vector<double>& b) {
 }
 
 /// Against the same weights, dequantised: what the activations' rounding may cost. One rounding to
-/// bfloat16 is worth about 1.7e-6 and a block has three of them, one to two of its numbers 4e-12;
-/// int8 is promised 5e-4.
+/// bfloat16 is worth about 1.7e-6 and a block has three of them; int8 is promised 5e-4.
 inline double product_bound(Dot dot) {
   switch (dot) {
     case Dot::kF32:
-      return 1e-12;
     case Dot::kBf16x2:
-      return 1e-10;
+      return 1e-12;
     case Dot::kBf16:
       return 2e-5;
     default:

@@ -55,9 +55,9 @@ enum class Dot : uint8_t {
   kF32,   // a word is one float
   kBf16,  // a word is two bfloat16
   kU8S8,  // a word is four int8 with a scale per kScaleBlock; weights are unsigned bytes
-  // Floats of 16 bits as sums of two bfloat16 numbers: three products of pairs, without that of the
-  // small parts. A row has for every 32 columns sixteen words of the nearest numbers and sixteen of
-  // what they leave.
+  // Weights of 16 bits as sums of two bfloat16 numbers, activations as sums of three: five products
+  // of pairs. A row has for every 32 columns sixteen words of the nearest numbers, sixteen of the
+  // nearest to what they leave, and sixteen of the nearest to the rest.
   kBf16x2,
 };
 inline constexpr int kDotKinds = 4;
@@ -65,9 +65,9 @@ inline constexpr int kDotKinds = 4;
 inline constexpr int depth_per_word(Dot dot) {
   return dot == Dot::kF32 ? 1 : dot == Dot::kU8S8 ? 4 : 2;
 }
-/// Words for the same columns, and the products they stand for.
-inline constexpr int parts_of(Dot dot) { return dot == Dot::kBf16x2 ? 2 : 1; }
-inline constexpr int products_of(Dot dot) { return dot == Dot::kBf16x2 ? 3 : 1; }
+/// The numbers an activation is the sum of, and the products that one of it with a weight takes.
+inline constexpr int parts_of(Dot dot) { return dot == Dot::kBf16x2 ? 3 : 1; }
+inline constexpr int products_of(Dot dot) { return dot == Dot::kBf16x2 ? 5 : 1; }
 
 /// What the scales of a format belong to.
 enum class Scales : uint8_t {

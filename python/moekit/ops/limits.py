@@ -16,7 +16,7 @@ from moekit import _core
 
 DOTS = ("f32", "bf16", "u8s8", "bf16x2")
 """The dot products that kernels multiply with: float32, pairs of bfloat16, four int8, floats as
-sums of two bfloat16 numbers (three products each)."""
+sums of bfloat16 numbers (two for a weight, three for an activation: five products)."""
 
 
 @dataclass(frozen=True)

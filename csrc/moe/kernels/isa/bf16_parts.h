@@ -33,10 +33,6 @@ MOE_INLINE __m512i pair_words(__m512i x, __m512i y) {
 MOE_INLINE __m512i cut(__m512i a) {
   return _mm512_and_si512(a, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
 }
-/// The nearest bfloat16 number, halves away from zero.
-MOE_INLINE F32x16 to_nearest(F32x16 a) {
-  return from_bits({cut(add(bits(a), set1_i32(0x8000)).v)});
-}
 MOE_INLINE F32x16 behind_cut(F32x16 a) { return sub(a, from_bits({cut(bits(a).v)})); }
 
 }  // namespace moe::MOE_ISA

@@ -33,10 +33,15 @@ static void activations_bf16x2(const float* x, int64_t cols, const ActivationLay
     return left > 0 ? load_first(x + k, static_cast<int>(left)) : zero_f32();
   };
   std::byte* end = row + layout.words * 4;
-  for (int64_t k = 0; row < end; k += 2 * kLanes, row += 128) {
-    const Rounded nearest = round_to_pairs(lanes(k), lanes(k + kLanes));
-    store_u8(row, {nearest.pairs});
-    store_u8(row + 64, {round_to_pairs(nearest.left[0], nearest.left[1]).pairs});
+  for (int64_t k = 0; row < end; k += 2 * kLanes) {
+    F32x16 left[2] = {lanes(k), lanes(k + kLanes)};
+    MOE_UNROLL
+    for (int part = 0; part < parts_of(Dot::kBf16x2); ++part, row += 64) {
+      const Rounded nearest = round_to_pairs(left[0], left[1]);
+      store_u8(row, {nearest.pairs});
+      left[0] = nearest.left[0];
+      left[1] = nearest.left[1];
+    }
   }
 }
 #endif

@@ -1,16 +1,16 @@
 #pragma once
-// The matrix product of a segment in AMX tiles where floats are sums of two bfloat16 numbers
-// (float16).
+// The matrix product of a segment in AMX tiles where floats are sums of bfloat16 numbers (float16).
 //
-// Definition    out[t][n] = Σ_k x[t][k] · w[n][k]; w = w0 + w1 exactly, w0 the nearest number of
-//               eight bits, and x = x0 + x1 to 16 bits (convert.h). x1 · w0, x0 · w0 and x0 · w1
-//               are added in steps of 32 columns, even and odd ones apart (TDPBF16PS); x1 · w1 is
-//               at most 2^-18 of a product and left out.
-// Regularities  Few rows: a step's parts are made in L1 while tiles multiply the one before, and
-//               sums stay in their tiles. More rows: a block's parts of both panels are made in L1
-//               once for all of them. The same sums in the same order.
-// Cost          Few rows: seven vector instructions for sixteen weights. Many: three products in
-//               tiles, eight loads of tiles for twelve of them.
+// Definition    out[t][n] = Σ_k x[t][k] · w[n][k]; w = w0 + w1 exactly, w0 the first eight bits,
+// and
+//               x = x0 + x1 + x2 to 24 bits (convert.h). x2 · w0, x1 · w0, x0 · w0, x0 · w1 and
+//               x1 · w1 are added in steps of 32 columns, even and odd ones apart (TDPBF16PS);
+//               x2 · w1 is at most 2^-23 of a product and left out.
+// Regularities  A step's parts are made in L1 while tiles multiply the one before, by every
+//               thirty-two rows anew: that is free under the products, and sums stay in their
+//               tiles.
+// Cost          Few rows: six vector instructions for sixteen weights. Many: five products in
+//               tiles, twelve loads of tiles for twenty of them.
 
 #include "moe/kernels/isa/amx.h"
 #include "moe/kernels/isa/bf16_parts.h"
@@ -18,22 +18,19 @@
 
 namespace moe::MOE_ISA {
 
-inline constexpr int kParts = parts_of(Dot::kBf16x2);
 /// Columns of a step, and the bytes of its parts: in a panel's words, in a row.
 inline constexpr int64_t kPartColumns = 2 * kTileWords;
-inline constexpr int64_t kPartsBytes = kParts * kStepBytes, kRowPartsBytes = kParts * kLineBytes;
-/// Steps whose parts are made at once for many rows.
-inline constexpr int64_t kPartSteps = 4;
+inline constexpr int64_t kPartsBytes = 2 * kStepBytes;
+inline constexpr int64_t kRowPartsBytes = parts_of(Dot::kBf16x2) * kLineBytes;
+/// Columns that all of many rows meet before the next, so that they stay in L2.
+inline constexpr int64_t kPartBlock = 1024;
 
-/// What is requested while byte i of a panel is read: near + i into L1, far + i into L2.
-struct PartRequests {
-  const std::byte *near, *far;
-};
-
-/// [step][part][sixteen words][sixteen outputs] of `columns` of a panel, in whole steps.
-template <class F>
-[[gnu::noinline]] static void lay_out_parts(const std::byte* panel, int64_t columns,
-                                            const PartRequests* requests, std::byte* to) noexcept {
+/// Words [first, first + kCount) of a step's parts, [part][sixteen words][sixteen outputs];
+/// `columns` lie before the panel's end, zeros behind it. What is at `ahead` is requested, line by
+/// line.
+template <class F, int kCount>
+MOE_INLINE void lay_out_words(const std::byte* panel, int64_t columns, int64_t first,
+                              const std::byte* ahead, std::byte* to) {
   const auto line = [&](int64_t k) MOE_INLINE_LAMBDA {
     F32x16 value[1];
     F::template values<Vec>(panel + k * F::kBlockBytes, value);
@@ -41,35 +38,29 @@ template <class F>
   };
   const auto put = [&](int64_t word, F32x16 even, F32x16 odd) MOE_INLINE_LAMBDA {
     std::byte* at = to + word * kLineBytes;
-    const F32x16 upper[2] = {to_nearest(even), to_nearest(odd)};
-    store_u8(at, {pair_words(bits(upper[0]).v, bits(upper[1]).v)});
-    store_u8(at + kStepBytes,
-             {pair_words(bits(sub(even, upper[0])).v, bits(sub(odd, upper[1])).v)});
+    store_u8(at, {pair_words(bits(even).v, bits(odd).v)});
+    store_u8(at + kStepBytes, {pair_words(bits(behind_cut(even)).v, bits(behind_cut(odd)).v)});
   };
-  for (int64_t begin = 0; begin < columns; begin += kPartColumns, to += kPartsBytes) {
-    if (columns - begin >= kPartColumns) {
+  if (columns >= kPartColumns) {
 #pragma GCC unroll 4
-      for (int64_t word = 0; word < kTileWords; ++word) {
-        const int64_t k = begin + 2 * word, at = k * F::kBlockBytes;
-        // One by one: a step's requests at once made a row a fifth slower.
-        if (requests != nullptr) {
-          prefetch(requests->near + at);
-          prefetch_l2(requests->far + at);
-        }
-        put(word, line(k), line(k + 1));
-      }
-      continue;
+    for (int64_t word = first; word < first + kCount; ++word) {
+      // One by one: a step's requests at once made a row a fifth slower.
+      prefetch(ahead + 2 * word * F::kBlockBytes);
+      put(word, line(2 * word), line(2 * word + 1));
     }
-    for (int64_t word = 0; word < kTileWords; ++word) {
-      const int64_t k = begin + 2 * word;
-      put(word, k < columns ? line(k) : zero_f32(), k + 1 < columns ? line(k + 1) : zero_f32());
-    }
+    return;
+  }
+  for (int64_t word = first; word < first + kCount; ++word) {
+    const int64_t k = 2 * word;
+    put(word, k < columns ? line(k) : zero_f32(), k + 1 < columns ? line(k + 1) : zero_f32());
   }
 }
 
 /// A step of every row against two panels' parts: what is loaded serves two products where it can.
-template <int kTiles>
-MOE_INLINE void multiply_parts(const RowTiles& x, const std::byte* left, const std::byte* right) {
+/// Between the products, four times, `meanwhile`.
+template <int kTiles, class Meanwhile>
+MOE_INLINE void multiply_parts(const RowTiles& x, const std::byte* left, const std::byte* right,
+                               const Meanwhile& meanwhile) {
   const auto rows = [&](int part) MOE_INLINE_LAMBDA {
     const std::byte* above = x.at + part * kLineBytes;
     MOE_TILE_LOAD(4, above, x.stride);
@@ -88,110 +79,83 @@ MOE_INLINE void multiply_parts(const RowTiles& x, const std::byte* left, const s
     }
   };
   weights(0);
+  rows(2);
+  multiply();
+  meanwhile(0);
   rows(1);
   multiply();
+  meanwhile(1);
   rows(0);
   multiply();
+  meanwhile(2);
   weights(1);
+  multiply();
+  meanwhile(3);
+  rows(1);
   multiply();
 }
 
-/// The sums of a part of the depth, which go on from `out` unless it is the first.
-template <int kTiles>
-MOE_INLINE void begin_sums(bool first, const float* out) {
-  if (first) {
+/// Columns [begin, end) of up to thirty-two rows. A step's parts are made between the products of
+/// the one before, as the processor does not look far enough ahead to find them itself.
+template <class F, int kTiles>
+MOE_INLINE void multiply_rows(const GemmCall& call, int64_t begin, int64_t end, const std::byte* x,
+                              float* out, Ahead& ahead) {
+  constexpr int kHalf = kTileWords / 2;
+  alignas(64) std::byte words[2][2][kPartsBytes];
+  /// Half of a panel's words of the step at k.
+  const auto lay_out = [&](int64_t k, int turn, int half) MOE_INLINE_LAMBDA {
+    const int p = half / 2;
+    const std::byte* panel = call.panels[p] + k * F::kBlockBytes;
+    const int64_t near = k + kPrefetchBytes / F::kBlockBytes;
+    const std::byte* request = near < call.end ? panel + kPrefetchBytes
+                                               : call.next[p] + (near - call.end) * F::kBlockBytes;
+    lay_out_words<F, kHalf>(panel, end - k, half % 2 * kHalf, request, words[turn][p]);
+  };
+  if (begin == 0) {
     clear_sums<kTiles>();
   } else {
     load_outputs<kTiles>(out);
   }
-}
-
-/// At most thirty-two rows.
-template <class F, int kTiles>
-static void multiply_few_parts(const GemmCall& call, const std::byte* x) noexcept {
-  alignas(64) std::byte words[2][2][kPartsBytes];
-  const auto lay_out = [&](int64_t k, int turn) MOE_INLINE_LAMBDA {
-    const int64_t left = call.end - k;
-    for (int p = 0; p < 2; ++p) {
-      const auto after = [&](int64_t bytes) MOE_INLINE_LAMBDA {
-        const int64_t at = k + bytes / F::kBlockBytes;
-        return at < call.end ? call.panels[p] + at * F::kBlockBytes
-                             : call.next[p] + (at - call.end) * F::kBlockBytes;
-      };
-      const PartRequests requests = {after(kPrefetchBytes), after(2 * kPrefetchBytes)};
-      lay_out_parts<F>(after(0), left < kPartColumns ? left : kPartColumns, &requests,
-                       words[turn][p]);
-    }
-  };
-  begin_sums<kTiles>(call.begin == 0, call.out);
-  lay_out(call.begin, 0);
+  for (int half = 0; half < 4; ++half) lay_out(begin, 0, half);
   int turn = 0;
-  for (int64_t k = call.begin; k < call.end; k += kPartColumns, turn = 1 - turn) {
+  for (int64_t k = begin; k < end; k += kPartColumns, turn = 1 - turn) {
     const RowTiles rows = {x + k / kPartColumns * kRowPartsBytes, call.layout->row_bytes};
-    multiply_parts<kTiles>(rows, words[turn][0], words[turn][1]);
-    if (k + kPartColumns < call.end) lay_out(k + kPartColumns, 1 - turn);
-  }
-  store_outputs<kTiles>(call.out);
-}
-
-/// A block of the depth against up to thirty-two of many rows.
-template <int kTiles>
-MOE_INLINE void multiply_block(const RowTiles& x,
-                               const std::byte (&words)[2][kPartSteps * kPartsBytes], int64_t steps,
-                               bool first, float* out, Ahead& ahead) {
-  begin_sums<kTiles>(first, out);
-  for (int64_t s = 0; s < steps; ++s) {
+    const int64_t next = k + kPartColumns;
     ahead.request();
-    multiply_parts<kTiles>({x.at + s * kRowPartsBytes, x.stride}, words[0] + s * kPartsBytes,
-                           words[1] + s * kPartsBytes);
+    multiply_parts<kTiles>(rows, words[turn][0], words[turn][1], [&](int half) MOE_INLINE_LAMBDA {
+      if (next < end) lay_out(next, 1 - turn, half);
+    });
   }
   store_outputs<kTiles>(out);
 }
 
 template <class F>
-static void multiply_many_parts(const GemmCall& call, const std::byte* x) noexcept {
-  constexpr int64_t kColumns = kPartSteps * kPartColumns;
-  alignas(64) std::byte words[2][kPartSteps * kPartsBytes];
+static void gemm_parts(const GemmCall& call) noexcept {
+  static_assert(F::kDepth == 1 && 2 * F::kBlockBytes == kLineBytes);
   const int64_t row_bytes = call.layout->row_bytes;
+  const std::byte* x = call.x + (call.rows != nullptr ? call.rows[0] : 0) * row_bytes;
   const int64_t tiles = (call.count + kTilePair - 1) / kTilePair;
+  // Few rows read a panel from memory once.
+  const int64_t most = tiles == 1 ? call.end - call.begin : kPartBlock;
   int64_t configured = 0;
-  for (int64_t k = call.begin; k < call.end; k += kColumns) {
-    const int64_t columns = call.end - k < kColumns ? call.end - k : kColumns;
-    const int64_t steps = (columns + kPartColumns - 1) / kPartColumns;
+  for (int64_t begin = call.begin; begin < call.end; begin += most) {
+    const int64_t end = call.end - begin < most ? call.end : begin + most;
     const std::byte* next[2];
     for (int p = 0; p < 2; ++p) {
-      const std::byte* panel = call.panels[p] + k * F::kBlockBytes;
-      next[p] = k + columns < call.end ? panel + columns * F::kBlockBytes : call.next[p];
-      lay_out_parts<F>(panel, columns, nullptr, words[p]);
+      next[p] = end < call.end ? call.panels[p] + end * F::kBlockBytes : call.next[p];
     }
-    Ahead ahead = Ahead::over(next, columns * F::kBlockBytes, tiles * steps);
+    const int64_t steps = (end - begin + kPartColumns - 1) / kPartColumns;
+    Ahead ahead = Ahead::over(next, tiles == 1 ? 0 : (end - begin) * F::kBlockBytes, tiles * steps);
     for (int64_t row = 0; row < call.count; row += kTilePair) {
       const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
       if (height != configured) configure_rows(height);
       configured = height;
-      const RowTiles at = {x + row * row_bytes + k / kPartColumns * kRowPartsBytes, row_bytes};
       float* out = call.out + row * kGemmOutputs;
       if (height > kTileHeight) {
-        multiply_block<2>(at, words, steps, k == 0, out, ahead);
+        multiply_rows<F, 2>(call, begin, end, x + row * row_bytes, out, ahead);
       } else {
-        multiply_block<1>(at, words, steps, k == 0, out, ahead);
+        multiply_rows<F, 1>(call, begin, end, x + row * row_bytes, out, ahead);
       }
-    }
-  }
-}
-
-template <class F>
-static void gemm_parts(const GemmCall& call) noexcept {
-  static_assert(F::kDepth == 1 && 2 * F::kBlockBytes == kLineBytes);
-  const std::byte* x = call.x + (call.rows != nullptr ? call.rows[0] : 0) * call.layout->row_bytes;
-  if (call.count > kTilePair) {
-    multiply_many_parts<F>(call, x);
-  } else {
-    configure_rows(call.count);
-    if (call.count > kTileHeight) {
-      multiply_few_parts<F, 2>(call, x);
-    } else {
-      multiply_few_parts<F, 1>(call, x);
     }
   }
   release_tiles();
