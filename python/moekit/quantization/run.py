@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import loading, ops, packed_loading
-from ..checkpoint import PackedWriter
-from ..checkpoint.packed import NOTES, TENSOR, Item
+from ..checkpoint import TENSOR, PackedWriter
+from ..checkpoint.packed import NOTES, Item
 from ..nn import Block, Model
 from ..nn.parts import held, replaced
 from ..ops import PackedWeight
