@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 import moekit as mk
 from moekit.models.expert_layouts import Layout
-from moekit.models.reader import Formats, Reader
+from moekit.models.formats import Formats
+from moekit.models.reader import Reader
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 90, 17]
 SIZES: dict[str, dict[str, Any]] = {

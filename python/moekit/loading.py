@@ -7,7 +7,9 @@ from typing import Any
 from . import checkpoint, models, ops
 from .config import Config
 from .gguf_tokenizer import load_gguf_tokenizer
-from .models.reader import INTEGER_DTYPES, Formats, Placed, Reader
+from .models.formats import Formats
+from .models.reader import Reader
+from .models.tensor_reader import INTEGER_DTYPES, Placed
 from .nn import EncoderDecoder, Model
 from .ops.paged_experts import Pages
 from .packed_loading import load_packed

@@ -12,8 +12,8 @@ import numpy.typing as npt
 from . import checkpoint, models, ops
 from .checkpoint.packed import TENSOR
 from .config import Config
+from .models.formats import Formats
 from .models.outline import OutlineReader
-from .models.reader import Formats
 from .nn import Model
 from .nn.parts import rebuilt
 from .ops import Experts, PackedWeight

@@ -5,7 +5,8 @@ import numpy as np
 
 from ..checkpoint import Piece
 from ..ops import PackedWeight
-from .reader import Array, Placed, Reader
+from .reader import Reader
+from .tensor_reader import Array, Placed
 
 
 class OutlineReader(Reader):

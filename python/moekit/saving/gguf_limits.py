@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..checkpoint.gguf_architectures import Architecture
-from ..models.reader import Placed
+from ..models.tensor_reader import Placed
 from .placing import Tensor, value_of
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..checkpoint import ALL, Piece
 from ..checkpoint.gguf_architectures import Architecture, Banks
-from ..models.reader import Placed
+from ..models.tensor_reader import Placed
 from ..ops import PackedWeight
 
 Array = npt.NDArray[Any]

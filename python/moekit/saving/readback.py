@@ -15,8 +15,8 @@ from ..checkpoint import Checkpoint, open_weights, read_gguf_config
 from ..checkpoint.tensors import TensorInfo
 from ..config import Config
 from ..errors import FileError
+from ..models.formats import Formats
 from ..models.outline import OutlineReader
-from ..models.reader import Formats
 from ..nn import RMSNorm
 from ..nn.parts import attributes, is_part
 from ..ops import PackedWeight
