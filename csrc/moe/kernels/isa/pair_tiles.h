@@ -3,31 +3,16 @@
 //
 // Definition    out[t][n] = Σ_g scale[n][g] · Σ_{k in g} x[t][k] · w[n][k]; within a step of 32
 //               columns even and odd ones apart (TDPBF16PS). Tiles multiply every number of rows.
-// Regularities  A group's words are decoded into L1 while the tiles multiply the one before: what
-//               is loaded into tiles was stored long ago, and what leaves them was multiplied long
-//               ago.
+// Regularities  Few rows: a step's words are decoded into L1 behind each step that the tiles
+//               multiply of the group before, as the processor does not look far enough ahead to
+//               find them itself. What is loaded into tiles was stored long ago, and what leaves
+//               them was multiplied long ago.
 // Cost          Few rows: decoding, eight vector instructions for 64 weights of fp8.
 
 #include "moe/kernels/isa/expand.h"
 #include "moe/kernels/isa/scaled_tiles.h"
 
 namespace moe::MOE_ISA {
-
-/// One panel's block as pairs; `ahead` is requested meanwhile, a line for each one read.
-template <class F>
-[[gnu::noinline]] static void expand_pairs(const std::byte* block, const std::byte* ahead,
-                                           std::byte* to) noexcept {
-  constexpr int kWords = F::kUnitDepth / 2;
-  static_assert(F::kUnitBytes == kLineBytes);
-  for (int64_t at = 0; at < F::kScalesAt; at += kLineBytes, to += kWords * kLineBytes) {
-    U8x64 word[kWords];
-    prefetch(ahead + at);
-    F::template weights<Vec>(block + at, word);
-    MOE_UNROLL
-    for (int i = 0; i < kWords; ++i) store_u8(to + i * kLineBytes, word[i]);
-  }
-  prefetch(ahead + F::kScalesAt);
-}
 
 /// A group of two panels, decoded.
 template <class F>
@@ -36,14 +21,36 @@ struct PairGroup {
   alignas(64) std::byte words[2][kSteps * kStepBytes];
 };
 
-template <class F, int kTiles>
-MOE_INLINE void multiply_pairs(const PairGroup<F>& group, const RowTiles& x, Ahead& ahead) {
+/// Steps [first, end) of one panel's block as pairs; `ahead` is requested meanwhile, a line for
+/// each one read, and the scales' with the last.
+template <class F>
+[[gnu::noinline]] static void expand_pairs(const std::byte* block, const std::byte* ahead,
+                                           int first, int end, std::byte* words) noexcept {
+  constexpr int kWords = F::kUnitDepth / 2;
+  constexpr int64_t kBytes = kTileWords / kWords * F::kUnitBytes;
+  static_assert(F::kUnitBytes == kLineBytes && PairGroup<F>::kSteps * kBytes == F::kScalesAt);
+  std::byte* to = words + first * kStepBytes;
+  for (int64_t at = first * kBytes; at < end * kBytes; at += kLineBytes) {
+    U8x64 word[kWords];
+    prefetch(ahead + at);
+    F::template weights<Vec>(block + at, word);
+    MOE_UNROLL
+    for (int i = 0; i < kWords; ++i, to += kLineBytes) store_u8(to, word[i]);
+  }
+  if (end == PairGroup<F>::kSteps) prefetch(ahead + F::kScalesAt);
+}
+
+/// After step s `meanwhile(s)`.
+template <class F, int kTiles, class Meanwhile>
+MOE_INLINE void multiply_pairs(const PairGroup<F>& group, const RowTiles& x, Ahead& ahead,
+                               const Meanwhile& meanwhile) {
   clear_sums<kTiles>();
   MOE_UNROLL
   for (int s = 0; s < PairGroup<F>::kSteps; ++s) {
     ahead.request();
     multiply_step<Step::kPairs, kTiles>(x, s * kTileWords, group.words[0] + s * kStepBytes,
                                         group.words[1] + s * kStepBytes);
+    meanwhile(s);
   }
 }
 
@@ -85,21 +92,21 @@ static void run_pairs(const GemmCall& call, const EvenTiles& tiles) noexcept {
     return b < call.end ? call.panels[p] + b * F::kBlockBytes
                         : call.next[p] + (b - call.end) * F::kBlockBytes;
   };
-  const auto expand = [&](int64_t b) MOE_INLINE_LAMBDA {
+  const auto expand = [&](int64_t b, int step, int end) MOE_INLINE_LAMBDA {
     for (int p = 0; p < 2; ++p) {
       const std::byte* ahead = few ? block(b + 1, p) : block(b, p) + kPrefetchBytes;
-      expand_pairs<F>(block(b, p), ahead, groups[b % buffers].words[p]);
+      expand_pairs<F>(block(b, p), ahead, step, end, groups[b % buffers].words[p]);
     }
   };
   alignas(64) PairSums<kTiles> sums[2];
   int64_t turn = 0;
   configure_rows(tiles.height);
   if (call.begin == 0) clear_outputs(call.out, call.count);
-  if (few) expand(call.begin);
+  if (few) expand(call.begin, 0, PairGroup<F>::kSteps);
   for (int64_t b = call.begin; b < call.end; ++b) {
     const std::byte* next[2] = {block(b + 1, 0), block(b + 1, 1)};
     Ahead ahead = Ahead::over(next, few ? 0 : F::kBlockBytes, tiles.number * PairGroup<F>::kSteps);
-    if (!few) expand(b);
+    if (!few) expand(b, 0, PairGroup<F>::kSteps);
     for (int64_t t = 0; t < tiles.number; ++t, ++turn) {
       const int64_t row = tiles.begin(t);
       const RowTiles x = {first + row * row_bytes + b * F::kDepth * 2, row_bytes};
@@ -107,8 +114,9 @@ static void run_pairs(const GemmCall& call, const EvenTiles& tiles) noexcept {
       to.out = call.out + row * kGemmOutputs;
       to.begin = tiles.done(t);
       to.count = tiles.height;
-      multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead);
-      if (few && b + 1 < call.end) expand(b + 1);
+      multiply_pairs<F, kTiles>(groups[b % buffers], x, ahead, [&](int step) MOE_INLINE_LAMBDA {
+        if (few && b + 1 < call.end) expand(b + 1, step, step + 1);
+      });
       store_sums<kTiles>(to.sums);
       for (int p = 0; p < 2; ++p) {
         F32x16 scale, min;
