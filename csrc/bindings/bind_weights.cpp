@@ -60,6 +60,7 @@ void fill(PackedWeight& packed, int64_t expert, const py::array& values,
 void fill_blocks(PackedWeight& packed, int64_t expert, const py::array& blocks,
                  std::optional<int64_t> first) {
   const uint8_t* data = data_of<uint8_t>(blocks, 2, "pack_blocks", "blocks");
+  packed.check_expert(expert, "pack_blocks");
   const FormatInfo& info = format_info(packed.format(expert));
   const int64_t bytes = info.blocks(packed.cols()) * info.file_bytes;
   const auto rows = rows_of(packed, first, blocks.shape(0));

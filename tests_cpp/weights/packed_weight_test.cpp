@@ -185,6 +185,9 @@ TEST(PackedWeight, RefusesWhatCannotBe) {
   EXPECT_THROW(packed.fill(2, values, DType::kF32), ValueError);
   float out[16];
   EXPECT_THROW(packed.unpack(-1, out), ValueError);
+  const PackedWeight mixed({Format::kF32, Format::kInt8}, 2, 4, 4);
+  EXPECT_THROW(mixed.row_step(2), ValueError);
+  EXPECT_THROW(mixed.row_step(-1), ValueError);
 }
 
 }  // namespace

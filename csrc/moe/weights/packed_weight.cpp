@@ -103,9 +103,13 @@ int64_t PackedWeight::bytes_of_expert(int64_t expert) const {
   return (rows_ + kPanelRows - 1) / kPanelRows * format_info(format(expert)).panel_bytes(cols_);
 }
 
-std::byte* PackedWeight::place_to_fill(int64_t expert, const char* op) {
+void PackedWeight::check_expert(int64_t expert, const char* op) const {
   MOE_CHECK(expert >= 0 && expert < experts_, "[", op, "] expert ", expert, "; there are ",
             experts_);
+}
+
+std::byte* PackedWeight::place_to_fill(int64_t expert, const char* op) {
+  check_expert(expert, op);
   MOE_CHECK(!shared_, "[", op,
             "] the weight shares the memory of others; one of its own is "
             "required");
@@ -172,6 +176,7 @@ PackedWeight PackedWeight::gather(const std::vector<Member>& members) {
 }
 
 int64_t PackedWeight::row_step(int64_t expert) const {
+  check_expert(expert, "pack");
   return std::max<int64_t>(kPanelRows, format_info(format(expert)).scale_rows);
 }
 
@@ -253,7 +258,7 @@ void PackedWeight::fill_bytes(int64_t expert, int64_t begin, std::span<const std
 }
 
 std::span<const std::byte> PackedWeight::bytes(int64_t expert) const {
-  MOE_CHECK(expert >= 0 && expert < experts_, "[pack] expert ", expert, "; there are ", experts_);
+  check_expert(expert, "pack");
   return {places_[static_cast<size_t>(expert)], static_cast<size_t>(bytes_of_expert(expert))};
 }
 
@@ -282,7 +287,7 @@ void PackedWeight::fill_blocks(int64_t expert, Rows rows, const std::byte* block
 }
 
 void PackedWeight::unpack(int64_t expert, float* out) const {
-  MOE_CHECK(expert >= 0 && expert < experts_, "[unpack] expert ", expert, "; there are ", experts_);
+  check_expert(expert, "unpack");
   const PackedMatrix packed = matrix(expert);
   const FormatInfo& info = format_info(packed.format);
   const int64_t depth = info.blocks(cols_) * info.depth;

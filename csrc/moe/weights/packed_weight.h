@@ -68,8 +68,10 @@ class PackedWeight {
   /// lossless. Throws ValueError where GGUF has no such format, cols is no multiple of its block,
   /// or for a run of rows as above.
   void fill_blocks(int64_t expert, Rows rows, const std::byte* blocks);
-  /// Rows that a run begins at a multiple of.
+  /// Rows that a run begins at a multiple of. Throws ValueError if there is no such expert.
   int64_t row_step(int64_t expert) const;
+  /// Throws ValueError unless there is such an expert.
+  void check_expert(int64_t expert, const char* op) const;
   /// Packs expert `expert` by GPTQ (quant/gptq.h) from rows × cols floats. Throws ValueError for a
   /// format that cannot be rounded value by value, or `refit` where it does not apply.
   void fill_gptq(int64_t expert, const float* values, const float* factor, const int32_t* order,
