@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -78,3 +79,99 @@ def test_arrays_of_something_else(array: Any) -> None:
         ops.rms_norm(array)
     with pytest.raises(TypeError, match=r"^\[permute\] x "):
         ops.permute(array, PLAN)
+
+
+WRONG_THINGS: dict[str, Callable[[], Any]] = {
+    r"\[matmul\] the weight is a ndarray; PackedWeight": lambda: ops.matmul(X, MATRIX),
+    r"\[grouped_matmul\] packed is a ndarray": lambda: ops.grouped_matmul(X, BANK, [0, 1, 3]),
+    r"\[gather\] a member is a ndarray": lambda: ops.PackedWeight.gather([(BANK, 0)]),
+    r"\[moe_ffn\] assignment is a tuple": lambda: ops.moe_ffn(
+        X,
+        (CHOSEN.experts, CHOSEN.weights),
+        EXPERTS,
+    ),
+    r"\[moe_ffn\] experts is a PackedWeight": lambda: ops.moe_ffn(X, CHOSEN, PACKED),
+    r"\[moe_ffn\] shared is a ndarray": lambda: ops.moe_ffn(X, CHOSEN, EXPERTS, shared=BANK),
+    r"\[plan\] assignment is a ndarray": lambda: ops.plan(CHOSEN.experts, 2),
+    r"\[permute\] plan is a Assignment": lambda: ops.permute(X, CHOSEN),
+    r"\[combine\] plan is a Assignment": lambda: ops.combine(X, CHOSEN, CHOSEN),
+    r"\[combine\] assignment is a Plan": lambda: ops.combine(X, PLAN, PLAN),
+    r"\[limit_capacity\] assignment is a Plan": lambda: ops.limit_capacity(PLAN, 2),
+    r"\[rope\] angles is no pair": lambda: ops.rope(X, angles=()),
+    r"\[assignment\] expert_count is nan; an integer": lambda: ops.Assignment(
+        [[0]],
+        [[1.0]],
+        expert_count=float("nan"),
+    ),
+    r"\[moe_ffn\] zero_experts is 1.5; an integer": lambda: ops.moe_ffn(
+        X,
+        CHOSEN,
+        EXPERTS,
+        zero_experts=1.5,
+    ),
+    r"\[pack\] a size of the shape is inf; an integer": lambda: ops.PackedWeight.empty(
+        "int4",
+        (2, float("inf")),
+    ),
+    r"\[rope\] rotary_dim is inf; an integer": lambda: ops.rope(
+        X, [0, 1, 2], rotary_dim=float("inf")
+    ),
+    r"\[sample\] seed is inf; integers": lambda: ops.sample(X, 1.0, seed=float("inf")),
+    r"\[sample\] seed is 1.5; integers": lambda: ops.sample(X, 1.0, seed=1.5),
+}
+
+
+@pytest.mark.parametrize("text", WRONG_THINGS)
+def test_another_thing_than_the_one_required(text: str) -> None:
+    with pytest.raises(TypeError, match="^" + text):
+        WRONG_THINGS[text]()
+
+
+@pytest.mark.parametrize("expert", [-1, 2, 7, 1 << 31, 1 << 40])
+def test_an_expert_that_a_weight_does_not_have(expert: int) -> None:
+    for call in (
+        PACKED.row_step,
+        PACKED.expert_format,
+        PACKED.expert_nbytes,
+        PACKED.unpack_expert,
+        lambda e: PACKED.fill_blocks(e, np.zeros((5, 68), np.uint8)),
+    ):
+        with pytest.raises(ValueError, match=rf"expert (is )?{expert}; (there are 2|at least 0)"):
+            call(expert)
+
+
+def test_bytes_of_impossible_matrices() -> None:
+    for rows, cols in ((-1, 64), (0, 64), (3, 0), (1 << 62, 1 << 62)):
+        with pytest.raises(ValueError, match=r"^\[pack\] "):
+            ops.packed_bytes("q8_0", rows, cols)
+
+
+def test_a_residual_of_another_shape_with_as_many_numbers() -> None:
+    with pytest.raises(ValueError, match=r"residual has shape \[3, 2, 4\]; \[2, 3, 4\]"):
+        ops.rms_norm(floats(2, 3, 4), residual=floats(3, 2, 4))
+
+
+def test_a_gate_without_columns() -> None:
+    with pytest.raises(ValueError, match=r"^\[gate\] gate has shape \[3, 0\]"):
+        ops.gate(None, np.zeros((3, 0), np.float32))
+
+
+@pytest.mark.parametrize("wrong", [-1, 16, 1 << 40])
+def test_codes_that_four_bits_do_not_hold(wrong: int) -> None:
+    codes, scales = np.full((4, 64), wrong, np.int64), np.ones((4, 2), np.float32)
+    with pytest.raises(ValueError, match="a code that is not 0 to 15"):
+        ops.pack_zero_points(codes, scales, scales)
+    with pytest.raises(TypeError, match="codes has dtype float32; uint8"):
+        ops.pack_zero_points(codes.astype(np.float32) % 16 + 0.5, scales, scales)
+    for zero in (np.nan, np.inf, -1.0):
+        with pytest.raises(ValueError, match="a zero that is no byte"):
+            ops.pack_zero_points(codes % 16, scales, np.full((4, 2), zero, np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.bool_, ml_dtypes.bfloat16])
+def test_a_hessian_of_real_numbers(dtype: Any) -> None:
+    if dtype is ml_dtypes.bfloat16:
+        assert ops.gptq_factor(np.eye(4, dtype=dtype), range(4)) is not None
+        return
+    with pytest.raises(TypeError, match=r"^\[gptq\] hessian has dtype"):
+        ops.gptq_factor(np.eye(4, dtype=dtype), range(4))
