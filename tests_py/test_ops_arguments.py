@@ -146,6 +146,20 @@ def test_bytes_of_impossible_matrices() -> None:
             ops.packed_bytes("q8_0", rows, cols)
 
 
+def test_scales_of_quantised_rows_lie_in_any_order() -> None:
+    rows = [RNG.integers(-127, 128, (9, 2, 8)).astype(np.int8) for _ in "kv"]
+    scales = [RNG.random((9, 2), np.float32) for _ in "kv"]
+    q = floats(3, 4, 8)
+    k, v = (ops.QuantisedRows(*both) for both in zip(rows, scales, strict=True))
+    k2, v2 = (
+        ops.QuantisedRows(values, np.asfortranarray(factors))
+        for values, factors in zip(rows, scales, strict=True)
+    )
+    assert np.array_equal(ops.attention(q, k, v), ops.attention(q, k2, v2))
+    doubles = ops.QuantisedRows(rows[0], scales[0].astype(np.float64))
+    assert np.array_equal(ops.attention(q, doubles, v), ops.attention(q, k, v))
+
+
 def test_a_residual_of_another_shape_with_as_many_numbers() -> None:
     with pytest.raises(ValueError, match=r"residual has shape \[3, 2, 4\]; \[2, 3, 4\]"):
         ops.rms_norm(floats(2, 3, 4), residual=floats(3, 2, 4))
