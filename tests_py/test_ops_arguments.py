@@ -189,3 +189,58 @@ def test_a_hessian_of_real_numbers(dtype: Any) -> None:
         return
     with pytest.raises(TypeError, match=r"^\[gptq\] hessian has dtype"):
         ops.gptq_factor(np.eye(4, dtype=dtype), range(4))
+
+
+_ONES = [1.0] * 4
+SCALINGS: dict[str, dict[str, Any]] = {
+    "original_max_position_embeddings is 1; more than 1": {
+        "rope_type": "longrope",
+        "short_factor": _ONES,
+        "original_max_position_embeddings": 1,
+        "factor": 2.0,
+    },
+    "short_factor cannot be read|short_factor has dtype": {
+        "rope_type": "longrope",
+        "short_factor": ["x"] * 4,
+        "original_max_position_embeddings": 32,
+        "factor": 2.0,
+    },
+    "original_max_position_embeddings is inf": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": float("inf"),
+    },
+    "factor is 1000": {"rope_type": "linear", "factor": 10**400},
+    "mscale is 'x'": {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "original_max_position_embeddings": 32,
+        "mscale": "x",
+        "mscale_all_dim": "x",
+    },
+    "theta is 1; another base": {
+        "rope_type": "yarn",
+        "rope_theta": 1.0,
+        "factor": 2.0,
+        "original_max_position_embeddings": 32,
+    },
+    "low_freq_factor and high_freq_factor are 2": {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "low_freq_factor": 2.0,
+        "high_freq_factor": 2.0,
+        "original_max_position_embeddings": 32,
+    },
+    "theta is inf": {"rope_type": "default", "rope_theta": float("inf")},
+}
+
+
+@pytest.mark.parametrize("text", SCALINGS)
+def test_scalings_that_cannot_be(text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^\[rope\] .*({text})"):
+        ops.rope_frequencies(8, scaling=SCALINGS[text])
+
+
+def test_two_dimensions_have_no_dynamic_scaling() -> None:
+    with pytest.raises(ValueError, match="2 dimensions rotate; at least 4"):
+        ops.rope_frequencies(2, scaling={"rope_type": "dynamic", "factor": 2.0}, max_positions=8)
