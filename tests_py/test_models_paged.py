@@ -157,3 +157,13 @@ def test_the_file_is_given_back(checkpoint_maker: Any) -> None:
     del model
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_expert_that_is_not_in_the_file(checkpoint_maker: Any) -> None:
+    _, path = checkpoint_maker("mixtral", 0)
+    others, one, _ = sizes(path)
+    model = mk.load(path, max_memory=others + 3 * one)
+    experts = model.layers[model.moe_layers[0]].moe.experts
+    chosen = mk.Assignment([[0, 1], [1, experts.count]], np.ones((2, 2), np.float32))
+    with pytest.raises(ValueError, match=rf"token 1, slot 1 has expert {experts.count}; "):
+        mk.ops.moe_ffn(np.zeros((2, experts.hidden), np.float32), chosen, experts)

@@ -86,6 +86,24 @@ def test_a_token_has_the_same_bytes_in_any_batch(format):
             assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_token_may_go_to_one_expert_twice(format):
+    rng = np.random.default_rng(8)
+    experts = ops.Experts(*random_layer(rng, 4, 136, 264), format=format)
+    x = rng.standard_normal((3, 264), dtype=np.float32)
+    ids = np.full((3, 3), 2, np.int32)
+    ids[:, 1] = 0
+    weights = rng.random((3, 3), dtype=np.float32)
+    for compute in ("exact", "fast"):
+        whole = ops.moe_ffn(x, Assignment(ids, weights), experts, compute=compute)
+        for t in range(3):
+            row = slice(t, t + 1)
+            alone = ops.moe_ffn(
+                x[row], Assignment(ids[row], weights[row]), experts, compute=compute
+            )
+            assert alone.tobytes() == whole[row].tobytes()
+
+
 def test_every_expert_may_have_its_own_format():
     rng = np.random.default_rng(4)
     formats = [

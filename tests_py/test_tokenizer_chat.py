@@ -184,6 +184,17 @@ HOSTILE = {
     "slices": "{{ 'x' | slice(10000000000) | list | length }}",
     "much ado": "{{ lipsum(n=100000) }}",
     "fields": "{{ '{:>10000000000}'.format(1) }}",
+    "translates": "{{ ('x' * 9000).translate({120: 'y' * 9000}) | length }}",
+    "bytes": "{{ ('x'.encode() * 9000000) | length }}",
+    "bytes of a number": "{{ (1).to_bytes(9000000, 'big') | length }}",
+    "lists of letters": "{{ (['x' * 4000000] * 8) | map('list') | list | length }}",
+    "sums lists": "{{ ([[0] * 9] * 9) | sum(start=[]) | length }}",
+    "one text many times": "{{ (['x' * 90000] * 900) | string | length }}",
+    "one text many times in JSON": "{{ (['x' * 90000] * 900) | tojson | length }}",
+    "wide separators": "{{ [0, 0] | tojson(separators=('x' * 90000, ':')) | length }}",
+    "escapes": "{% set n = namespace(s='&' * 900000) %}{% for i in range(20) %}"
+    "{% set n.s = n.s | forceescape %}{% endfor %}",
+    "asserts": "{{ 'x' | truncate(-1) }}",
     "large numbers": "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}"
     "{% endfor %}",
 }

@@ -15,7 +15,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
-from .chat_sandbox import Budget, Sandbox, budget
+from .chat_sandbox import Budget, Sandbox, budget, written_length
 from .errors import FileError
 from .tokenizer import Tokenizer
 
@@ -44,6 +44,9 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     # Jinja's own filter writes < and > as escapes, which a model has never seen.
+    budget.get().require(written_length(value))
+    if separators is not None and max(map(len, separators)) > 16:
+        raise jinja2.exceptions.SecurityError("separators of more than 16 characters")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -116,6 +119,8 @@ def render(
         LookupError,
         RecursionError,
         MemoryError,
+        AssertionError,
+        AttributeError,
     ) as error:
         # What a template's own slips raise while it runs.
         kind = type(error).__name__

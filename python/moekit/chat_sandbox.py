@@ -7,6 +7,7 @@ with counting loops and concatenations, so that no way around them remains.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
+from functools import wraps
 from itertools import islice
 from typing import Any
 
@@ -19,10 +20,19 @@ from jinja2.visitor import NodeTransformer
 MAX_RENDERED_CHARACTERS = 4 << 20
 #: Rounds of loops and calls in one rendering, and characters that are written in all of them.
 MAX_STEPS = 1 << 18
-MAX_WORK = 1 << 32
+MAX_WORK = 1 << 30
+_PLACE_BYTES = 64  # a place in a list, or in a dict, beside what lies there
 _COUNTED, _BOUNDED = "_counted", "_bounded"
 # Methods and filters that write text of any length asked for.
 _WIDENING = frozenset({"center", "ljust", "rjust", "zfill", "expandtabs", "format", "format_map"})
+_WIDENING |= {"translate"}
+# Bytes have operators and methods of their own, none of them measured.
+_TO_BYTES = frozenset({"encode", "to_bytes"})
+# Filters that make a text of whatever they are given.
+_WRITING = frozenset(
+    {"capitalize", "e", "escape", "forceescape", "indent", "lower", "replace", "safe", "string"}
+    | {"striptags", "title", "trim", "truncate", "upper", "urlencode", "wordcount"}
+)
 # Filters of Jinja2 that do so, and have no use in a conversation.
 _LEFT_OUT = ("center", "format", "batch", "slice", "wordwrap", "urlize", "xmlattr", "pprint")
 
@@ -47,6 +57,16 @@ class Budget:
             raise SecurityError(
                 f"text of {characters} characters; at most {MAX_RENDERED_CHARACTERS} are written"
             )
+
+    def keep(self, made: Any) -> Any:
+        """What a filter made: each grows little by little, or makes a list out of a text."""
+        self.step()
+        if isinstance(made, str):
+            self.write(len(made))
+        elif isinstance(made, list | tuple | dict):
+            self.write(len(made))
+            self.work += _PLACE_BYTES * len(made)
+        return made
 
     def write(self, characters: int) -> None:
         """A text, or a list, of so many parts is about to be made."""
@@ -97,13 +117,36 @@ def _counted(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _bounded(value: Any) -> Any:
-    if isinstance(value, str):
-        budget.get().write(len(value))
+    budget.get().write(written_length(value))
     return value
 
 
+def written_length(value: Any) -> int:
+    """About how many characters ``value`` has as a text; no more than twice the bound is counted.
+
+    A list that holds one long text a thousand times is small, and what it is written as is not.
+    """
+    if isinstance(value, str):
+        return len(value)
+    length, waiting = 0, [value]
+    while waiting and length <= 2 * MAX_RENDERED_CHARACTERS:
+        part = waiting.pop()
+        if isinstance(part, str):
+            length += len(part) + 2
+        elif isinstance(part, list | tuple | set | frozenset | dict):
+            length += 2 + 2 * len(part)
+            budget.get().require(length)
+            waiting.extend(part)
+            waiting.extend(part.values() if isinstance(part, dict) else ())
+        else:
+            length += 8
+    return length
+
+
 def _join(separator: str, items: Iterable[Any]) -> str:
-    texts = [str(item) for item in islice(items, MAX_STEPS)]
+    parts = list(islice(items, MAX_STEPS))
+    budget.get().require(written_length(parts))
+    texts = [str(item) for item in parts]
     budget.get().write(sum(map(len, texts)) + len(separator) * len(texts))
     return separator.join(texts)
 
@@ -128,8 +171,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         for name in _LEFT_OUT:
             del self.filters[name]
         del self.globals["lipsum"]
-        for name in ("join", "replace", "indent"):
+        for name in ("join", "replace", "indent", "sum"):
             self.filters[name] = _measured(self.filters[name], name)
+        for name, original in self.filters.items():
+            self.filters[name] = _kept(original, name in _WRITING)
         self.filters[_COUNTED], self.filters[_BOUNDED] = _counted, _bounded
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -171,7 +216,21 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         widens = isinstance(obj, str) and attr in _WIDENING
-        return not widens and super().is_safe_attribute(obj, attr, value)
+        return not widens and attr not in _TO_BYTES and super().is_safe_attribute(obj, attr, value)
+
+
+def _kept(original: Callable[..., Any], writes: bool) -> Callable[..., Any]:
+    """A filter whose results count; it takes the context where the original does."""
+
+    @wraps(original)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        used = budget.get()
+        if writes:
+            for value in (*args, *kwargs.values()):
+                used.require(written_length(value))
+        return used.keep(original(*args, **kwargs))
+
+    return kept
 
 
 def _measured(original: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -194,6 +253,17 @@ def _measured(original: Callable[..., Any], name: str) -> Callable[..., Any]:
         budget.get().write(len(s) + (str(s).count("\n") + 1) * max(0, wide))
         return original(s, width, first, blank)
 
-    made: dict[str, Any] = {"join": join, "replace": replace, "indent": indent}
+    @jinja2.pass_environment
+    def total(
+        environment: Any, iterable: Iterable[Any], attribute: Any = None, start: Any = 0
+    ) -> Any:
+        items = list(islice(iterable, MAX_STEPS))
+        # With an attribute the items are added to `start`: a number takes numbers alone.
+        added = items if attribute is None else ()
+        if not all(isinstance(number, int | float) for number in (start, *added)):
+            raise SecurityError("sums of something else than numbers are not offered")
+        return original(environment, items, attribute, start)
+
+    made: dict[str, Any] = {"join": join, "replace": replace, "indent": indent, "sum": total}
     function: Callable[..., Any] = made[name]
     return function

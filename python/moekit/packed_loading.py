@@ -20,6 +20,7 @@ from .ops import Experts, PackedWeight
 
 # Panels are read and put in their places so much at a time.
 _READ_BYTES = 1 << 20
+_FLOATS = ("float32", "bfloat16", "float16")
 
 
 def load_packed(folder: str) -> tuple[Model, Config]:
@@ -39,6 +40,7 @@ def load_packed(folder: str) -> tuple[Model, Config]:
             if stored.pop(path, None) is None:
                 raise file.error(path, "is missing")
             new = unpacked(file, path)
+            _check_kind(file, path, value, new)
             places[id(value)] = value, new
             if isinstance(value, np.ndarray) and isinstance(new, np.ndarray):
                 base = value.base
@@ -72,6 +74,30 @@ def load_packed(folder: str) -> tuple[Model, Config]:
         placed.append(dataclasses.replace(place, weight=found))
     model.placed = placed
     return model, config
+
+
+def _is_float(array: npt.NDArray[Any]) -> bool:
+    return array.dtype.name in _FLOATS
+
+
+def _check_kind(
+    file: checkpoint.PackedReader,
+    path: str,
+    value: PackedWeight | npt.NDArray[Any],
+    new: PackedWeight | npt.NDArray[Any],
+) -> None:
+    """FileError unless the file has, in place of the frame's `value`, something of its kind."""
+    if isinstance(value, PackedWeight) or isinstance(new, PackedWeight):
+        if not (isinstance(value, PackedWeight) and isinstance(new, PackedWeight)):
+            wanted = "a packed weight" if isinstance(value, PackedWeight) else "a plain tensor"
+            raise file.error(path, f"is of another kind; {wanted} is required")
+    elif _is_float(value) and not _is_float(new):
+        raise file.error(path, f"is {new.dtype}; {', '.join(_FLOATS)} is required")
+    elif value.dtype.kind in "iu" and new.dtype.kind not in "iu":
+        raise file.error(path, f"is {new.dtype}; integers are required")
+    # Experts that were added, or left out, change a model's shapes.
+    if not file.edited and new.shape != value.shape:
+        raise file.error(path, f"is {list(new.shape)}; {list(value.shape)} is required")
 
 
 def _with_biases(frame: Model, stored: Container[str]) -> Model:

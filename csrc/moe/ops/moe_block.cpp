@@ -116,7 +116,11 @@ class Pass {
       hidden_floats += s.count * row_stride(inter);
       hidden_bytes += ActivationRows::bytes(dot, s.count, inter);
     }
-    sorted_inputs_ = assignment_.weighs_input || (kernels().gemm->rows_together && x_.rows > 1);
+    // A token that goes to an expert more than once has several rows there, be it the only one.
+    const bool several = std::any_of(segments_.begin(), segments_.end(),
+                                     [](const Segment& s) { return s.count > 1; });
+    sorted_inputs_ =
+        assignment_.weighs_input || (kernels().gemm->rows_together && (x_.rows > 1 || several));
     input_rows_ = sorted_inputs_ ? sorted_rows_ : x_.rows;
     for (int d = 0; d < kDotKinds; ++d) {
       if (used[d]) input_bytes += ActivationRows::bytes(static_cast<Dot>(d), input_rows_, x_.cols);

@@ -109,6 +109,20 @@ class LinearIntegers:
                 parts["qzeros"], bits=scheme.bits, zero_offset=scheme.zero_offset
             )
         self._scales = parts["scales"]
+        # A part of the outputs is taken out of both: what is too wide would go unnoticed.
+        if self._scales.shape != self._zeros.shape or self._scales.shape[1:] != (outputs,):
+            raise ValueError(
+                f"[dequantize_{kind}] scales {list(self._scales.shape)}, zeros "
+                f"{list(self._zeros.shape)}; both must be [groups, {outputs}]"
+            )
+        # Integers have no NaN: fitted anew, the group would become zeros.
+        broken = np.argwhere(~np.isfinite(self._scales.astype(np.float32)))
+        if len(broken):
+            group, output = (int(i) for i in broken[0])
+            raise ValueError(
+                f"[dequantize_{kind}] the scale of group {group}, output {output} is "
+                f"{self._scales[group, output]}; finite ones are required"
+            )
         in_order = hf_quant.groups_in_order(inputs, scheme.group_size)
         order = parts.get("g_idx")
         self._groups = in_order if order is None else order

@@ -7,6 +7,7 @@ where dtype and layout already fit.
 
 from __future__ import annotations
 
+import operator
 import sys
 from typing import Any
 
@@ -20,6 +21,14 @@ Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 _FLOAT32 = np.dtype(np.float32)
+# In the machine's byte order: the others are equal to none of these.
+_PLAIN = frozenset(
+    np.dtype(kind)
+    for kind in (
+        *(np.float16, np.float32, np.float64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn),
+        *(np.bool_, np.int8, np.uint8, np.int16, np.int32, np.int64),
+    )
+)
 _TORCH_AS_BYTES = {
     "torch.bfloat16": ("int16", ml_dtypes.bfloat16),
     "torch.float8_e4m3fn": ("int8", ml_dtypes.float8_e4m3fn),
@@ -32,25 +41,49 @@ def to_numpy(x: Any, op: str, name: str) -> Array:
 
     Raises TypeError for what is no array of numbers, or lies on another device than the CPU.
     """
-    if isinstance(x, np.ndarray):
+    if type(x) is np.ndarray and x.dtype in _PLAIN:
         return x
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
-        if x.device.type != "cpu":
-            raise TypeError(f"[{op}] {name} is on device {x.device}; cpu is required")
-        x = x.detach()
-        alias = _TORCH_AS_BYTES.get(str(x.dtype))
-        if alias is None:
-            return np.asarray(x.numpy())
-        as_int, dtype = alias
-        return np.asarray(x.view(getattr(torch, as_int)).numpy().view(dtype))
+    if torch is not None and isinstance(x, torch.Tensor) and x.device.type != "cpu":
+        raise TypeError(f"[{op}] {name} is on device {x.device}; cpu is required")
     try:
-        array = np.from_dlpack(x) if hasattr(x, "__dlpack__") else np.asarray(x)
+        if torch is not None and isinstance(x, torch.Tensor):
+            array = _of_tensor(torch, x.detach())
+        elif hasattr(x, "__dlpack__") and not isinstance(x, np.ndarray):
+            array = np.from_dlpack(x)
+        else:
+            array = np.asarray(x)
     except (BufferError, RuntimeError, ValueError, TypeError) as error:
         raise TypeError(f"[{op}] {name} cannot be read as an array: {error}") from None
     if array.dtype.hasobject or (array.dtype.kind in "SUmMV" and not _is_ml_dtype(array)):
         raise TypeError(f"[{op}] {name} has dtype {array.dtype}; numbers are required")
-    return array
+    # The core takes a dtype by its kind and size, and would read the bytes the wrong way round.
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _of_tensor(torch: Any, x: Any) -> Array:
+    alias = _TORCH_AS_BYTES.get(str(x.dtype))
+    if alias is None:
+        return np.asarray(x.numpy())
+    as_int, dtype = alias
+    return np.asarray(x.view(getattr(torch, as_int)).numpy().view(dtype))
+
+
+def check_type(value: Any, kind: type, op: str, name: str) -> None:
+    """Raises TypeError unless ``value`` is a ``kind``: an array is no :class:`PackedWeight`."""
+    if not isinstance(value, kind):
+        raise TypeError(f"[{op}] {name} is a {type(value).__name__}; {kind.__name__} is required")
+
+
+def as_count(value: Any, op: str, name: str, least: int = 0) -> int:
+    """``value`` as an int of at least ``least``; fractions are no numbers of things."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"[{op}] {name} is {value!r:.80}; an integer is required") from None
+    if count < least:
+        raise ValueError(f"[{op}] {name} is {count}; at least {least} is required")
+    return count
 
 
 class QuantisedRows:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import Array, Float32, Int32, Int64, as_float32, as_integers
+from moekit.ops.arrays import Array, Float32, Int32, Int64, as_count, as_float32, as_integers
 
 
 class Assignment:
@@ -49,7 +49,10 @@ class Assignment:
                 f"weights {list(self.weights.shape)}"
             )
         highest = int(self.experts.max(initial=-1))
-        self.expert_count = highest + 1 if expert_count is None else expert_count
+        if expert_count is None:
+            self.expert_count = highest + 1
+        else:
+            self.expert_count = as_count(expert_count, "assignment", "expert_count")
         if int(self.experts.min(initial=-1)) < -1 or highest >= self.expert_count:
             bad = (self.experts < -1) | (self.experts >= self.expert_count)
             token, slot = (int(i) for i in np.argwhere(bad)[0])

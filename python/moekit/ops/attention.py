@@ -123,8 +123,8 @@ def mla_attention(
     rope = heads_of(q_rope, op, "q_rope", np.float32)
     scales = None
     if isinstance(cache, QuantisedRows):
-        cache, scales = cache.values, cache.scales
-        scales = scales[:, None] if scales.ndim == 1 else scales
+        cache, scales = cache.values, to_numpy(cache.scales, op, "cache's scales")
+        scales = _by_head(scales[:, None] if scales.ndim == 1 else scales, op, "cache")
     rows = to_numpy(cache, op, "cache")
     check_ndim(rows, 2, op, "cache")
     width = latent.shape[2] + rope.shape[2]
@@ -209,7 +209,15 @@ def _rows_of(x: Any, op: str, name: str, in_8_bits: bool) -> tuple[Array, Float3
     """Keys or values, and their scales where both are quantised."""
     if not in_8_bits:
         return heads_of(x, op, name), None
-    return heads_of(x.values, op, name), x.scales
+    return heads_of(x.values, op, name), _by_head(x.scales, op, name)
+
+
+def _by_head(scales: Any, op: str, name: str) -> Float32:
+    """Scales [tokens, heads], a head's side by side in memory as a cache holds them."""
+    array = to_numpy(scales, op, f"{name}'s scales")
+    if array.dtype == np.float32 and array.strides[:1] == (4,):
+        return array
+    return np.asfortranarray(as_float32(array, op, f"{name}'s scales"))
 
 
 def heads_of(x: Any, op: str, name: str, dtype: type[np.float32] | None = None) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import as_float32
+from moekit.ops.arrays import as_float32, check_type
 from moekit.ops.assignment import Assignment
 from moekit.ops.routing import router_rule
 
@@ -69,6 +69,7 @@ def limit_capacity(
     many there are. Raises ValueError for what does not fit.
     """
     op = "limit_capacity"
+    check_type(assignment, Assignment, op, "assignment")
     tokens, k = assignment.experts.shape
     if overflow not in ("drop", "next_best", "none"):
         raise ValueError(

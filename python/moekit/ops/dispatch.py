@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import Array, Float32, Int32, Int64, as_float32, to_numpy
+from moekit.ops.arrays import Array, Float32, Int32, Int64, as_float32, check_type, to_numpy
 from moekit.ops.assignment import Assignment
 
 
@@ -41,6 +41,7 @@ def plan(assignment: Assignment, E: int) -> Plan:
     Empty slots are left out. Raises ValueError naming the token and slot of an id that is none of
     the E experts.
     """
+    check_type(assignment, Assignment, "plan", "assignment")
     return Plan(*_core.plan(assignment.experts, E))
 
 
@@ -49,6 +50,7 @@ def permute(x: Any, plan: Plan) -> Array:
 
     Raises ValueError if the plan names a token that x does not have.
     """
+    check_type(plan, Plan, "permute", "plan")
     array = to_numpy(x, "permute", "x")
     if array.ndim == 0:
         raise ValueError("[permute] x has no dimensions; [T, ...] is required")
@@ -71,6 +73,8 @@ def combine(y: Any, plan: Plan, assignment: Assignment) -> Float32:
 
     Raises ValueError if y, plan and assignment do not belong together.
     """
+    check_type(plan, Plan, "combine", "plan")
+    check_type(assignment, Assignment, "combine", "assignment")
     rows = as_float32(y, "combine", "y", 2)
     weights = assignment.weights
     if assignment.on_input:

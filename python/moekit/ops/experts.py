@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import Float32, Int32, as_float32
+from moekit.ops.arrays import Float32, Int32, as_count, as_float32, check_type
+from moekit.ops.assignment import Assignment
 from moekit.ops.weights import Formats, PackedWeight, pack
-
-if TYPE_CHECKING:
-    from moekit.ops.assignment import Assignment
-
 
 # (rows, their experts' ids in the bank, the bank) -> what these rows get.
 Call: TypeAlias = "Callable[[slice, Int32, _core.ExpertBank], Float32]"
@@ -181,10 +178,14 @@ def moe_ffn(
     A token's bytes do not depend on the rest of the batch or on the number of threads. Raises
     ValueError where shapes do not fit or an id is not an expert's.
     """
+    check_type(assignment, Assignment, "moe_ffn", "assignment")
+    check_type(experts, Experts, "moe_ffn", "experts")
+    if shared is not None:
+        check_type(shared, Experts, "moe_ffn", "shared")
     rows = as_float32(x, "moe_ffn", "x", 2)
     scale = None if shared_scale is None else as_float32(shared_scale, "moe_ffn", "shared_scale", 1)
     chosen, kept = assignment.experts, None
-    if zero_experts:
+    if as_count(zero_experts, "moe_ffn", "zero_experts"):
         chosen, kept = _without_zero_experts(assignment, experts.count, zero_experts)
     if tally is not None and (zero_experts or experts.renumbers):
         tally.count(layer, assignment.experts)

@@ -193,6 +193,14 @@ class PagedExperts(Experts):
         A token's bytes do not depend on who else is in the call, nor on the numbers that its
         experts have in a bank.
         """
+        # Here an id is looked up before the core sees it.
+        if int(chosen.max(initial=-1)) >= self.count or int(chosen.min(initial=-1)) < -1:
+            bad = np.argwhere((chosen >= self.count) | (chosen < -1))
+            token, slot = (int(i) for i in bad[0])
+            raise ValueError(
+                f"[moe_ffn] token {token}, slot {slot} has expert {chosen[token, slot]}; "
+                f"-1 (empty) or 0 to {self.count - 1} is required"
+            )
         parts = []
         for part in self.batches(chosen):
             ids = chosen[part]

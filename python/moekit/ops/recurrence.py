@@ -66,6 +66,8 @@ def gate(x: Any, gate: Any, activation: str = "sigmoid") -> Float32:
     ``gelu_tanh``, ``relu``, ``relu2``.
     """
     by = as_float32(gate, "gate", "gate")
+    if by.ndim and by.shape[-1] == 0:
+        raise ValueError(f"[gate] gate has shape {list(by.shape)}; [..., n] is required")
     rows = by.reshape(-1, by.shape[-1]) if by.ndim else by.reshape(1, 1)
     given = None
     if x is not None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from moekit.ops.arrays import Float32
+from moekit.ops.arrays import Float32, as_count, as_float32
+
+_LARGEST = float(np.finfo(np.float32).max)  # what angles are computed in
 
 #: ``config.rope_scaling`` or ``config.rope_parameters``: ``rope_type`` (or ``type``), its numbers.
 Scaling = Mapping[str, Any]
@@ -46,8 +48,10 @@ def rope_frequencies(
         raise ValueError(f"[rope] rope_type is {name!r}; one of {', '.join(_TYPES)} is required")
     base = float(given.get("rope_theta") or theta)
     part = float(given.get("partial_rotary_factor") or 1.0)
-    dim = head_dim if name == "proportional" else int(head_dim * part)
-    if not (base > 0 and 0 < part <= 1 and dim >= 2 and dim % 2 == 0):
+    head_dim = as_count(head_dim, "rope", "head_dim")
+    fine = 0 < base < math.inf and 0 < part <= 1
+    dim = int(head_dim * part) if fine and name != "proportional" else head_dim
+    if not (fine and dim >= 2 and dim % 2 == 0):
         raise ValueError(
             f"[rope] theta is {base:g}, and {dim} of {head_dim} dimensions rotate; a positive "
             "theta and an even number are required"
@@ -71,7 +75,8 @@ class _Arguments:
             if default is None:
                 raise ValueError(f"[rope] {self.name} scaling lacks {key}")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (number and 0 < value <= _LARGEST):
             raise ValueError(f"[rope] {key} is {value!r}; a positive number is required")
         return float(value)
 
@@ -85,7 +90,7 @@ class _Arguments:
         return self.number("factor")
 
     def per_pair(self, key: str, pairs: int) -> Float32:
-        values = np.asarray(self.given.get(key, ()), dtype=np.float32)
+        values = as_float32(self.given.get(key, ()), "rope", key)
         if values.shape != (pairs,):
             raise ValueError(
                 f"[rope] {key} has {values.size} entries; {pairs} (one for each pair) are required"
@@ -122,6 +127,8 @@ def _dynamic(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     trained = given.number("max_position_embeddings", given.max_positions)
     length = max(given.length or 0, trained)
     factor = given.number("factor")
+    if dim == 2:
+        raise ValueError("[rope] 2 dimensions rotate; at least 4 are required for dynamic scaling")
     stretched = base * ((factor * length / trained) - (factor - 1)) ** (dim / (dim - 2))
     return _inverse(_powers(dim, stretched)), 1.0
 
@@ -133,6 +140,9 @@ def _yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 def _yarn(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     factor = given.factor()
     original = given.original()
+
+    if base == 1.0:
+        raise ValueError("[rope] theta is 1; another base is required for yarn")
 
     def dimension_of(rotations: float) -> float:
         """Where a pair turns so many times within the original context."""
@@ -151,7 +161,10 @@ def _yarn(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     kept = np.float32(1) - ramp
     stretched = _inverse(np.float32(factor) * powers)
     frequencies = stretched * (np.float32(1) - kept) + _inverse(powers) * kept
-    mscale, all_dim = given.given.get("mscale"), given.given.get("mscale_all_dim")
+    # 0, or none, asks for no such factor.
+    mscale, all_dim = (
+        given.number(key) if given.given.get(key) else 0.0 for key in ("mscale", "mscale_all_dim")
+    )
     if given.given.get("attention_factor") is not None:
         attention = given.number("attention_factor")
     elif mscale and all_dim:
@@ -163,6 +176,11 @@ def _yarn(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
 
 def _longrope(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     original = given.original()
+    if not original > 1:
+        raise ValueError(
+            f"[rope] original_max_position_embeddings is {original:g}; "
+            "more than 1 position is required for longrope"
+        )
     factor = given.factor()
     is_long = given.length is not None and given.length > original
     factors = given.per_pair("long_factor" if is_long else "short_factor", dim // 2)
@@ -177,6 +195,10 @@ def _llama3(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     factor = np.float32(given.number("factor"))
     low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
     original = given.original()
+    if low == high:
+        raise ValueError(
+            f"[rope] low_freq_factor and high_freq_factor are {low:g}; two are required"
+        )
     frequencies = _inverse(_powers(dim, base))
     wavelengths = np.float32(2 * math.pi) / frequencies
     scaled = np.where(wavelengths > np.float32(original / low), frequencies / factor, frequencies)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from moekit import _core
-from moekit.ops.arrays import Float32, as_float32, as_integers, check_ndim, to_numpy
+from moekit.ops.arrays import Float32, as_count, as_float32, as_integers, check_ndim, to_numpy
 from moekit.ops.rope_scaling import Scaling, rope_frequencies
 
 
@@ -64,6 +64,10 @@ def rms_norm(
     if rows.ndim == 2 and (other is None or other.ndim == 2):  # dozens of times for each token
         result: Float32 | tuple[Float32, Float32] = _core.rms_norm(rows, w, eps, offset, other)
         return result
+    if other is not None and other.shape != rows.shape:
+        raise ValueError(
+            f"[{op}] residual has shape {list(other.shape)}; {list(rows.shape)} is required"
+        )
     flat = rows.reshape(-1, rows.shape[-1])
     if other is None:
         alone: Float32 = _core.rms_norm(flat, w, eps, offset, None)
@@ -140,7 +144,7 @@ def rope(
     """
     array = as_float32(x, "rope", "x", (2, 3))
     heads = array if array.ndim == 3 else array[:, None, :]
-    size = heads.shape[-1] if rotary_dim is None else rotary_dim
+    size = heads.shape[-1] if rotary_dim is None else as_count(rotary_dim, "rope", "rotary_dim")
     if angles is None:
         if positions is None:
             raise ValueError("[rope] neither positions nor angles were given; one is required")
@@ -154,6 +158,8 @@ def rope(
         factor = factor if attention_factor is None else attention_factor
         cos, sin = rope_angles(positions, frequencies, factor)
     else:
+        if not isinstance(angles, tuple | list) or len(angles) != 2:
+            raise TypeError("[rope] angles is no pair; (cos, sin) is required")
         cos = as_float32(angles[0], "rope", "angles[0]", 2)
         sin = as_float32(angles[1], "rope", "angles[1]", 2)
         size = 2 * cos.shape[1] if rotary_dim is None else size

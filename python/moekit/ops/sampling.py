@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 from typing import Any
 
@@ -20,8 +21,8 @@ def _per_row(values: Any, rows: int, name: str) -> npt.NDArray[np.uint64]:
     if many.size not in (1, rows):
         raise ValueError(f"[sample] {name} has {many.size} entries; 1 or {rows} is required")
     try:
-        wrapped = [int(value) & _UINT64 for value in many]
-    except (TypeError, ValueError):
+        wrapped = [operator.index(value) & _UINT64 for value in many]
+    except TypeError:
         raise TypeError(f"[sample] {name} is {values!r}; integers are required") from None
     return np.ascontiguousarray(np.broadcast_to(np.array(wrapped, dtype=np.uint64), rows))
 

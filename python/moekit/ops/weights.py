@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 
 from moekit import _core
-from moekit.ops.arrays import Array, Float32, as_float32, as_integers, check_ndim, to_numpy
+from moekit.ops.arrays import (
+    Array,
+    Float32,
+    as_count,
+    as_float32,
+    as_integers,
+    check_ndim,
+    check_type,
+    to_numpy,
+)
 
 Formats = str | Sequence[str]
+
+_MOST = 1 << 48  # values of a matrix: more, and its bytes pass what the core counts with
 
 
 def format_names() -> list[str]:
@@ -25,6 +36,9 @@ def gptq_format_names() -> list[str]:
 
 def packed_bytes(format: str, rows: int, cols: int) -> int:
     """Bytes of one packed matrix [rows, cols], padding included."""
+    rows, cols = as_count(rows, "pack", "rows", 1), as_count(cols, "pack", "cols", 1)
+    if rows * cols > _MOST:
+        raise ValueError(f"[pack] {rows} rows of {cols}; at most 2^48 values are possible")
     return _core.packed_bytes(format, rows, cols)
 
 
@@ -34,7 +48,10 @@ def gptq_factor(hessian: Any, order: Any, damp: float = 0.01) -> Float32 | None:
     ``hessian`` float64 [K, K] is the sum of x xᵀ over inputs (Frantar et al., arXiv 2210.17323,
     section 3). None where the matrix is not positive definite: more damping is needed then.
     """
-    array = np.ascontiguousarray(to_numpy(hessian, "gptq", "hessian"), np.float64)
+    given = to_numpy(hessian, "gptq", "hessian")
+    if given.dtype.kind in "bc":
+        raise TypeError(f"[gptq] hessian has dtype {given.dtype}; float64 is required")
+    array = np.ascontiguousarray(given, np.float64)
     columns = as_integers(order, "gptq", "order", np.int32, 1)
     check_ndim(array, 2, "gptq", "hessian")
     found: Float32 | None = _core.gptq_factor(array, columns, damp)
@@ -61,7 +78,7 @@ class PackedWeight:
 
         Raises ValueError for an unknown format or a shape that is not positive, MemoryError.
         """
-        sizes = tuple(int(n) for n in shape)
+        sizes = tuple(as_count(n, "pack", "a size of the shape") for n in shape)
         if len(sizes) not in (2, 3):
             raise ValueError(f"[pack] shape {list(sizes)}; [E, N, K] or [N, K] is required")
         experts = sizes[0] if len(sizes) == 3 else 1
@@ -86,11 +103,13 @@ class PackedWeight:
         With ``first``, ``blocks`` is a run of rows as in :meth:`fill`.
         """
         array = to_numpy(blocks, "pack_blocks", "blocks")
+        self._check_expert(expert, "pack_blocks")
         self.version += 1
         self.core.fill_blocks(expert, np.ascontiguousarray(array), first)
 
     def row_step(self, expert: int) -> int:
         """The rows of a run that is packed on its own come in multiples of this."""
+        self._check_expert(expert, "pack")
         return self.core.row_step(expert)
 
     @classmethod
@@ -101,6 +120,8 @@ class PackedWeight:
         expert may stand in several places, and each keeps its format. Such a bank cannot be filled.
         Raises ValueError where shapes differ or an expert does not exist.
         """
+        for weight, _ in members:
+            check_type(weight, PackedWeight, "gather", "a member")
         core = _core.PackedWeight.gather([w.core for w, _ in members], [e for _, e in members])
         return cls(core, (core.experts, core.rows, core.cols))
 
@@ -132,6 +153,7 @@ class PackedWeight:
 
     def expert_format(self, expert: int) -> str:
         """The format of one expert."""
+        self._check_expert(expert, "pack")
         formats = self.core.formats
         return formats[0] if len(formats) == 1 else formats[expert]
 
@@ -139,6 +161,11 @@ class PackedWeight:
         """Bytes of one expert's panels."""
         core = self.core
         return packed_bytes(self.expert_format(expert), core.rows, core.cols)
+
+    def _check_expert(self, expert: int, op: str) -> None:
+        # The core finds an expert's format before it looks whether there is such an expert.
+        if as_count(expert, op, "expert") >= self.core.experts:
+            raise ValueError(f"[{op}] expert {expert}; there are {self.core.experts}")
 
     @property
     def format(self) -> str | list[str]:
@@ -277,6 +304,8 @@ def pack_zero_points(codes: Any, scales: Any, zeros: Any) -> PackedWeight:
     """
     values = to_numpy(codes, "pack_zero_points", "codes")
     check_ndim(values, 2, "pack_zero_points", "codes")
+    if values.dtype.kind not in "iu":
+        raise TypeError(f"[pack_zero_points] codes has dtype {values.dtype}; uint8 is required")
     rows, cols = values.shape
     steps = as_float32(scales, "pack_zero_points", "scales", 2)
     points = as_float32(zeros, "pack_zero_points", "zeros", 2)
@@ -290,13 +319,14 @@ def pack_zero_points(codes: Any, scales: Any, zeros: Any) -> PackedWeight:
     names = {32: "int4_zp_g32", 64: "int4_zp_g64", 128: "int4_zp"}
     if group not in names:
         raise ValueError(f"[pack_zero_points] groups of {group}; 32, 64 or 128 is required")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         halves = steps.astype("<f2")
-    whole = points.astype(np.uint8)
-    if (halves != steps).any() or (whole != points).any() or (values > 15).any():
+        whole = points.astype(np.uint8)
+    beyond = (values < 0) | (values > 15)
+    if (halves != steps).any() or (whole != points).any() or beyond.any():
         raise ValueError(
-            "[pack_zero_points] a code above 15, a scale that is no float16 or a zero that is no "
-            "byte; the values of a 4-bit checkpoint are required"
+            "[pack_zero_points] a code that is not 0 to 15, a scale that is no float16 or a zero "
+            "that is no byte; the values of a 4-bit checkpoint are required"
         )
     out = np.empty((rows, groups, 3 + group // 2), np.uint8)
     out[:, :, :2] = halves.view(np.uint8).reshape(rows, groups, 2)
@@ -327,6 +357,8 @@ def matmul_each(
     array = as_float32(x, "matmul", "x")
     if array.ndim == 0:
         raise ValueError("[matmul] x is a scalar; [..., K] is required")
+    for one in packed:
+        check_type(one, PackedWeight, "matmul", "the weight")
     cores = [one.core for one in packed]
     added = [None if bias is None else as_float32(bias, "matmul", "bias") for bias in biases]
     if array.ndim == 2:  # dozens of times for each token
@@ -341,6 +373,7 @@ def grouped_matmul(x: Any, packed: PackedWeight, offsets: Any, *, compute: str =
     ``packed`` is [E, N, K], ``offsets`` int [E+1] ascending from 0 to n; float32 [n, N]. Raises
     ValueError where they do not fit.
     """
+    check_type(packed, PackedWeight, "grouped_matmul", "packed")
     rows = as_float32(x, "grouped_matmul", "x", 2)
     starts = as_integers(offsets, "grouped_matmul", "offsets", np.int64, 1)
     return _core.grouped_matmul(rows, packed.core, starts, compute)
