@@ -277,6 +277,14 @@ def test_bad_input_is_one_line_and_status_two(
     assert message in err
 
 
+def test_a_terminal_without_unicode_gets_question_marks() -> None:
+    command = [sys.executable, "-m", "moekit", "generate", "Größe", "--max-new-tokens", "2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert b"?" in done.stdout
+
+
 def test_unknown_commands_and_options_are_status_two(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["fly"], ["generate"], ["generate", "x", "--speed", "9"]):
         status, _, err = run(capsys, *arguments)

@@ -234,3 +234,22 @@ def test_gate_and_up_may_be_one_bank(
     with mk.checkpoint.open(tmp_path / "z.gguf") as file:
         assert any("ffn_up_exps" in name for name in file)
     assert mk.load(tmp_path / "z.gguf").forward(IDS).tobytes() == wanted.forward(IDS).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "changes"),
+    [
+        ("kimi_linear", "kimi-linear", {"routed_scaling_factor": 1.0, "linear_num_heads": 3}),
+        ("hy_v3", "hy_v3", {"router_scaling_factor": 1.0}),
+    ],
+)
+def test_a_factor_that_a_file_leaves_out_is_one(
+    checkpoint_maker: Any, tmp_path: Path, family: str, name: str, changes: dict[str, Any]
+) -> None:
+    # A config.json without it means the family's own.
+    _, path = checkpoint_maker(family, 5, **changes)
+    whole = tmp_path / "whole.gguf"
+    mk.load(path).save(whole)
+    gone = {f"{name}__expert_weights_scale": None}
+    without = rewrite(whole, tmp_path / "without.gguf", **gone)
+    assert mk.load(without).forward(IDS).tobytes() == mk.load(whole).forward(IDS).tobytes()

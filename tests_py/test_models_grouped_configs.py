@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import transformers
 from family_checks import TOLERANCE, prompt_of
-from grouped_families import CASES, LONGROPE
+from grouped_families import CASES, FULL, LONGROPE, SLIDING
 
 import moekit as mk
 
@@ -279,3 +279,56 @@ def test_dbrx_calls_its_context_length_otherwise(checkpoint_maker: Any) -> None:
     ids = prompt_of(5, 13)
     expected = checkpoints.their_logits(theirs, ids)
     np.testing.assert_allclose(mk.load(path).forward(ids), expected, rtol=0, atol=TOLERANCE)
+
+
+_HALF = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}
+_STRETCHED = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        # Whole heads rotate, whatever the field says.
+        ("qwen3_moe", {"partial_rotary_factor": 0.5}),
+        ("bailing_hybrid", {"rope_parameters": _HALF}),
+        ("gemma4_text", {"rope_parameters": {SLIDING: _HALF, FULL: _HALF}}),
+        (
+            "gemma4_text",
+            {"rope_parameters": {SLIDING: _HALF, FULL: {**_HALF, "rope_type": "proportional"}}},
+        ),
+        # A third where the kind is plain, all of a head where it is not.
+        ("mimo_v2_flash", {"rope_parameters": {SLIDING: _STRETCHED, FULL: _STRETCHED}}),
+        ("laguna", {"rope_parameters": {SLIDING: _STRETCHED, FULL: _HALF}}),
+    ],
+)
+def test_the_part_of_a_head_that_rotates_is_transformers(
+    checkpoint_maker: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    theirs, path = checkpoint_maker(family, 2, **changes)
+    ids = prompt_of(6, 15)
+    model = mk.load(path)
+    logits = model.forward(ids)
+    expected = checkpoints.their_logits(theirs, ids)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE)
+    if family == "qwen3_moe":  # and a file for llama.cpp says so
+        model.save(tmp_path / "model.gguf")
+        again = mk.load(tmp_path / "model.gguf").forward(ids)
+        np.testing.assert_allclose(again, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("mixtral", {**_STRETCHED, "partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+        ("glm4_moe", {"rope_type": "dynamic", "factor": 2.0}, "rope_type is 'dynamic'; another"),
+    ],
+)
+def test_a_part_without_a_meaning_is_refused(
+    checkpoint_maker: Any, tmp_path: Path, family: str, changes: dict[str, Any], message: str
+) -> None:
+    _, path = checkpoint_maker(family)
+    copy = Path(shutil.copytree(path, tmp_path / "copy"))
+    section = {"rope_theta": 500.0, "partial_rotary_factor": 0.1, **changes}
+    checkpoints.rewrite_config(copy, rope_parameters=section)
+    with pytest.raises(mk.FileError, match=message):
+        mk.load(copy)

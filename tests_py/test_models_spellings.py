@@ -197,6 +197,10 @@ def test_faults_of_a_configuration_are_named(
         ("mistral4", ["rope_parameters", "n_group", "norm_topk_prob"]),
         ("axk1", ["routed_scaling_factor", "rms_norm_eps", "mlp_layer_types"]),
         ("longcat_flash", ["routed_scaling_factor", "rope_parameters", "rms_norm_eps"]),
+        ("kimi_linear", ["routed_scaling_factor", "rms_norm_eps"]),
+        ("bailing_hybrid", ["routed_scaling_factor", "rms_norm_eps"]),
+        ("exaone_moe", ["routed_scaling_factor", "sliding_window", "rms_norm_eps"]),
+        ("phimoe", ["rope_parameters", "router_jitter_noise", "rms_norm_eps"]),
         (
             "llama4_text",
             ["num_experts_per_tok", "attention_chunk_size", "floor_scale", "rope_parameters"],

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import moekit as mk
+from moekit.cli.main import main
 from moekit.ops import PackedWeight
 from moekit.saving.gptq import codes_of
 
@@ -154,3 +155,13 @@ def test_gguf_blocks_mean_the_weights_to_the_bit(tmp_path):
     read = mk.load(path)
     ids = list(range(50, 80))
     np.testing.assert_allclose(read.forward(ids), model.forward(ids), rtol=0, atol=0.05)
+
+
+def test_the_command_writes_a_file_where_its_name_says_so(tmp_path, capsys):
+    out = tmp_path / "q.gguf"
+    assert main(["quantize", "demo", "--format", "q8_0", "--out", str(out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["out"] == str(out)
+    assert out.is_file() and mk.checkpoint.open(out)
+    odd = str(tmp_path / "directory.gguf")
+    arguments = ["quantize", "demo", "--format", "int8", "--layout", "moekit", "--out", odd]
+    assert main(arguments) == 0 and os.path.isdir(odd)

@@ -65,6 +65,8 @@ def read_gguf_config(checkpoint: Checkpoint) -> dict[str, object]:
         if key in row.own:
             continue
         value = config.get(name) if row.mixer and name in config else keys.get(key)
+        if key == "expert_weights_scale":
+            value = value or 1.0  # llama.cpp's reading; a family's own default is another
         if value is not None:
             _put(config, name, value)
     if row.kinds:

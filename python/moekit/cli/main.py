@@ -1,6 +1,7 @@
 """`moekit COMMAND ...`: finds the command, runs it, turns exceptions into one line and a status."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ BAD_INPUT = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0, 2 for bad input, 1 for what this machine cannot do, 130 for Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal or a pipe of 7 or 8 bits gets "?" for what it lacks, and not an error.
+        sys.stdout.reconfigure(errors="replace")
     try:
         args = _parser(arguments).parse_args(arguments)
         if args.run is None:

@@ -33,9 +33,9 @@ def add_parser(subparsers: Any) -> None:
     add("--out", required=True, metavar="DIR", help="a new directory (or, for GGUF, file)")
     add(
         "--layout",
-        default="moekit",
         choices=["moekit", "gptq", "gguf"],
-        help="of the output: moekit's own, GPTQ's for transformers and vLLM, a GGUF file",
+        help="of the output: moekit's own, GPTQ's for transformers and vLLM, a GGUF file "
+        "(of itself where DIR ends in .gguf)",
     )
     add("--format", metavar="F", help="of all matrices: int8 int4 int4_g32 mxfp4 ...")
     add(
@@ -82,13 +82,14 @@ def run(args: argparse.Namespace) -> int:
         moekit.ops.set_num_threads(args.threads)
     texts = None if args.calibration is None else texts_of(args.calibration)
     path = moekit.demo_path() if args.model == "demo" else args.model
+    layout = args.layout or ("gguf" if args.out.lower().endswith(".gguf") else "moekit")
     model = moekit.quantize(
         path,
         recipe,
         texts,
         args.method,
         out=args.out,
-        layout=args.layout,
+        layout=layout,
         min_tokens=args.min_tokens,
         all_experts=args.all_experts,
         window=args.window,

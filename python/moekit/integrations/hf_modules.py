@@ -7,7 +7,7 @@ without a gate) and `down_proj` [E, H, F], the last two dimensions swapped where
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,29 @@ from .torch_experts import OWN_FORMATS, Functions, NotRunnable, TorchExperts
 from .torch_run import Experts
 
 
+class _StandIn:
+    """A module with other tensors in the place of its own."""
+
+    def __init__(self, module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.__dict__.update(tensors, _module=module)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_module"], name)
+
+
 def _eager(
-    module: torch.nn.Module, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    module: torch.nn.Module,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    tensors: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     # What the interface's decorator has wrapped, for FP8 once for each module.
     forward = inspect.unwrap(type(module).forward)
-    result: torch.Tensor = forward(module, hidden, ids, weights)
+    itself: Any = module
+    if tensors is not None:
+        itself = _StandIn(module, dict(zip(_named(module), tensors, strict=True)))
+    result: torch.Tensor = forward(itself, hidden, ids, weights)
     return result
 
 
@@ -39,22 +56,26 @@ def weight_names(module: Any) -> tuple[str, str]:
 
 
 def _tensors(module: Any) -> Sequence[torch.Tensor]:
+    return list(_named(module).values())
+
+
+def _named(module: Any) -> dict[str, torch.Tensor]:
     # At every token: to ask a module for what it lacks takes as long as all the rest, it raises.
     parameters = module._parameters
     has_bias = getattr(module, "has_bias", False)
-    found = []
+    found = {}
     for name in weight_names(module):
         weight = parameters.get(name)
         if weight is None:  # computed by a parametrization, or a buffer
             weight = getattr(module, name)
-        found.append(weight)
-        bias = getattr(module, name + "_bias") if has_bias else None
+        found[name] = weight
+        bias = getattr(module, f"{name}_bias") if has_bias else None
         if bias is not None:
-            found.append(bias)
+            found[f"{name}_bias"] = bias
         scaled = weight.dtype not in OWN_FORMATS
-        scale = getattr(module, name + "_scale_inv", None) if scaled else None
+        scale = getattr(module, f"{name}_scale_inv", None) if scaled else None
         if scale is not None:
-            found.append(scale)
+            found[f"{name}_scale_inv"] = scale
     return found
 
 
@@ -179,4 +200,4 @@ class _Stored:
         return scale.view(torch.uint8).numpy()  # E8M0
 
 
-INTERFACE = Experts(_tensors, _source, _functions, _eager)
+INTERFACE = Experts(_tensors, _source, _functions, _eager, takes_tensors=True)

@@ -32,7 +32,8 @@ class Experts:
     """How a kind of module is read, and what it computes by itself.
 
     Each is called with the module. ``tensors``: all that its packed copy is made from, cheap to ask
-    for. ``eager(module, hidden, ids, weights)``: its own forward pass, for gradients.
+    for. ``eager(module, hidden, ids, weights)``: its own forward pass, for gradients; where it
+    ``takes_tensors``, these come last and stand for the module's.
     """
 
     tensors: Callable[[Any], Sequence[torch.Tensor]]
@@ -40,6 +41,7 @@ class Experts:
     functions: Callable[[Any], Functions]
     eager: Callable[..., torch.Tensor]
     on_input: bool = False
+    takes_tensors: bool = False
 
 
 class _Packed:
@@ -209,9 +211,12 @@ class _WithGradient(torch.autograd.Function):
         weights: torch.Tensor,
         *tensors: torch.Tensor,
     ) -> torch.Tensor:
-        ctx.module, ctx.kind, ctx.format = module, kind, format
+        own = kind.tensors(module)
+        ctx.module, ctx.kind, ctx.format, ctx.count = module, kind, format, len(own)
+        # Under autocast the module's own products take 16 bits, and operands of different dtypes.
+        ctx.cast = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
         ctx.save_for_backward(hidden, ids, weights, *tensors)
-        return _forward(module, kind, format, hidden, ids, weights, kind.tensors(module))
+        return _forward(module, kind, format, hidden, ids, weights, own)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
@@ -225,12 +230,35 @@ class _WithGradient(torch.autograd.Function):
             raise RuntimeError(
                 "[moekit] released weights have no gradient; restore(model) is required"
             )
-        hidden = hidden.detach().requires_grad_(ctx.needs_input_grad[3])
-        weights = weights.detach().requires_grad_(ctx.needs_input_grad[5])
-        wanted = [t for t in (hidden, weights, *tensors) if t.requires_grad]
-        with torch.enable_grad():
-            out = ctx.kind.eager(ctx.module, hidden, ids, weights)
-            found = torch.autograd.grad(out, wanted, grads[0], allow_unused=True)
+        # Aliases, where this gradient ends: the graph that made the tensors goes on from there, and
+        # is not walked here. With create_graph they are part of it.
+        again = torch.is_grad_enabled()
+        enabled, dtype = ctx.cast
+        with torch.enable_grad(), torch.autocast("cpu", dtype, enabled, cache_enabled=False):
+            hidden, weights = _alias(hidden, again), _alias(weights, again)
+            if ctx.kind.takes_tensors:
+                # Those of the forward pass: a parametrization that computed them may be gone.
+                own = [_alias(tensor, again) for tensor in tensors[: ctx.count]]
+                tensors[: ctx.count] = own
+                out = ctx.kind.eager(ctx.module, hidden, ids, weights, own)
+            elif all(tensor.is_leaf for tensor in tensors):
+                out = ctx.kind.eager(ctx.module, hidden, ids, weights)
+            else:
+                raise RuntimeError(
+                    f"[moekit] weights of {type(ctx.module).__name__} are computed; "
+                    'set_experts_implementation("eager") is required for their gradient'
+                )
+            wanted = [t for t in (hidden, weights, *tensors) if t.requires_grad]
+            found = torch.autograd.grad(
+                out, wanted, grads[0], allow_unused=True, create_graph=again
+            )
         given = dict(zip(map(id, wanted), found, strict=True))
         by_tensor = [given.get(id(tensor)) for tensor in (hidden, weights, *tensors)]
         return None, None, None, by_tensor[0], None, by_tensor[1], *by_tensor[2:]
+
+
+def _alias(tensor: torch.Tensor, again: bool) -> torch.Tensor:
+    """The same numbers, in the tensor's graph (`again`) or outside of any."""
+    if again and tensor.requires_grad:
+        return tensor.view_as(tensor)
+    return tensor.detach().requires_grad_(tensor.requires_grad)

@@ -44,7 +44,8 @@ def build(config: Config, reader: Reader) -> Model:
         o_name="dense",
         lower_bound=bound if bounded else None,
     )
-    mixture = grouped_mixture(config, select_bias="gate.expert_bias")
+    scaled = config.with_defaults(routed_scaling_factor=2.5)
+    mixture = grouped_mixture(scaled, select_bias="gate.expert_bias")
 
     def feed_forward(n: int, layer: Reader) -> MoE | MLP:
         if sparse[n]:

@@ -136,6 +136,10 @@ def _rope_table(rope: RopeSettings, dim: int, length: int | None = None) -> tupl
         factors = rope.scaling.get(name)
         if isinstance(factors, list) and len(factors) != pairs:
             raise rope.source.error(name, f"a number for each of {pairs} pairs")
+    # Its base has the exponent dim / (dim - 2).
+    rope.source.require(
+        rope.kind != "dynamic" or pairs > 1, "rope_type", f"another kind for {2 * pairs} dimensions"
+    )
     # theta ** (2 i / part) as a power of the base for 2 * pairs dimensions.
     theta = rope.theta if part % 2 == 0 else rope.theta ** (2 * pairs / part)
     frequencies, factor = ops.rope_frequencies(

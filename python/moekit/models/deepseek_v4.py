@@ -287,8 +287,8 @@ def rope_settings(config: Config) -> tuple[RopeSettings, RopeSettings]:
     """
     nested = config.section("rope_parameters")
     if isinstance(nested.get("main"), dict) and isinstance(nested.get("compress"), dict):
-        main = read_rope(config, layer_type="main")
-        far = read_rope(config, layer_type="compress")
+        main = read_rope(config, layer_type="main", default_partial=1.0)
+        far = read_rope(config, layer_type="compress", default_partial=1.0)
     else:
         theta = config.number("rope_theta", default=10000.0, above=0)
         main = RopeSettings(theta, {"rope_type": "default"}, 1.0, config)
@@ -296,7 +296,8 @@ def rope_settings(config: Config) -> tuple[RopeSettings, RopeSettings]:
         fields = {k: v for k, v in config.section(scaling).items() if k != "rope_theta"}
         theta = config.number("compress_rope_theta", default=160000.0, above=0)
         far = read_rope(
-            Config({**config.fields, scaling: fields, "rope_theta": theta}, config.path)
+            Config({**config.fields, scaling: fields, "rope_theta": theta}, config.path),
+            default_partial=1.0,
         )
         if far.kind == "yarn":
             far.scaling.setdefault("attention_factor", 1.0)

@@ -15,6 +15,8 @@ def build(config: Config, reader: Reader) -> Model:
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     dense = config.size("first_k_dense_replace", default=1, least=0)
     sparse = sparse_layers(config, layers, 1, list(range(min(dense, layers))))
+    if "sliding_window" not in config:  # null is none
+        config = config.with_defaults(sliding_window=4096)
     windows = _windows(config, layers)
     attention = GroupedQuery(config, eps, norms=("q_norm", "k_norm"))
     experts = config.size("num_experts")

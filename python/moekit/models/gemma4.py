@@ -42,6 +42,10 @@ from .reader import Reader
 from .rope import read_rope
 
 SLIDING, FULL = "sliding_attention", "full_attention"
+_ROPE = {
+    FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
+    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+}
 _WRAPPED = "model.language_model"
 _OTHERS = ("model.vision_tower.", "model.embed_vision.", "model.audio_tower.", "model.embed_audio.")
 
@@ -150,14 +154,9 @@ def _attention(config: Config, hidden: int, eps: float) -> Callable[[int, bool, 
         few = config.optional_size("num_global_key_value_heads") if keys_are_values else None
     bias = config.flag("attention_bias", default=False)
     window = config.size("sliding_window", default=512)
+    config = config.with_defaults(rope_parameters=_ROPE)
     sliding = read_rope(config, layer_type=SLIDING)
-    full = read_rope(
-        config,
-        default_theta=1e6,
-        layer_type=FULL,
-        default_partial=0.25,
-        default_kind="proportional",
-    )
+    full = read_rope(config, layer_type=FULL)
     per_layer = config.section("per_layer_config")
     tables: dict[tuple[bool, int], tuple[Floats, float]] = {}
 

@@ -29,7 +29,7 @@ _RENAMED = {
 
 def build(config: Config, reader: Reader) -> Model:
     """The model of a Kimi Linear checkpoint."""
-    config = standard_fields(config)
+    config = standard_fields(config).with_defaults(routed_scaling_factor=2.446)
     hidden = config.size("hidden_size")
     eps = config.number("rms_norm_eps", default=1e-5, above=0)
     layers = layer_count(config)

@@ -48,7 +48,7 @@ def build(config: Config, reader: Reader) -> Model:
     config.require(
         gating in (True, "per-head", "per-element"), "gating", "true, per-head or per-element"
     )
-    rotations = attention.rotations()
+    rotations = attention.rotations(default_partial=1.0)
     softcap = config.number("moe_router_logit_softcapping", default=0.0)
     mixture = Mixture.of(
         config,

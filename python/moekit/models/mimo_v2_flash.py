@@ -12,6 +12,7 @@ from .base import layer_count, sparse_layers
 from .grouped import FULL, SLIDING, GroupedQuery, decoder, feed_forwards, layer_windows
 from .latent import grouped_mixture
 from .reader import Reader
+from .rope import RopeSettings, read_rope
 
 _ROPE = {
     FULL: {"rope_type": "default", "rope_theta": 5000000.0},
@@ -43,7 +44,7 @@ def build(config: Config, reader: Reader) -> Model:
         rope=False,
         value_scale=value_scale,
     )
-    rotations = attention.rotations(default_partial=0.334)
+    rotations = {kind: attention.rotation(_rope(config, kind)) for kind in (FULL, SLIDING)}
     config.require(
         not any(windows) or attention.heads % (2 * attention.kv_heads) == 0,
         "num_key_value_heads",
@@ -67,3 +68,12 @@ def build(config: Config, reader: Reader) -> Model:
         eps=eps,
         ignored=("model.mtp.",),
     )
+
+
+def _rope(config: Config, kind: str) -> RopeSettings:
+    """Settings of a layer type: where no part is given, transformers takes a third of a head in the
+    plain kind and all of it in a scaled one."""
+    settings = read_rope(config, layer_type=kind, default_partial=0.334)
+    if settings.kind == "default":
+        return settings
+    return read_rope(config, layer_type=kind, default_partial=1.0)

@@ -30,7 +30,8 @@ def build(config: Config, reader: Reader) -> Model:
     default = [LINEAR if n % 2 else FULL for n in range(layers)]
     kinds = mixer_types(config, layers, (LINEAR, FULL), default)
     require_silu(config)
-    attention = GroupedQuery(config, eps, rope=read_rope(config, default_theta=1e6))
+    rope = read_rope(config, default_theta=1e6, default_partial=1.0)
+    attention = GroupedQuery(config, eps, rope=rope)
     mixture = Mixture.of(
         config,
         "intermediate_size",

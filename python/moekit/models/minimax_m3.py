@@ -29,7 +29,9 @@ def build(config: Config, reader: Reader) -> Model:
     eps = config.number("rms_norm_eps", default=1e-6, above=0)
     # As transformers has it, partial_rotary_factor counts and not rotary_dim.
     attention = GroupedQuery(
-        config.with_defaults(head_dim=128), eps, rope=read_rope(config, default_theta=5e6)
+        config.with_defaults(head_dim=128),
+        eps,
+        rope=read_rope(config, default_theta=5e6, default_partial=1.0),
     )
     # Files of GGUF hold the one that is added here.
     offset = 0.0 if config.flag("norms_hold_one", default=False) else 1.0

@@ -31,7 +31,7 @@ def build(config: Config, reader: Reader) -> Model:
     if not config.get("rope_scaling"):
         config = config.with_defaults(rope_parameters=_ROPE)
     # The part that rotates is given of the whole head; here it has a size of its own.
-    rope = replace(read_rope(config), partial=1.0)
+    rope = replace(read_rope(config, default_partial=1.0), partial=1.0)
     temperature = None
     if rope.source.get("llama_4_scaling_beta") is not None:
         temperature = QueryTemperature(

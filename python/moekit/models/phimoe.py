@@ -30,7 +30,7 @@ def build(config: Config, reader: Reader) -> Model:
         rope=False,
         window=config.optional_size("sliding_window"),
     )
-    attention.options.update(_rotation(attention, read_rope(config)))
+    attention.options.update(_rotation(attention, read_rope(config, default_theta=1e6)))
     # Transformers' rule has two steps, whatever the number of experts per token says.
     config.require(config.size("num_experts_per_tok", default=2) == 2, "num_experts_per_tok", "2")
     mixture = Mixture.of(

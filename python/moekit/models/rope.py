@@ -34,13 +34,13 @@ def read_rope(
     default_theta: float = 10000.0,
     *,
     layer_type: str = "",
-    default_partial: float = 1.0,
-    default_kind: str = "default",
+    default_partial: float | None = None,
 ) -> RopeSettings:
     """The settings for all layers; FileError naming what is absurd or unknown.
 
     `layer_type`: those of such layers (`sliding_attention`, ...), where `rope_parameters` has a
-    section for each type.
+    section for each type. `default_partial`: the part of a head that rotates where the file does
+    not say; None where a family always rotates heads whole.
     """
     scaling = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     section = config.section(scaling)
@@ -50,11 +50,20 @@ def read_rope(
         "rope_theta", default=default_theta, above=0
     )
     partial = _nearest(section, config, "partial_rotary_factor").number(
-        "partial_rotary_factor", default=default_partial, above=0
+        "partial_rotary_factor", default=default_partial or 1.0, above=0
     )
     section.require(partial <= 1, "partial_rotary_factor", "a number above 0 and at most 1")
     name = "rope_type" if section.get("rope_type") is not None else "type"
-    kind = section.choice(name, KINDS, default=default_kind)
+    kind = section.choice(name, KINDS, default="default")
+    if default_partial is None and kind != "proportional":
+        # Transformers reads the field in every scaled kind, whose tables then fit no head, and not
+        # in the plain one: files have it there that mean nothing by it.
+        section.require(
+            kind == "default" or partial == 1,
+            "partial_rotary_factor",
+            f"1, or rope_type default, for {config.get('model_type')}",
+        )
+        partial = 1.0
     values: dict[str, object] = {"rope_type": kind}
     if kind == "default":
         return RopeSettings(theta, values, partial, section)

@@ -124,6 +124,8 @@ def _proportional(dim: int, base: float, given: _Arguments) -> tuple[Float32, fl
 
 
 def _dynamic(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
+    if dim < 4:
+        raise ValueError(f"[rope] {dim} dimensions rotate; 4 or more are required for dynamic")
     trained = given.number("max_position_embeddings", given.max_positions)
     length = max(given.length or 0, trained)
     factor = given.number("factor")

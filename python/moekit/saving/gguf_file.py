@@ -193,7 +193,7 @@ def _rotary(row: Architecture, model: "Model") -> dict[str, Array]:
         return {}
     if row.family == "gemma4_text":
         return gemma4_factors(model)
-    settings = read_rope(Config(model.config))
+    settings = read_rope(Config(model.config), default_partial=1.0 if row.partial else None)
     width = model.config.get("head_dim")
     if not isinstance(width, int):
         hidden, heads = model.config.get("hidden_size"), model.config.get("num_attention_heads")

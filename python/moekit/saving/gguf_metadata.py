@@ -272,10 +272,10 @@ def _heads(
     if row.rotations:
         rope_section = rope_section.get(FULL) or {}
     partial: Any = rope_section.get("partial_rotary_factor") or config.get("partial_rotary_factor")
-    rotary = int(width * float(partial)) if partial else width
-    if row.partial and not partial:
+    rotary = width
+    if row.partial:  # others rotate whole heads, whatever the field says
         given: Any = config.get("rotary_dim")
-        rotary = int(given or width)
+        rotary = int(width * float(partial)) if partial else int(given or width)
     return {
         "attention.key_length": int(width),
         "attention.value_length": int(values.get("attention.value_length") or width),
