@@ -1,8 +1,10 @@
 """Quantised layers whose small tensors are damaged: refused by name instead of becoming others."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import checkpoints
@@ -96,3 +98,19 @@ def test_a_vector_that_is_too_short_in_a_packed_directory(packed: Path, tmp_path
     rewrite(target, "norm.weight", lambda x: x[:-1].copy())
     with pytest.raises(mk.FileError, match=r"norm\.weight.* is required"):
         mk.load(target)
+
+
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{"format": "int8"}, {"format": "q4_k"}, {"format": "mxfp4"}])
+@pytest.mark.parametrize("name", [f"{LAYER}weight", "model.layers.0.self_attn.o_proj.weight"])
+def test_numbers_that_codes_lack(
+    plain: Path, tmp_path: Path, options: dict[str, Any], name: str, damage: float
+) -> None:
+    copytree(plain, tmp_path / "q")
+    file = tmp_path / "q" / "model.safetensors"
+    tensors = load_file(file)
+    tensors[name][5, 7] = damage
+    save_file(tensors, file)
+    with pytest.raises(mk.FileError, match=rf"{re.escape(name)}.*row 5, column 7"):
+        mk.load(tmp_path / "q", **options)
+    assert not np.isfinite(mk.load(tmp_path / "q").forward(IDS)).all()

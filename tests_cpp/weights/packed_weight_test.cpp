@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -171,6 +173,34 @@ TEST(PackedWeight, EveryExpertMayHaveItsOwnFormat) {
     std::vector<float> back(values.size());
     packed.unpack(e, back.data());
     for (size_t i = 0; i < back.size(); ++i) EXPECT_NEAR(back[i], values[i], 0.03);
+  }
+}
+
+TEST(PackedWeight, RefusesNumbersThatItsCodesLack) {
+  for (int f = 0; f < kFormatCount; ++f) {
+    const auto format = static_cast<Format>(f);
+    const FormatInfo& info = format_info(format);
+    const bool floats = info.group == 0 && info.trailer_bytes == 0;
+    for (const float odd : {NAN, INFINITY, -INFINITY}) {
+      PackedWeight packed({format}, 2, 40, 512);
+      auto values = testing::normal(40 * 512, 1);
+      values[33 * 512 + 300] = odd;
+      if (floats || (info.scale_rows != 0 && std::isnan(odd))) {
+        packed.fill(1, values.data(), DType::kF32);
+        std::vector<float> back(values.size());
+        packed.unpack(1, back.data());
+        EXPECT_FALSE(std::isfinite(back[33 * 512 + 300])) << info.name;
+        continue;
+      }
+      try {
+        packed.fill(1, values.data(), DType::kF32);
+        ADD_FAILURE() << info.name << " took " << odd;
+      } catch (const ValueError& error) {
+        EXPECT_NE(std::string(error.what()).find("row 33, column 300 of expert 1"),
+                  std::string::npos)
+            << error.what();
+      }
+    }
   }
 }
 

@@ -1,6 +1,8 @@
 #include "moe/weights/packed_weight.h"
 
 #include <algorithm>
+#include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <set>
@@ -72,6 +74,47 @@ std::vector<float> shared_scales(const PackedMatrix& matrix, const FormatInfo& i
   for (float& scale : scales) scale /= info.max_value;
   return scales;
 }
+
+/// Finds numbers that a format has no place for. Codes are integers: a group with NaN or Inf,
+/// fitted to them, would become other numbers. fp8 has NaN, but an infinite scale takes a whole
+/// block.
+class Unplaced {
+ public:
+  explicit Unplaced(const FormatInfo& info)
+      : info_(info), all_(info.group == 0 && info.trailer_bytes == 0) {}
+
+  /// Threads may share it.
+  void look(const float* rows, int64_t count, int64_t panel) {
+    if (all_) return;
+    const bool nan = info_.scale_rows == 0;
+    uint32_t found = 0;  // integers: the compiler makes vectors of it
+    for (int64_t i = 0; i < count; ++i) {
+      const uint32_t bits = std::bit_cast<uint32_t>(rows[i]) & 0x7fffffffu;
+      found |= static_cast<uint32_t>(nan ? bits >= kInf : bits == kInf);
+    }
+    if (found == 0) return;
+    int64_t first = panel_;
+    while (panel < first && !panel_.compare_exchange_weak(first, panel)) {
+    }
+  }
+  /// The first panel with such a number, or a large one.
+  int64_t panel() const { return panel_; }
+  /// Throws ValueError naming the first of a panel's.
+  void name(const char* op, int64_t expert, int64_t first_row, const float* rows, int64_t depth) {
+    for (int64_t i = 0; i < kPanelRows * depth; ++i) {
+      if (std::isfinite(rows[i]) || (info_.scale_rows != 0 && std::isnan(rows[i]))) continue;
+      throw ValueError(message("[", op, "] row ", first_row + panel_ * kPanelRows + i / depth,
+                               ", column ", i % depth, " of expert ", expert, " is ", rows[i], "; ",
+                               info_.name, " has no such number"));
+    }
+  }
+
+ private:
+  static constexpr uint32_t kInf = 0x7f800000u;
+  const FormatInfo& info_;
+  bool all_;  // the format has places for all
+  std::atomic<int64_t> panel_ = std::numeric_limits<int64_t>::max();
+};
 
 }  // namespace
 
@@ -202,10 +245,12 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
   const int64_t depth = info.blocks(cols_) * info.depth;
   std::vector<float> scales;
   if (info.scale_rows != 0) scales = shared_scales(packed, info, values, dtype);
+  Unplaced unplaced(info);
   const auto pack_panels = [&](int64_t begin, int64_t end) {
     auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, dtype, p, block);
+      unplaced.look(block, kPanelRows * depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       // The panel's last cache line may be longer than its blocks.
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
@@ -218,6 +263,10 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
     }
   };
   parallel_for(packed.panels(), 4, pack_panels);
+  if (unplaced.panel() >= packed.panels()) return;
+  auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
+  panel_rows(packed, depth, values, dtype, unplaced.panel(), block);
+  unplaced.name("pack", expert, rows.first, block, depth);
 }
 
 void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* factor,
@@ -234,11 +283,13 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
               "; scales within blocks and the natural order are required");
   }
   const int64_t depth = info.blocks(cols_) * info.depth;
+  Unplaced unplaced(info);
   const auto pack_panels = [&](int64_t begin, int64_t end) {
     const auto room = static_cast<size_t>(kPanelRows * depth + gptq_work(depth));
     auto* block = scratch_of<float>(Scratch::kTile, room);
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, DType::kF32, p, block);
+      unplaced.look(block, kPanelRows * depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
       gptq_panel(info, block, cols_, depth, factor, order, refit, block + kPanelRows * depth,
@@ -246,6 +297,10 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
     }
   };
   parallel_for(packed.panels(), 1, pack_panels);
+  if (unplaced.panel() >= packed.panels()) return;
+  auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
+  panel_rows(packed, depth, values, DType::kF32, unplaced.panel(), block);
+  unplaced.name("gptq", expert, 0, block, depth);
 }
 
 void PackedWeight::fill_bytes(int64_t expert, int64_t begin, std::span<const std::byte> bytes) {

@@ -58,8 +58,8 @@ class PackedWeight {
   Rows all_rows() const { return {0, rows_}; }
   /// Packs rows of expert `expert` from count × cols contiguous values, so that a large matrix need
   /// not be in memory as a whole. Threads share the panels. A run begins and ends with whole panels
-  /// and whole blocks of rows that share a scale (row_step), or ends with the matrix; throws
-  /// ValueError for another one.
+  /// and whole blocks of rows that share a scale (row_step), or ends with the matrix. Throws
+  /// ValueError for another one, and for NaN and Inf where the format has no such numbers.
   void fill(int64_t expert, Rows rows, const void* values, DType dtype);
   void fill(int64_t expert, const void* values, DType dtype) {
     fill(expert, all_rows(), values, dtype);

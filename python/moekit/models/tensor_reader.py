@@ -205,8 +205,12 @@ class TensorReader:
             blocks = self._weights.blocks(part, format)
             if blocks is not None:
                 weight.fill_blocks(slot, blocks, first)
-            else:
-                weight.fill(slot, self._weights.take(part), first)
+                continue
+            values = self._weights.take(part)
+            try:
+                weight.fill(slot, values, first)
+            except ValueError as error:  # NaN, where the format has none
+                raise FileError(f"[load] {self._path}: tensor {piece.name}: {error}") from None
 
     def _part(self, piece: Piece, first: int, last: int) -> Piece:
         return piece.part(first, last, self._weights.info(piece.name).shape[-2:])

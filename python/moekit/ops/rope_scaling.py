@@ -125,12 +125,12 @@ def _proportional(dim: int, base: float, given: _Arguments) -> tuple[Float32, fl
 
 def _dynamic(dim: int, base: float, given: _Arguments) -> tuple[Float32, float]:
     if dim < 4:
-        raise ValueError(f"[rope] {dim} dimensions rotate; 4 or more are required for dynamic")
+        raise ValueError(
+            f"[rope] {dim} dimensions rotate; at least 4 are required for dynamic scaling"
+        )
     trained = given.number("max_position_embeddings", given.max_positions)
     length = max(given.length or 0, trained)
     factor = given.number("factor")
-    if dim == 2:
-        raise ValueError("[rope] 2 dimensions rotate; at least 4 are required for dynamic scaling")
     stretched = base * ((factor * length / trained) - (factor - 1)) ** (dim / (dim - 2))
     return _inverse(_powers(dim, stretched)), 1.0
 

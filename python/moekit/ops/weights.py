@@ -206,7 +206,8 @@ def pack(weight: Any, format: Formats = "bf16") -> PackedWeight:
     ``format`` is one name, or a sequence of E names that gives each expert its own. Values are
     rounded to nearest, ties to even; integer formats are symmetric with a scale of max|w| / 127 for
     each row (``int8``), or one of least squared error for each group; ``iq2_xs`` and its like take
-    the nearest points of their grids. Raises ValueError for an unknown format or an empty weight,
+    the nearest points of their grids. Raises ValueError for an unknown format, an empty weight, and
+    NaN or Inf where the format has no such numbers (f32, bf16 and f16 have both, fp8 has NaN);
     TypeError for a dtype that is not a float.
     """
     array = to_numpy(weight, "pack", "weight")
