@@ -149,7 +149,7 @@ def test_plain_frequencies_and_their_mistakes() -> None:
             ops.rope_frequencies(64, scaling=scaling)
     with pytest.raises(ValueError, match="an even number"):
         ops.rope_frequencies(63)
-    with pytest.raises(ValueError, match="2 dimensions rotate; 4 or more"):
+    with pytest.raises(ValueError, match="2 dimensions rotate; at least 4"):
         ops.rope_frequencies(2, scaling={"rope_type": "dynamic", "factor": 2.0}, max_positions=64)
 
 

@@ -101,9 +101,11 @@ def read_rope(
         for option in ("short_factor", "long_factor"):
             values[option] = _factors(section, option)
     if kind in ("yarn", "longrope"):
-        for option in ("attention_factor", "mscale", "mscale_all_dim"):
+        if section.get("attention_factor") is not None:
+            values["attention_factor"] = section.number("attention_factor", above=0)
+        for option in ("mscale", "mscale_all_dim"):  # 0 asks for none
             if section.get(option) is not None:
-                values[option] = section.number(option)
+                values[option] = section.number(option, least=0)
     if kind == "yarn":
         values["beta_fast"] = section.number("beta_fast", default=32.0, above=0)
         values["beta_slow"] = section.number("beta_slow", default=1.0, above=0)
