@@ -5,6 +5,8 @@
 // weights [16 words][16 outputs]: a panel's words lie in memory as the product wants them. Written
 // as instructions, because the intrinsics of g++ 12 do not say that they read memory.
 
+#include <type_traits>
+
 #include "moe/quant/format.h"
 #include "moe/simd/vec.h"
 
@@ -67,6 +69,22 @@ MOE_INLINE void configure_rows(int64_t height) {
   const int above = static_cast<int>(height < kTileHeight ? height : kTileHeight);
   const int below = kInTurn ? above : static_cast<int>(height) - above;
   configure_tiles(above, below > 0 ? below : 1, kWords);
+}
+
+/// Rows in tiles of at most thirty-two: f(tiles, row, height), tiles 1 or 2 as a compile-time
+/// constant. `configured` is the height that the tiles have, 0 at first.
+template <class F>
+MOE_INLINE void each_tile_pair(int64_t count, int64_t& configured, const F& f) {
+  for (int64_t row = 0; row < count; row += kTilePair) {
+    const int64_t height = count - row < kTilePair ? count - row : kTilePair;
+    if (height != configured) configure_rows(height);
+    configured = height;
+    if (height > kTileHeight) {
+      f(std::integral_constant<int, 2>{}, row, height);
+    } else {
+      f(std::integral_constant<int, 1>{}, row, height);
+    }
+  }
 }
 
 /// The weights that are read next, requested in equal parts under the steps of the tiles that come

@@ -138,18 +138,13 @@ static void gemm_tiles(const GemmCall& call) noexcept {
     }
     find_weights(panels, words, w);
     Ahead ahead = Ahead::over(next, words * kLineBytes, tiles * w.steps);
-    for (int64_t row = 0; row < call.count; row += kTilePair) {
-      const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
-      const std::byte* at = first + row * row_bytes;
-      const TileRows rows = {at, height, {at + word * 4, row_bytes}, call.out + row * kGemmOutputs};
-      if (height != configured) configure_rows(height);
-      configured = height;
-      if (height > kTileHeight) {
-        T::template run<2>(call, rows, w, word, ahead);
-      } else {
-        T::template run<1>(call, rows, w, word, ahead);
-      }
-    }
+    each_tile_pair(call.count, configured,
+                   [&](auto tiled, int64_t row, int64_t height) MOE_INLINE_LAMBDA {
+                     const std::byte* at = first + row * row_bytes;
+                     const TileRows rows = {
+                         at, height, {at + word * 4, row_bytes}, call.out + row * kGemmOutputs};
+                     T::template run<decltype(tiled)::value>(call, rows, w, word, ahead);
+                   });
   }
   release_tiles();
   if constexpr (F::kScales == Scales::kRow) scale_rows<F>(call);

@@ -146,17 +146,10 @@ static void gemm_parts(const GemmCall& call) noexcept {
     }
     const int64_t steps = (end - begin + kPartColumns - 1) / kPartColumns;
     Ahead ahead = Ahead::over(next, tiles == 1 ? 0 : (end - begin) * F::kBlockBytes, tiles * steps);
-    for (int64_t row = 0; row < call.count; row += kTilePair) {
-      const int64_t height = call.count - row < kTilePair ? call.count - row : kTilePair;
-      if (height != configured) configure_rows(height);
-      configured = height;
-      float* out = call.out + row * kGemmOutputs;
-      if (height > kTileHeight) {
-        multiply_rows<F, 2>(call, begin, end, x + row * row_bytes, out, ahead);
-      } else {
-        multiply_rows<F, 1>(call, begin, end, x + row * row_bytes, out, ahead);
-      }
-    }
+    each_tile_pair(call.count, configured, [&](auto tiled, int64_t row, int64_t) MOE_INLINE_LAMBDA {
+      multiply_rows<F, decltype(tiled)::value>(call, begin, end, x + row * row_bytes,
+                                               call.out + row * kGemmOutputs, ahead);
+    });
   }
   release_tiles();
 }
