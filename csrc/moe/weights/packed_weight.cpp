@@ -1,10 +1,11 @@
 #include "moe/weights/packed_weight.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <mutex>
 #include <set>
 
 #include "moe/base/check.h"
@@ -83,37 +84,40 @@ class Unplaced {
   explicit Unplaced(const FormatInfo& info)
       : info_(info), all_(info.group == 0 && info.trailer_bytes == 0) {}
 
-  /// Threads may share it.
-  void look(const float* rows, int64_t count, int64_t panel) {
+  /// Looks at a panel's rows. Threads may share it.
+  void look(const float* rows, int64_t depth, int64_t panel) {
     if (all_) return;
-    const bool nan = info_.scale_rows == 0;
     uint32_t found = 0;  // integers: the compiler makes vectors of it
-    for (int64_t i = 0; i < count; ++i) {
-      const uint32_t bits = std::bit_cast<uint32_t>(rows[i]) & 0x7fffffffu;
-      found |= static_cast<uint32_t>(nan ? bits >= kInf : bits == kInf);
-    }
+    for (int64_t i = 0; i < kPanelRows * depth; ++i) found |= static_cast<uint32_t>(lost(rows[i]));
     if (found == 0) return;
-    int64_t first = panel_;
-    while (panel < first && !panel_.compare_exchange_weak(first, panel)) {
-    }
+    const auto* at =
+        std::find_if(rows, rows + kPanelRows * depth, [&](float x) { return lost(x); });
+    const int64_t place = at - rows;
+    const std::lock_guard lock(mutex_);
+    if (panel * kPanelRows >= row_) return;
+    row_ = panel * kPanelRows + place / depth;
+    column_ = place % depth;
+    value_ = *at;
   }
-  /// The first panel with such a number, or a large one.
-  int64_t panel() const { return panel_; }
-  /// Throws ValueError naming the first of a panel's.
-  void name(const char* op, int64_t expert, int64_t first_row, const float* rows, int64_t depth) {
-    for (int64_t i = 0; i < kPanelRows * depth; ++i) {
-      if (std::isfinite(rows[i]) || (info_.scale_rows != 0 && std::isnan(rows[i]))) continue;
-      throw ValueError(message("[", op, "] row ", first_row + panel_ * kPanelRows + i / depth,
-                               ", column ", i % depth, " of expert ", expert, " is ", rows[i], "; ",
-                               info_.name, " has no such number"));
-    }
+  /// Throws ValueError naming the first, if there is one.
+  void require_none(const char* op, int64_t expert, int64_t first_row) const {
+    MOE_CHECK(row_ == kNone, "[", op, "] row ", first_row + row_, ", column ", column_,
+              " of expert ", expert, " is ", value_, "; ", info_.name, " has no such number");
   }
 
  private:
-  static constexpr uint32_t kInf = 0x7f800000u;
+  bool lost(float x) const {
+    constexpr uint32_t kInf = 0x7f800000u;
+    const uint32_t bits = std::bit_cast<uint32_t>(x) & 0x7fffffffu;
+    return info_.scale_rows == 0 ? bits >= kInf : bits == kInf;
+  }
+
+  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   const FormatInfo& info_;
   bool all_;  // the format has places for all
-  std::atomic<int64_t> panel_ = std::numeric_limits<int64_t>::max();
+  std::mutex mutex_;
+  int64_t row_ = kNone, column_ = 0;
+  float value_ = 0.0f;
 };
 
 }  // namespace
@@ -250,7 +254,7 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
     auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, dtype, p, block);
-      unplaced.look(block, kPanelRows * depth, p);
+      unplaced.look(block, depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       // The panel's last cache line may be longer than its blocks.
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
@@ -263,10 +267,7 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
     }
   };
   parallel_for(packed.panels(), 4, pack_panels);
-  if (unplaced.panel() >= packed.panels()) return;
-  auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
-  panel_rows(packed, depth, values, dtype, unplaced.panel(), block);
-  unplaced.name("pack", expert, rows.first, block, depth);
+  unplaced.require_none("pack", expert, rows.first);
 }
 
 void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* factor,
@@ -289,7 +290,7 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
     auto* block = scratch_of<float>(Scratch::kTile, room);
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, DType::kF32, p, block);
-      unplaced.look(block, kPanelRows * depth, p);
+      unplaced.look(block, depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
       gptq_panel(info, block, cols_, depth, factor, order, refit, block + kPanelRows * depth,
@@ -297,10 +298,7 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
     }
   };
   parallel_for(packed.panels(), 1, pack_panels);
-  if (unplaced.panel() >= packed.panels()) return;
-  auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
-  panel_rows(packed, depth, values, DType::kF32, unplaced.panel(), block);
-  unplaced.name("gptq", expert, 0, block, depth);
+  unplaced.require_none("gptq", expert, 0);
 }
 
 void PackedWeight::fill_bytes(int64_t expert, int64_t begin, std::span<const std::byte> bytes) {
