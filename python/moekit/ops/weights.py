@@ -103,13 +103,11 @@ class PackedWeight:
         With ``first``, ``blocks`` is a run of rows as in :meth:`fill`.
         """
         array = to_numpy(blocks, "pack_blocks", "blocks")
-        self._check_expert(expert, "pack_blocks")
         self.version += 1
         self.core.fill_blocks(expert, np.ascontiguousarray(array), first)
 
     def row_step(self, expert: int) -> int:
         """The rows of a run that is packed on its own come in multiples of this."""
-        self._check_expert(expert, "pack")
         return self.core.row_step(expert)
 
     @classmethod
@@ -153,7 +151,9 @@ class PackedWeight:
 
     def expert_format(self, expert: int) -> str:
         """The format of one expert."""
-        self._check_expert(expert, "pack")
+        # A list takes places from its end, and one format stands for all.
+        if as_count(expert, "pack", "expert") >= self.core.experts:
+            raise ValueError(f"[pack] expert {expert}; there are {self.core.experts}")
         formats = self.core.formats
         return formats[0] if len(formats) == 1 else formats[expert]
 
@@ -161,11 +161,6 @@ class PackedWeight:
         """Bytes of one expert's panels."""
         core = self.core
         return packed_bytes(self.expert_format(expert), core.rows, core.cols)
-
-    def _check_expert(self, expert: int, op: str) -> None:
-        # The core finds an expert's format before it looks whether there is such an expert.
-        if as_count(expert, op, "expert") >= self.core.experts:
-            raise ValueError(f"[{op}] expert {expert}; there are {self.core.experts}")
 
     @property
     def format(self) -> str | list[str]:
@@ -341,9 +336,10 @@ def matmul(x: Any, packed: PackedWeight, bias: Any = None, *, compute: str = "au
     """``x`` [..., K] times one packed matrix [N, K]: float32 [..., N] = x · Wᵀ (+ ``bias`` [N]).
 
     ``compute``: ``"exact"`` (float activations and sums), ``"fast"`` (the format's own dot product:
-    int8 or bfloat16 activations where it has one, for float16 with AMX activations of 16 bits) or
-    ``"auto"`` (fast, but float activations for float16, bfloat16 and fp8 matrices of at most 2^18
-    values, with at most 512 columns 2^20). Raises ValueError where shapes do not fit.
+    int8 or bfloat16 activations where it has one, for float16 with AMX sums of three bfloat16
+    numbers, which lose nothing) or ``"auto"`` (fast, but float products for float16, bfloat16 and
+    fp8 matrices of at most 2^18 values, with at most 512 columns 2^20). Raises ValueError where
+    shapes do not fit.
     """
     return matmul_each(x, [packed], [bias], compute=compute)[0]
 
