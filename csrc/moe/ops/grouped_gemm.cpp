@@ -8,12 +8,13 @@ namespace moe {
 
 namespace {
 
-// A task streams at least this much: less, and the threads meet too often at the counter.
-constexpr int64_t kTaskBytes = 128 << 10;
-constexpr int64_t kTasksPerThread = 16;
-constexpr int64_t kManyRows = 16;
-// A thread is worth waking for this much reading, or four times as many multiplications.
-constexpr int64_t kThreadBytes = 256 << 10;
+// Costs are bytes to read, or four times as many multiplications. A piece has at least this much:
+// with less the threads meet too often.
+constexpr int64_t kLeastCost = 64 << 10;
+// A piece is a thread's part of what is left, divided by this.
+constexpr int64_t kShares = 2;
+// A thread is worth waking for this much.
+constexpr int64_t kThreadCost = 256 << 10;
 
 int64_t outputs_per_group(const Product& product) {
   return product.second != nullptr ? kPanelRows : kGemmOutputs;
@@ -22,6 +23,10 @@ int64_t outputs_per_group(const Product& product) {
 int64_t column_groups(const Product& product) {
   const int64_t outputs = outputs_per_group(product);
   return product.count == 0 ? 0 : (product.first.rows + outputs - 1) / outputs;
+}
+
+int64_t group_cost(const Product& product) {
+  return 2 * product.first.panel_bytes + product.count * kGemmOutputs * product.first.cols / 4;
 }
 
 // The two panels of a group: of both matrices, or two neighbours (the last one may stand alone).
@@ -76,25 +81,17 @@ void finish(const Product& product, int64_t group, int64_t row, int64_t count, f
 }  // namespace
 
 ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
-    : products_(products), count_(count) {
-  int64_t groups = 0, rows = 0;
-  int64_t group_bytes = kTaskBytes;
+    : products_(products), count_(count), threads_(threads) {
+  before_.reserve(static_cast<size_t>(count) + 1);
+  Before before{};
   for (int64_t i = 0; i < count; ++i) {
-    groups += column_groups(products[i]);
-    rows += products[i].count;
-    if (products[i].count > 0)
-      group_bytes = std::min(group_bytes, 2 * products[i].first.panel_bytes);
+    before.group_cost = group_cost(products[i]);
+    before_.push_back(before);
+    const int64_t groups = column_groups(products[i]);
+    before.groups += groups;
+    before.cost += groups * before.group_cost;
   }
-  // Many rows multiply longer than they read; longer pieces then know what they will read next.
-  if (rows >= kManyRows * count) group_bytes /= kManyRows;
-  const int64_t by_bytes = std::max<int64_t>(1, kTaskBytes / std::max<int64_t>(1, group_bytes));
-  const int64_t by_balance = std::max<int64_t>(1, groups / (threads * kTasksPerThread));
-  groups_per_task_ = std::min(by_bytes, by_balance);
-  first_task_.resize(static_cast<size_t>(count) + 1);
-  for (int64_t i = 0; i < count; ++i) {
-    first_task_[i + 1] =
-        first_task_[i] + (column_groups(products[i]) + groups_per_task_ - 1) / groups_per_task_;
-  }
+  before_.push_back(before);
 }
 
 bool is_far(int64_t rows, int64_t stride) {
@@ -103,28 +100,31 @@ bool is_far(int64_t rows, int64_t stride) {
 }
 
 int ProductQueue::threads_for(const Product* products, int64_t count) {
-  double bytes = 0.0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Product& p = products[i];
-    const double matrices = p.second != nullptr ? 2.0 : 1.0;
-    bytes += matrices * static_cast<double>(p.first.panel_bytes * p.first.panels());
-    bytes += matrices / 4 * static_cast<double>(p.count * p.first.rows) * p.first.cols;
-  }
-  return static_cast<int>(std::clamp(bytes / kThreadBytes, 1.0, 1.0 * num_threads()));
+  int64_t cost = 0;
+  for (int64_t i = 0; i < count; ++i) cost += column_groups(products[i]) * group_cost(products[i]);
+  return static_cast<int>(std::clamp<int64_t>(cost / kThreadCost, 1, num_threads()));
 }
 
-ProductQueue::Piece ProductQueue::piece(int64_t task, int64_t& product) const noexcept {
-  if (task >= first_task_[count_]) return {};
-  while (first_task_[product + 1] <= task) ++product;  // tasks come in ascending order
-  const int64_t begin = (task - first_task_[product]) * groups_per_task_;
-  const int64_t end = std::min(begin + groups_per_task_, column_groups(products_[product]));
-  return {products_ + product, begin, end};
+ProductQueue::Piece ProductQueue::take(int64_t& product) noexcept {
+  const Before& all = before_[count_];
+  int64_t begin = next_.load(std::memory_order_relaxed), end = 0, first = 0;
+  do {
+    if (begin >= all.groups) return {};
+    while (before_[product + 1].groups <= begin) ++product;  // pieces come in ascending order
+    const Before& at = before_[product];
+    first = at.groups;
+    const int64_t left = all.cost - at.cost - (begin - first) * at.group_cost;
+    const int64_t cost = std::max(kLeastCost, left / (kShares * threads_));
+    end = std::min(before_[product + 1].groups,
+                   begin + std::max<int64_t>(1, cost / std::max<int64_t>(1, at.group_cost)));
+  } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+  return {products_ + product, begin - first, end - first};
 }
 
 void ProductQueue::work() noexcept {
   int64_t product = 0;
-  for (Piece now = piece(tasks_.take(), product); now.product != nullptr;) {
-    const Piece next = piece(tasks_.take(), product);
+  for (Piece now = take(product); now.product != nullptr;) {
+    const Piece next = take(product);
     run(now, next);
     now = next;
   }

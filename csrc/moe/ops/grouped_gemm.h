@@ -1,6 +1,7 @@
 #pragma once
 // Matrix products of segments: rows of activations that go to one expert × that expert's weights.
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -42,8 +43,8 @@ struct Product {
   bool far = false;       // out is read again when the caches hold other things
 };
 
-/// A list of products as tasks for a team: pieces of columns, small enough to share among threads
-/// and large enough to stream. Which thread takes which piece changes no byte.
+/// A list of products as pieces of columns for a team. Pieces are long first, so that a thread
+/// reads on where it was, and shrink towards the end. Which thread takes which changes no byte.
 class ProductQueue {
  public:
   ProductQueue(const Product* products, int64_t count, int threads);
@@ -59,15 +60,20 @@ class ProductQueue {
     const Product* product = nullptr;
     int64_t begin = 0, end = 0;
   };
-  Piece piece(int64_t task, int64_t& product) const noexcept;
+  // What stands before a product, and what one of its column groups costs.
+  struct Before {
+    int64_t groups, cost, group_cost;
+  };
+  // The next piece, of products_[product] or a later one, which `product` is set to.
+  Piece take(int64_t& product) noexcept;
   // `next` is what this thread computes after it: its weights are requested ahead.
   void run(const Piece& piece, const Piece& next) noexcept;
 
   const Product* products_;
   int64_t count_;
-  int64_t groups_per_task_;
-  std::vector<int64_t> first_task_;  // [count + 1]
-  TaskQueue tasks_;
+  int threads_;
+  std::vector<Before> before_;  // [count + 1], the last one behind all products
+  alignas(64) std::atomic<int64_t> next_{0};
 };
 
 /// Whether outputs of this size have left the caches before they are read again (Product::far).
