@@ -31,11 +31,16 @@ inline constexpr int kFloatDepthBlock = 256;
 /// Rows up to which a tile decodes the weights itself: sums and decoded words share the registers,
 /// and storing words for so few rows takes longer than what spills.
 inline constexpr int kDirectRows = kTileRows / 2;
-/// Rows from which on integers gain by AMX; where a step's codes are bytes; where words need no
-/// decoding.
-inline constexpr int kFewestTileRows = 7, kFewestByteRows = 5, kFewestCopiedRows = 9;
-/// Rows up to which a tile decodes integers of one panel.
-inline constexpr int kPanelDirectRows = kHasTiles ? kFewestTileRows - 1 : kPanelTileRows;
+/// Rows from which on integers gain by AMX, or by decoding once for all of them: the fewer, the
+/// longer the groups whose sums leave the tiles, and the dearer a word is to the vectors.
+template <class F>
+constexpr int tiles_gain_from() {
+  constexpr int kCheap = 7, kDear = kHasTiles ? 11 : 9;
+  if constexpr (F::kUnitDepth == 4) return kDear;
+  if constexpr (has_byte_steps<F>()) return 5;
+  if constexpr (has_steps<F>()) return F::kMin || F::kGroup == 16 ? kCheap : kDear;
+  return F::kGroup == 16 ? kDear : kCheap;
+}
 
 using TileFn = void (*)(const TileCall&) noexcept;
 
@@ -113,15 +118,16 @@ MOE_INLINE void run_direct(const TileCall& call, int64_t count, const std::byte*
 
 /// The same where tiles decode what they read: beyond kDirectRows a panel at a time.
 template <class F, class D>
-constexpr int direct_rows() {
+constexpr int decoding_rows() {
+  constexpr int kMost = kHasTiles ? tiles_gain_from<F>() - 1 : kPanelTileRows;
   constexpr bool kByPanels = D::kKind == Dot::kU8S8 && !has_byte_steps<F>();
-  return kByPanels && kPanelDirectRows > kDirectRows ? kPanelDirectRows : kDirectRows;
+  return kByPanels && kMost > kDirectRows ? kMost : kDirectRows;
 }
 template <class F, class D>
 MOE_INLINE void run_decoding(const TileCall& call, int64_t count,
                              const std::byte* const (&panels)[2],
                              const std::byte* const (&next)[2]) {
-  constexpr int kMost = direct_rows<F, D>();
+  constexpr int kMost = decoding_rows<F, D>();
   if constexpr (kMost > kDirectRows) {
     if (count > kDirectRows) {
       return run_tile<Tiles<F, D, 1, kDirectRows + 1, kMost>, F, 1>(call, count, panels, next);
@@ -134,8 +140,7 @@ MOE_INLINE void run_decoding(const TileCall& call, int64_t count,
 template <class F, class E, class D>
 constexpr int fewest_tile_rows() {
   if constexpr (kHasTiles && D::kKind == Dot::kU8S8 && is_in_cache<E>()) {
-    if constexpr (has_byte_steps<F>()) return kFewestByteRows;
-    return F::kUnitDepth == 4 ? kFewestCopiedRows : kFewestTileRows;
+    return tiles_gain_from<F>();
   }
   return kGemmRows + 1;
 }
@@ -201,7 +206,7 @@ static void gemm(const GemmCall& call) noexcept {
     } else {
       if constexpr (D::kKind != Dot::kF32) {
         constexpr bool kCopied = F::kUnitDepth == 4;
-        if (call.count <= (kCopied ? kFewestCopiedRows - 1 : direct_rows<F, D>())) {
+        if (call.count <= (kCopied ? tiles_gain_from<F>() - 1 : decoding_rows<F, D>())) {
           if constexpr (kCopied) {
             run_direct<F, D, tile_rows<F, D>()>(tile_call, call.count, panels, next);
           } else {
