@@ -1,4 +1,4 @@
-"""What every contender does: read a prompt, then continue it token by token."""
+"""What every contender does: read a prompt, then more tokens one by one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ class Contender(Protocol):
     name: str
 
     def prompt(self, ids: list[int]) -> float:
-        """Forget everything, read `ids` at once and choose the next token."""
+        """Forget everything, read `ids` at once and find the likeliest next token."""
         ...
 
-    def decode(self, count: int) -> list[float]:
-        """Choose `count` more tokens, the likeliest each; one time for each."""
-        ...
-
-    def chosen(self) -> list[int]:
-        """The tokens since the last prompt."""
+    def decode(self, ids: list[int]) -> list[float]:
+        """Read each of `ids` and find the likeliest next token; one time for each. Whatever that
+        is, the next of `ids` follows: models of random weights fall into circles, whose few experts
+        a cache would hold."""
         ...
 
     def close(self) -> None:

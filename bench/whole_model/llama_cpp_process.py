@@ -30,7 +30,6 @@ class LlamaCpp:
         if python is None and importlib.util.find_spec("llama_cpp") is None:
             raise missing("llama_cpp; MOEKIT_LLAMA_PYTHON may name a Python that has it")
         self._missing = missing
-        self._tokens: list[int] = []
         self._python = python or sys.executable
         load = {"do": "load", "path": str(path), "threads": threads, "clock": clock}
         try:
@@ -52,7 +51,7 @@ class LlamaCpp:
         )
         self._ask(**load)
         self.prompt(list(range(64)))
-        self.decode(1)
+        self.decode([0])
 
     def _ask(self, **command: Any) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -68,17 +67,10 @@ class LlamaCpp:
         return json.loads(line)
 
     def prompt(self, ids: list[int]) -> float:
-        answer = self._ask(do="prompt", ids=ids)
-        self._tokens = [answer["token"]]
-        return float(answer["time"])
+        return float(self._ask(do="prompt", ids=ids))
 
-    def decode(self, count: int) -> list[float]:
-        answer = self._ask(do="decode", token=self._tokens[-1], count=count)
-        self._tokens += answer["tokens"]
-        return list(answer["times"])
-
-    def chosen(self) -> list[int]:
-        return self._tokens
+    def decode(self, ids: list[int]) -> list[float]:
+        return list(self._ask(do="decode", ids=ids))
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -90,6 +82,9 @@ class _Server:
     """The other end: one model and one context, with llama.cpp's defaults but for the sizes."""
 
     def __init__(self, library: Any, command: dict[str, Any]) -> None:
+        import numpy as np
+
+        self.array = np.ctypeslib.as_array
         threads, clock, path = command["threads"], command["clock"], command["path"]
         self.library = library
         self.now = time.process_time if clock == "cpu" else time.perf_counter
@@ -110,21 +105,16 @@ class _Server:
     def clear(self) -> None:
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
 
-    def step(self, ids: list[int]) -> tuple[int, float]:
-        """The likeliest token after `ids`, and the time that it took."""
+    def step(self, ids: list[int]) -> float:
+        """The time to read `ids` and find the likeliest token after them."""
         tokens = (ctypes.c_int32 * len(ids))(*ids)
         start = self.now()
         batch = self.library.llama_batch_get_one(tokens, len(ids))
         if self.library.llama_decode(self.context, batch) != 0:
             raise SystemExit("llama_decode failed")
         logits = self.library.llama_get_logits_ith(self.context, -1)
-        largest = self.argmax(logits)
-        return largest, (self.now() - start) / self.scale
-
-    def argmax(self, logits: Any) -> int:
-        import numpy as np
-
-        return int(np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).argmax())
+        self.array(logits, shape=(self.vocab_size,)).argmax()
+        return (self.now() - start) / self.scale
 
 
 def main() -> None:
@@ -133,21 +123,16 @@ def main() -> None:
     server: _Server | None = None
     for line in sys.stdin:
         command = json.loads(line)
-        answer: dict[str, Any] = {}
+        answer: float | list[float] | None = None
         if command["do"] == "load":
             server = _Server(llama_cpp, command)
         elif command["do"] == "prompt":
             assert server is not None
             server.clear()
-            answer["token"], answer["time"] = server.step(command["ids"])
+            answer = server.step(command["ids"])
         else:
             assert server is not None
-            token, steps = command["token"], []
-            for _ in range(command["count"]):
-                steps.append(server.step([token]))
-                token = steps[-1][0]
-            answer["tokens"] = [step[0] for step in steps]
-            answer["times"] = [step[1] for step in steps]
+            answer = [server.step([token]) for token in command["ids"]]
         print(json.dumps(answer), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""moekit: the loop that `generate` runs, with a clock around each pass."""
+"""moekit: the passes that `generate` makes, with a clock around each."""
 
 from __future__ import annotations
 
@@ -17,25 +17,20 @@ class Moekit:
     def __init__(self, path: Path, probe: LimitProbe, **options: Any) -> None:
         self.model = mk.load(path, progress=False, **options)
         self._now = probe.now
-        self._tokens: list[int] = []
         self._cache = self.model.new_cache()
 
     def prompt(self, ids: list[int]) -> float:
-        self._tokens = []
         self._cache = self.model.new_cache()
-        return self._step(np.array(ids, np.int32))
+        return self._step(ids)
 
-    def decode(self, count: int) -> list[float]:
-        return [self._step(np.array(self._tokens[-1:], np.int32)) for _ in range(count)]
+    def decode(self, ids: list[int]) -> list[float]:
+        return [self._step([token]) for token in ids]
 
-    def _step(self, ids: np.ndarray[Any, np.dtype[np.int32]]) -> float:
+    def _step(self, ids: list[int]) -> float:
         start = self._now()
-        logits = self.model.logits([ids], self._cache, last=True)
-        self._tokens.append(int(logits[0].argmax()))
+        logits = self.model.logits([np.array(ids, np.int32)], self._cache, last=True)
+        logits[0].argmax()
         return self._now() - start
-
-    def chosen(self) -> list[int]:
-        return self._tokens
 
     def close(self) -> None:
         del self.model, self._cache

@@ -37,13 +37,11 @@ class Implementation:
         self._shared = shared
         self._experts = experts
         self._now = probe.now
-        self._tokens: list[int] = []
         self._cache: Any = None
 
     def prompt(self, ids: list[int]) -> float:
         from transformers import DynamicCache
 
-        self._tokens = []
         self._cache = DynamicCache()
         if self._experts != "batched_mm":
             return self._step(ids, self._experts)
@@ -52,8 +50,8 @@ class Implementation:
         self._step(ids, "grouped_mm")
         return math.inf
 
-    def decode(self, count: int) -> list[float]:
-        return [self._step(self._tokens[-1:], self._experts) for _ in range(count)]
+    def decode(self, ids: list[int]) -> list[float]:
+        return [self._step([token], self._experts) for token in ids]
 
     def _step(self, ids: list[int], experts: str) -> float:
         torch, model = self._shared.torch, self._shared.model
@@ -66,11 +64,8 @@ class Implementation:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            self._tokens.append(int(out.logits[0, -1].argmax()))
+            int(out.logits[0, -1].argmax())
             return self._now() - start
-
-    def chosen(self) -> list[int]:
-        return self._tokens
 
     def close(self) -> None:
         self._cache = None
