@@ -204,6 +204,36 @@ TEST(PackedWeight, RefusesNumbersThatItsCodesLack) {
   }
 }
 
+TEST(PackedWeight, RefusesNumbersThatItsScalesLack) {
+  for (int f = 0; f < kFormatCount; ++f) {
+    const auto format = static_cast<Format>(f);
+    const FormatInfo& info = format_info(format);
+    int refused = 0;
+    for (const float large : {3e3f, 1e5f, 1e6f, 1e8f, 3e38f}) {
+      PackedWeight packed({format}, 2, 40, 512);
+      auto values = testing::normal(40 * 512, 1);
+      values[33 * 512 + 300] = -large;
+      try {
+        packed.fill(1, values.data(), DType::kF32);
+      } catch (const ValueError& error) {
+        ++refused;
+        EXPECT_NE(std::string(error.what()).find("row 33, column 300 of expert 1"),
+                  std::string::npos)
+            << error.what();
+        continue;
+      }
+      EXPECT_EQ(refused, 0) << info.name << " takes " << large << " and less is refused";
+      std::vector<float> back(values.size());
+      packed.unpack(1, back.data());
+      for (const float kept : back) ASSERT_TRUE(std::isfinite(kept)) << info.name << " " << large;
+      // Formats of two or three levels keep the mean of a group, not its largest number.
+      if (info.max_error < 0.05) {
+        EXPECT_NEAR(back[33 * 512 + 300], -large, large / 4) << info.name;
+      }
+    }
+  }
+}
+
 TEST(PackedWeight, RefusesWhatCannotBe) {
   EXPECT_THROW(PackedWeight({Format::kF32}, 1, 0, 4), ValueError);
   EXPECT_THROW(PackedWeight({Format::kF32}, -1, 4, 4), ValueError);

@@ -1,5 +1,7 @@
 #include "moe/quant/format.h"
 
+#include <limits>
+
 #include "moe/base/check.h"
 #include "moe/quant/formats.h"
 
@@ -21,6 +23,8 @@ constexpr FormatInfo info_of(std::string_view name, double max_error) {
   info.has_zero = true;
   if constexpr (requires { F::kGroup; }) info.group = F::kGroup;
   if constexpr (requires { F::kHasZero; }) info.has_zero = F::kHasZero;
+  info.largest = std::numeric_limits<float>::max();
+  if constexpr (requires { F::kLargest; }) info.largest = F::kLargest;
   if constexpr (requires { F::kFileBytes; }) {
     info.file_bytes = F::kFileBytes;
     info.repack = &F::repack;

@@ -107,6 +107,7 @@ struct FormatInfo {
   int64_t file_bytes;
   int group;      // columns that share a scale; 0 where groups have none
   bool has_zero;  // whether 0 is a value whatever the scale
+  float largest;  // value that scales reach, where they end before what they are made of does
   void (*repack)(const std::byte* const* rows, int64_t blocks, std::byte* panel);
   bool cut_blocks;  // whether the last block of such bytes may hold columns beyond the matrix
   /// Rows that share a scale where a panel cannot tell it alone, and encode with scales that are

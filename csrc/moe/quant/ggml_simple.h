@@ -70,6 +70,7 @@ struct Mxfp4Format : GroupBlock<Mxfp4Format, 32, 32, E2m1Codes, ExponentScale> {
 /// NVFP4 as GGUF has it: four unsigned E4M3 scales, then 8 bytes for each 16 columns.
 struct Nvfp4Format : GroupBlock<Nvfp4Format, 64, 16, E2m1Codes, TinyFloatScales<4>> {
   static constexpr int kOffset = 12;
+  static constexpr float kLargest = 448.0f * 6.0f;  // the largest scale and code
   static constexpr int64_t kFileBytes = 36;
   static void read(const uint8_t* file, uint8_t* codes, Row& by);
   static void quantise(const float* x, uint8_t* codes, Row& by);

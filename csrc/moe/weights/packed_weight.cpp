@@ -78,20 +78,26 @@ std::vector<float> shared_scales(const PackedMatrix& matrix, const FormatInfo& i
 
 /// Finds numbers that a format has no place for. Codes are integers: a group with NaN or Inf,
 /// fitted to them, would become other numbers. fp8 has NaN, but an infinite scale takes a whole
-/// block.
+/// block. And scales of 16 bits become infinite where a group's numbers are large.
 class Unplaced {
  public:
   explicit Unplaced(const FormatInfo& info)
       : info_(info), all_(info.group == 0 && info.trailer_bytes == 0) {}
 
-  /// Looks at a panel's rows. Threads may share it.
-  void look(const float* rows, int64_t depth, int64_t panel) {
-    if (all_) return;
-    uint32_t found = 0;  // integers: the compiler makes vectors of it
-    for (int64_t i = 0; i < kPanelRows * depth; ++i) found |= static_cast<uint32_t>(lost(rows[i]));
-    if (found == 0) return;
-    const auto* at =
-        std::find_if(rows, rows + kPanelRows * depth, [&](float x) { return lost(x); });
+  /// Compares a panel's rows with what was packed of them. Threads may share it.
+  void look(const float* rows, int64_t depth, int64_t panel, const std::byte* packed) {
+    uint32_t found = 0, large = 0;  // integers: the compiler makes vectors of it
+    for (int64_t i = 0; i < kPanelRows * depth; ++i) {
+      found |= static_cast<uint32_t>(lost(rows[i]));
+      large |= static_cast<uint32_t>(magnitude(rows[i]) > kSafe);
+    }
+    const float* at = nullptr;
+    if (found != 0 && !all_) {
+      at = std::find_if(rows, rows + kPanelRows * depth, [&](float x) { return lost(x); });
+    } else if (large != 0) {
+      at = largest_lost(rows, depth, packed);
+    }
+    if (at == nullptr) return;
     const int64_t place = at - rows;
     const std::lock_guard lock(mutex_);
     if (panel * kPanelRows >= row_) return;
@@ -106,11 +112,26 @@ class Unplaced {
   }
 
  private:
+  static uint32_t magnitude(float x) { return std::bit_cast<uint32_t>(x) & 0x7fffffffu; }
+
   bool lost(float x) const {
-    constexpr uint32_t kInf = 0x7f800000u;
-    const uint32_t bits = std::bit_cast<uint32_t>(x) & 0x7fffffffu;
-    return info_.scale_rows == 0 ? bits >= kInf : bits == kInf;
+    return info_.scale_rows == 0 ? magnitude(x) >= kInf : magnitude(x) == kInf;
   }
+  /// Of the finite numbers that are none any more, or beyond what the format reaches: a group's
+  /// others are lost with it.
+  const float* largest_lost(const float* rows, int64_t depth, const std::byte* packed) const {
+    const float* found = nullptr;
+    for (int64_t i = 0; i < kPanelRows * depth; ++i) {
+      const float x = rows[i];
+      if (magnitude(x) >= kInf || (found != nullptr && std::fabs(x) <= std::fabs(*found))) continue;
+      const float kept = info_.at(packed, depth, static_cast<int>(i / depth), i % depth);
+      if (std::fabs(x) > info_.largest || magnitude(kept) >= kInf) found = rows + i;
+    }
+    return found;
+  }
+
+  static constexpr uint32_t kInf = 0x7f800000u;
+  static constexpr uint32_t kSafe = 0x45000000u;  // 2048, which every format reaches
 
   static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
   const FormatInfo& info_;
@@ -254,7 +275,6 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
     auto* block = scratch_of<float>(Scratch::kTile, static_cast<size_t>(kPanelRows * depth));
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, dtype, p, block);
-      unplaced.look(block, depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       // The panel's last cache line may be longer than its blocks.
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
@@ -264,6 +284,7 @@ void PackedWeight::fill(int64_t expert, Rows rows, const void* values, DType dty
       } else {
         info.encode(block, depth, panel);
       }
+      unplaced.look(block, depth, p, panel);
     }
   };
   parallel_for(packed.panels(), 4, pack_panels);
@@ -290,11 +311,11 @@ void PackedWeight::fill_gptq(int64_t expert, const float* values, const float* f
     auto* block = scratch_of<float>(Scratch::kTile, room);
     for (int64_t p = begin; p < end; ++p) {
       panel_rows(packed, depth, values, DType::kF32, p, block);
-      unplaced.look(block, depth, p);
       std::byte* panel = base + p * packed.panel_bytes;
       std::memset(panel + packed.panel_bytes - 64, 0, 64);
       gptq_panel(info, block, cols_, depth, factor, order, refit, block + kPanelRows * depth,
                  panel);
+      unplaced.look(block, depth, p, panel);
     }
   };
   parallel_for(packed.panels(), 1, pack_panels);

@@ -202,8 +202,9 @@ def pack(weight: Any, format: Formats = "bf16") -> PackedWeight:
     rounded to nearest, ties to even; integer formats are symmetric with a scale of max|w| / 127 for
     each row (``int8``), or one of least squared error for each group; ``iq2_xs`` and its like take
     the nearest points of their grids. Raises ValueError for an unknown format, an empty weight, and
-    NaN or Inf where the format has no such numbers (f32, bf16 and f16 have both, fp8 has NaN);
-    TypeError for a dtype that is not a float.
+    NaN or Inf where the format has no such numbers (f32, bf16 and f16 have both, fp8 has NaN), or
+    numbers beyond what it reaches (65504 in f16, 2688 in nvfp4, codes times 65504 with scales of 16
+    bits); TypeError for a dtype that is not a float.
     """
     array = to_numpy(weight, "pack", "weight")
     check_ndim(array, (2, 3), "pack", "weight")
