@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 CONTEXT = 2048
 BATCH = 512
 
@@ -82,9 +84,6 @@ class _Server:
     """The other end: one model and one context, with llama.cpp's defaults but for the sizes."""
 
     def __init__(self, library: Any, command: dict[str, Any]) -> None:
-        import numpy as np
-
-        self.array = np.ctypeslib.as_array
         threads, clock, path = command["threads"], command["clock"], command["path"]
         self.library = library
         self.now = time.process_time if clock == "cpu" else time.perf_counter
@@ -113,7 +112,7 @@ class _Server:
         if self.library.llama_decode(self.context, batch) != 0:
             raise SystemExit("llama_decode failed")
         logits = self.library.llama_get_logits_ith(self.context, -1)
-        self.array(logits, shape=(self.vocab_size,)).argmax()
+        np.ctypeslib.as_array(logits, shape=(self.vocab_size,)).argmax()
         return (self.now() - start) / self.scale
 
 

@@ -122,10 +122,17 @@ void Team::barrier() {
 }
 
 RunQueue::Run RunQueue::take() {
+  const auto end_of = [&](int64_t begin) {
+    return begin + std::max<int64_t>(1, part(count_ - begin));
+  };
+  return take(end_of);
+}
+
+RunQueue::Run RunQueue::take(FunctionRef<int64_t(int64_t)> end_of) {
   int64_t begin = next(), end = 0;
   do {
     if (begin >= count_) return {count_, count_};
-    end = begin + std::max<int64_t>(1, (count_ - begin) / (2 * threads_));
+    end = end_of(begin);
   } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
   return {begin, end};
 }

@@ -57,6 +57,10 @@ class RunQueue {
   RunQueue(int64_t count, int threads) : count_(count), threads_(threads) {}
   /// An empty run at the end.
   Run take();
+  /// The same with another length: `end_of(begin)` is behind `begin` and at most count.
+  Run take(FunctionRef<int64_t(int64_t)> end_of);
+  /// A thread's next part of what is left.
+  int64_t part(int64_t left) const { return left / (2 * threads_); }
   /// Where the next run will begin.
   int64_t next() const { return next_.load(std::memory_order_relaxed); }
 

@@ -11,8 +11,6 @@ namespace {
 // Costs are bytes to read, or four times as many multiplications. A piece has at least this much:
 // with less the threads meet too often.
 constexpr int64_t kLeastCost = 64 << 10;
-// A piece is a thread's part of what is left, divided by this.
-constexpr int64_t kShares = 2;
 // A thread is worth waking for this much.
 constexpr int64_t kThreadCost = 256 << 10;
 
@@ -81,7 +79,7 @@ void finish(const Product& product, int64_t group, int64_t row, int64_t count, f
 }  // namespace
 
 ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
-    : products_(products), count_(count), threads_(threads) {
+    : products_(products), count_(count) {
   before_.reserve(static_cast<size_t>(count) + 1);
   Before before{};
   for (int64_t i = 0; i < count; ++i) {
@@ -92,6 +90,7 @@ ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
     before.cost += groups * before.group_cost;
   }
   before_.push_back(before);
+  groups_.emplace(before.groups, threads);
 }
 
 bool is_far(int64_t rows, int64_t stride) {
@@ -106,19 +105,18 @@ int ProductQueue::threads_for(const Product* products, int64_t count) {
 }
 
 ProductQueue::Piece ProductQueue::take(int64_t& product) noexcept {
-  const Before& all = before_[count_];
-  int64_t begin = next_.load(std::memory_order_relaxed), end = 0, first = 0;
-  do {
-    if (begin >= all.groups) return {};
+  const auto end_of = [&](int64_t begin) {
     while (before_[product + 1].groups <= begin) ++product;  // pieces come in ascending order
     const Before& at = before_[product];
-    first = at.groups;
-    const int64_t left = all.cost - at.cost - (begin - first) * at.group_cost;
-    const int64_t cost = std::max(kLeastCost, left / (kShares * threads_));
-    end = std::min(before_[product + 1].groups,
-                   begin + std::max<int64_t>(1, cost / std::max<int64_t>(1, at.group_cost)));
-  } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
-  return {products_ + product, begin - first, end - first};
+    const int64_t left = before_[count_].cost - at.cost - (begin - at.groups) * at.group_cost;
+    const int64_t cost = std::max(kLeastCost, groups_->part(left));
+    return std::min(before_[product + 1].groups,
+                    begin + std::max<int64_t>(1, cost / std::max<int64_t>(1, at.group_cost)));
+  };
+  const RunQueue::Run run = groups_->take(end_of);
+  if (run.begin == run.end) return {};
+  const int64_t first = before_[product].groups;
+  return {products_ + product, run.begin - first, run.end - first};
 }
 
 void ProductQueue::work() noexcept {

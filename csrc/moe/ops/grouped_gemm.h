@@ -1,8 +1,8 @@
 #pragma once
 // Matrix products of segments: rows of activations that go to one expert × that expert's weights.
 
-#include <atomic>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "moe/base/parallel.h"
@@ -71,9 +71,8 @@ class ProductQueue {
 
   const Product* products_;
   int64_t count_;
-  int threads_;
-  std::vector<Before> before_;  // [count + 1], the last one behind all products
-  alignas(64) std::atomic<int64_t> next_{0};
+  std::vector<Before> before_;      // [count + 1], the last one behind all products
+  std::optional<RunQueue> groups_;  // made once they are counted
 };
 
 /// Whether outputs of this size have left the caches before they are read again (Product::far).
