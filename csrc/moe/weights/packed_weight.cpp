@@ -86,17 +86,14 @@ class Unplaced {
 
   /// Compares a panel's rows with what was packed of them. Threads may share it.
   void look(const float* rows, int64_t depth, int64_t panel, const std::byte* packed) {
-    uint32_t found = 0, large = 0;  // integers: the compiler makes vectors of it
+    uint32_t large = 0;  // an integer: the compiler makes vectors of it
     for (int64_t i = 0; i < kPanelRows * depth; ++i) {
-      found |= static_cast<uint32_t>(lost(rows[i]));
       large |= static_cast<uint32_t>(magnitude(rows[i]) > kSafe);
     }
-    const float* at = nullptr;
-    if (found != 0 && !all_) {
-      at = std::find_if(rows, rows + kPanelRows * depth, [&](float x) { return lost(x); });
-    } else if (large != 0) {
-      at = largest_lost(rows, depth, packed);
-    }
+    if (large == 0) return;
+    const float* end = rows + kPanelRows * depth;
+    const float* at = all_ ? end : std::find_if(rows, end, [&](float x) { return lost(x); });
+    if (at == end) at = largest_lost(rows, depth, packed);
     if (at == nullptr) return;
     const int64_t place = at - rows;
     const std::lock_guard lock(mutex_);
