@@ -87,19 +87,33 @@ MOE_INLINE void each_tile_pair(int64_t count, int64_t& configured, const F& f) {
   }
 }
 
-/// The weights that are read next, requested in equal parts under the steps of the tiles that come
-/// before: memory is read while the tiles multiply. Two panels run in parallel, as one stream of
-/// requests does not reach the bandwidth of a core.
+/// The weights that are read next, requested under the steps of the tiles that come before: memory
+/// is read while the tiles multiply. Two panels run in parallel, as one stream of requests does not
+/// reach the bandwidth of a core.
 struct Ahead {
   const std::byte* at[2];
   int64_t lines;  // that are left, of each panel
   int64_t share;  // of a step
+  // Of a tile alone: what it reads, and the steps in it. None: there are others.
+  const std::byte* here[2] = {};
+  int64_t steps = 0, step = 0;
 
+  /// The next weights in equal parts, for several tiles of rows that read the same.
   MOE_INLINE Ahead over(const std::byte* const (&next)[2], int64_t bytes, int64_t steps) {
     const int64_t lines = (bytes + kLineBytes - 1) / kLineBytes;
     return {{next[0], next[1]}, lines, (lines + steps - 1) / steps};
   }
+  /// A tile alone waits for memory: what it reads next is asked for in L1, what it reads two steps
+  /// later in L2. Requests into L2 alone, however far ahead, reach nine tenths of that.
+  MOE_INLINE Ahead along(const std::byte* const (&here)[2], const std::byte* const (&next)[2],
+                         int64_t steps) {
+    return {{next[0], next[1]}, 0, 0, {here[0], here[1]}, steps};
+  }
   [[gnu::always_inline]] inline void request() {
+    if (steps > 0) {
+      request_along();
+      return;
+    }
     const int64_t count = lines < share ? lines : share;
     for (int64_t i = 0; i < count; ++i) {
       prefetch_l2(at[0] + i * kLineBytes);
@@ -108,6 +122,23 @@ struct Ahead {
     at[0] += count * kLineBytes;
     at[1] += count * kLineBytes;
     lines -= count;
+  }
+
+ private:
+  [[gnu::always_inline]] inline const std::byte* place(int64_t s, int p) const {
+    return s < steps ? here[p] + s * kStepBytes : at[p] + (s - steps) * kStepBytes;
+  }
+  [[gnu::always_inline]] inline void request_along() {
+    ++step;
+    const std::byte* near[2] = {place(step, 0), place(step, 1)};
+    const std::byte* far[2] = {place(step + 2, 0), place(step + 2, 1)};
+    MOE_UNROLL
+    for (int64_t line = 0; line < kStepBytes; line += kLineBytes) {
+      prefetch_l2(far[0] + line);
+      prefetch_l2(far[1] + line);
+      prefetch(near[0] + line);
+      prefetch(near[1] + line);
+    }
   }
 };
 

@@ -137,7 +137,8 @@ static void gemm_tiles(const GemmCall& call) noexcept {
       next[p] = rest > words ? panels[p] + words * kLineBytes : call.next[p];
     }
     find_weights(panels, words, w);
-    Ahead ahead = Ahead::over(next, words * kLineBytes, tiles * w.steps);
+    Ahead ahead = tiles == 1 ? Ahead::along(panels, next, w.steps)
+                             : Ahead::over(next, words * kLineBytes, tiles * w.steps);
     each_tile_pair(call.count, configured,
                    [&](auto tiled, int64_t row, int64_t height) MOE_INLINE_LAMBDA {
                      const std::byte* at = first + row * row_bytes;
