@@ -91,6 +91,9 @@ ProductQueue::ProductQueue(const Product* products, int64_t count, int threads)
   }
   before_.push_back(before);
   groups_.emplace(before.groups, threads);
+  // Whoever takes a piece ahead must not leave another thread without: a router of 64 experts has
+  // two.
+  takes_ahead_ = before.groups > 4 * threads;
 }
 
 bool is_far(int64_t rows, int64_t stride) {
@@ -122,9 +125,9 @@ ProductQueue::Piece ProductQueue::take(int64_t& product) noexcept {
 void ProductQueue::work() noexcept {
   int64_t product = 0;
   for (Piece now = take(product); now.product != nullptr;) {
-    const Piece next = take(product);
+    const Piece next = takes_ahead_ ? take(product) : Piece{};
     run(now, next);
-    now = next;
+    now = takes_ahead_ ? next : take(product);
   }
 }
 

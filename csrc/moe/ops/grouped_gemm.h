@@ -73,6 +73,7 @@ class ProductQueue {
   int64_t count_;
   std::vector<Before> before_;      // [count + 1], the last one behind all products
   std::optional<RunQueue> groups_;  // made once they are counted
+  bool takes_ahead_ = true;
 };
 
 /// Whether outputs of this size have left the caches before they are read again (Product::far).
