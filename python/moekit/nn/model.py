@@ -167,7 +167,7 @@ class Model:
             for sequence in batch.sequences:
                 sequence.plain = False
         x = self._hidden(batch)
-        if last:
+        if last and len(x) > len(batch.rows):
             x = x[[rows.stop - 1 for rows in batch.rows]]
         return self.read_out(x)
 
@@ -186,7 +186,7 @@ class Model:
         # token's bytes must not depend on how its prompt was cut.
         if cache is None:
             return self.new_sequences(count)
-        if not any(cache.lengths) and len(cache) != count:
+        if len(cache) != count and not any(cache.lengths):
             cache.sequences = self.new_sequences(count, cache.first_request)
         if len(cache.sequences) != count:
             raise ValueError(

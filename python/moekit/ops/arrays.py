@@ -175,7 +175,8 @@ def as_integers(
         return np.ascontiguousarray(array)
     if array.dtype.kind not in "iu":
         raise TypeError(f"[{op}] {name} has dtype {array.dtype}; integers are required")
-    limits = np.iinfo(dtype)
-    if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
-        raise ValueError(f"[{op}] {name} has values beyond {np.dtype(dtype)}")
+    if not np.can_cast(array.dtype, dtype):
+        limits = np.iinfo(dtype)
+        if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
+            raise ValueError(f"[{op}] {name} has values beyond {np.dtype(dtype)}")
     return np.ascontiguousarray(array, dtype=dtype)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moekit import _core
 from moekit.ops.arrays import Array, Float32, Int32, Int64, as_count, as_float32, as_integers
+
+_NONE = np.int64(0)
 
 
 class Assignment:
@@ -62,7 +63,7 @@ class Assignment:
                 "is required"
             )
         self.on_input = on_input
-        self.dropped = np.int64(0)
+        self.dropped = _NONE
         self.origin: Origin | None = None
 
     @classmethod
@@ -71,7 +72,7 @@ class Assignment:
         self = cls.__new__(cls)
         self.experts, self.weights, self.expert_count = experts, weights, expert_count
         self.on_input = rule.weighs_input
-        self.dropped = np.int64(0)
+        self.dropped = _NONE
         self.origin = None
         return self
 
@@ -89,8 +90,7 @@ class Assignment:
         return f"Assignment({tokens} tokens x {k} of {self.expert_count} experts)"
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """What an assignment was made from, so that a capacity limit can look for the next best."""
 
     logits: Float32
