@@ -1,7 +1,10 @@
 """GGUF files made byte by byte, so that a test can break any one of them."""
 
 import struct
+from pathlib import Path
 
+#: The data of one tensor of eight floats.
+F32 = bytes(range(32))
 BOOL, STRING, ARRAY = 7, 8, 9
 FORMATS = {
     0: "B",
@@ -73,3 +76,8 @@ def gguf_file(
     )
     head = magic + u32(version) + u64(counts[0]) + u64(counts[1]) + b"".join([*pairs, *infos])
     return head + bytes(-len(head) % alignment if infos else 0) + data
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
