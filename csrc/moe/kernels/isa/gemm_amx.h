@@ -6,7 +6,8 @@
 //               and odd columns apart within a step (TDPBF16PS). int8: the same integers as the
 //               vector path, scaled and added in the same order: the same bytes.
 // Regularities  A block of two panels (<= 128 KB) stays in L2 while all tiles of rows pass, and the
-//               next one is requested meanwhile.
+//               next one is requested meanwhile. Up to thirty-two rows read weights once and ask
+//               for what comes a few steps later.
 // Cost          A cycle for each row × a panel × 16 words, and reading the weights at least.
 
 #include "moe/kernels/isa/amx.h"
