@@ -15,7 +15,8 @@ transformers = pytest.importorskip("transformers")
 
 import checkpoints  # noqa: E402
 import hf_experts  # noqa: E402
-import test_planner_families as families  # noqa: E402
+from drawn_configs import DRAWS, Draw  # noqa: E402
+from planner_models import model_of  # noqa: E402
 
 import moekit.integrations.transformers as moekit_transformers  # noqa: E402
 from moekit.integrations import hf_replaced, torch_run  # noqa: E402
@@ -28,7 +29,7 @@ MENDED: dict[str, dict[str, Any]] = {
     "longcat_flash": {"head_dim": 6, "qk_rope_head_dim": 6, "zero_expert_num": 3},
 }
 DENSE = {"llama", "mistral", "qwen2", "qwen3"}
-TYPES = sorted(set(families.DRAWS) - DENSE)
+TYPES = sorted(set(DRAWS) - DENSE)
 WITHOUT_INTERFACE = (
     "dbrx",
     "jetmoe",
@@ -47,11 +48,8 @@ def _registered() -> None:
 
 def tiny_model(model_type: str, seed: int) -> Any:
     """A random float32 model with experts; None where the draw has none."""
-    config = families.DRAWS[model_type](families.Draw(seed)) | MENDED.get(model_type, {})
-    with pytest.MonkeyPatch.context() as patch:
-        on_cpu = SimpleNamespace(device=lambda _: torch.device("cpu"))
-        patch.setattr(families, "torch", on_cpu)
-        model = families.meta_model(model_type, config)
+    config = DRAWS[model_type](Draw(seed)) | MENDED.get(model_type, {})
+    model = model_of(model_type, config, "cpu")
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

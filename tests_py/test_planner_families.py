@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from typing import Any
 
 import pytest
 from drawn_configs import DRAWS, Draw
+from planner_models import model_of
 
 from moekit.planner import plan_model
 from moekit.planner.families import FAMILIES
 from moekit.planner.one_offs import WHOLE_MODELS
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 SEEDS = range(6)
-
-
-def meta_model(model_type: str, config: dict[str, Any]) -> Any:
-    """The transformers model of `config` on device meta, whatever class carries its head."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    parsed = CONFIG_MAPPING[model_type](**config)
-    if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        chosen = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
-    else:
-        folder = type(parsed).__module__.split(".")[2]
-        module = importlib.import_module(f"transformers.models.{folder}.modeling_{folder}")
-        names = [n for n in dir(module) if n.endswith(("ForCausalLM", "ForConditionalGeneration"))]
-        chosen = getattr(module, names[0])
-    with torch.device("meta"):
-        return chosen(parsed)
 
 
 def parameters(model_type: str, config: dict[str, Any], model: Any) -> int:
@@ -50,7 +33,7 @@ def parameters(model_type: str, config: dict[str, Any], model: Any) -> int:
 @pytest.mark.parametrize("model_type", sorted(DRAWS))
 def test_count_matches_transformers(model_type: str, seed: int) -> None:
     config = DRAWS[model_type](Draw(seed))
-    model = meta_model(model_type, config)
+    model = model_of(model_type, config, "meta")
     expected = parameters(model_type, config, model)
     plan = plan_model({"model_type": model_type, **config})
     assert plan.total_params == expected
