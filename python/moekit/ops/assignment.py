@@ -9,7 +9,7 @@ import numpy as np
 from moekit import _core
 from moekit.ops.arrays import Array, Float32, Int32, Int64, as_count, as_float32, as_integers
 
-_NONE = np.int64(0)
+_NONE_DROPPED = np.int64(0)  # made once: a layer makes an assignment at every token
 
 
 class Assignment:
@@ -63,7 +63,7 @@ class Assignment:
                 "is required"
             )
         self.on_input = on_input
-        self.dropped = _NONE
+        self.dropped = _NONE_DROPPED
         self.origin: Origin | None = None
 
     @classmethod
@@ -72,7 +72,7 @@ class Assignment:
         self = cls.__new__(cls)
         self.experts, self.weights, self.expert_count = experts, weights, expert_count
         self.on_input = rule.weighs_input
-        self.dropped = _NONE
+        self.dropped = _NONE_DROPPED
         self.origin = None
         return self
 
