@@ -7,6 +7,7 @@
 
 #include "bindings/activation.h"
 #include "bindings/array.h"
+#include "bindings/bank.h"
 #include "bindings/dlpack.h"
 #include "moe/base/parallel.h"
 #include "moe/ops/moe_block.h"
@@ -21,33 +22,6 @@ Activation parse_activation(const std::string& name) {
   throw ValueError(message("[activation] '", name,
                            "'; known: silu, gelu, gelu_tanh, relu, relu2, identity, swiglu_oai"));
 }
-
-// What an ExpertBank points at, kept alive by Python.
-struct Bank {
-  const PackedWeight* gate;
-  const PackedWeight* up;
-  const PackedWeight* down;
-  std::optional<py::array> gate_bias, up_bias, down_bias;
-  ActivationSpec activation;
-
-  ExpertBank view() const {
-    return {gate,
-            up,
-            down,
-            bias(gate_bias, up->rows(), "gate_bias"),
-            bias(up_bias, up->rows(), "up_bias"),
-            bias(down_bias, down->rows(), "down_bias"),
-            activation};
-  }
-  const float* bias(const std::optional<py::array>& array, int64_t width, const char* name) const {
-    if (!array) return nullptr;
-    const float* data = data_of<float>(*array, 2, "moe_ffn", name);
-    MOE_CHECK(array->shape(0) == up->experts() && array->shape(1) == width, "[moe_ffn] ", name,
-              " has shape ", shape_text(*array), "; [", up->experts(), ", ", width,
-              "] is required");
-    return data;
-  }
-};
 
 py::array_t<float> ffn(const py::array& x, const py::array& experts, const py::array& weights,
                        bool weighs_input, const Bank& bank, std::optional<const Bank*> maybe_shared,

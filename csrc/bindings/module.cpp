@@ -18,6 +18,7 @@ void bind_plan(py::module_&);
 void bind_weights(py::module_&);
 void bind_tensors(py::module_&);
 void bind_experts(py::module_&);
+void bind_token_step(py::module_&);
 void bind_sample(py::module_&);
 void bind_limits(py::module_&);
 
@@ -47,6 +48,7 @@ PYBIND11_MODULE(_core, m) {
   bind_weights(m);
   bind_tensors(m);
   bind_experts(m);
+  bind_token_step(m);
   bind_sample(m);
   bind_limits(m);
 }

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['ExpertBank', 'ExpertTally', 'Fingerprint', 'LimitProbe', 'Limits', 'Measured', 'PackedWeight', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul_each', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['AttentionStep', 'ExpertBank', 'ExpertTally', 'ExpertsStep', 'Fingerprint', 'LimitProbe', 'Limits', 'LinearView', 'Measured', 'PackedWeight', 'RmsNormView', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul_each', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class ThreadLimit:
     """
     Inside, this thread's calls use at most so many.
@@ -114,6 +114,38 @@ class Fingerprint:
 class ExpertBank:
     def __init__(self, gate: PackedWeight | None, up: PackedWeight, down: PackedWeight, gate_bias: numpy.ndarray | None, up_bias: numpy.ndarray | None, down_bias: numpy.ndarray | None, activation: str, limit: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
+class LinearView:
+    """
+    A packed matrix and its bias.
+    """
+    def __init__(self, weight: PackedWeight, bias: numpy.ndarray | None) -> None:
+        ...
+class RmsNormView:
+    """
+    rms_norm's arguments.
+    """
+    def __init__(self, weight: numpy.ndarray | None, eps: typing.SupportsFloat | typing.SupportsIndex, offset: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+class AttentionStep:
+    """
+    What attention adds to a token's row, its norm included.
+    """
+    def __init__(self, norm: RmsNormView, q: LinearView, k: LinearView, v: LinearView, o: LinearView, q_norm: RmsNormView | None, k_norm: RmsNormView | None, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, interleaved: bool, scale: typing.SupportsFloat | typing.SupportsIndex, softcap: typing.SupportsFloat | typing.SupportsIndex, window: typing.SupportsInt | typing.SupportsIndex, chunk: typing.SupportsInt | typing.SupportsIndex, sinks: numpy.ndarray | None) -> None:
+        ...
+    def run(self, x: numpy.ndarray, angles: tuple[numpy.ndarray, numpy.ndarray] | None, keys: numpy.ndarray, values: numpy.ndarray, key_scales: numpy.ndarray | None, value_scales: numpy.ndarray | None, position: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        x [1, H]; the caches [room, heads, dim] with scales [room, heads] or None.
+        """
+class ExpertsStep:
+    """
+    x + added and what the experts add to it, their norm and router included.
+    """
+    def __init__(self, norm: RmsNormView, router: LinearView, rule: RouterRule, select_bias: numpy.ndarray | None, experts: ExpertBank, shared: ExpertBank | None, compute: str) -> None:
+        ...
+    def run(self, x: numpy.ndarray, added: numpy.ndarray, tally: ExpertTally | None, layer: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.float32]]:
+        """
+        x, added [1, H] -> (rows [1, H], experts [1, K], weights [1, K]).
+        """
 class LimitProbe:
     def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex, clock: str) -> None:
         ...

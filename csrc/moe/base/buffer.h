@@ -62,6 +62,7 @@ enum class Scratch {
   kAttention,
   kGathered,
   kRouter,
+  kToken,
   kCount
 };
 std::byte* scratch(Scratch slot, size_t bytes);

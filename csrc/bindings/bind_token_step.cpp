@@ -1,0 +1,221 @@
+// A decoded token's way through half a layer.
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "bindings/array.h"
+#include "bindings/bank.h"
+#include "bindings/heads.h"
+#include "moe/ops/tally.h"
+#include "moe/ops/token_step.h"
+
+namespace moe::bindings {
+
+namespace {
+
+constexpr auto kOp = "token_step";
+using OptionalArray = std::optional<py::array>;
+
+const float* optional_vector(const OptionalArray& array, int64_t n, const char* name) {
+  if (!array) return nullptr;
+  const float* data = data_of<float>(*array, 1, kOp, name);
+  MOE_CHECK(array->shape(0) == n, "[token_step] ", name, " has shape ", shape_text(*array), "; [",
+            n, "] is required");
+  return data;
+}
+
+// What a LinearView and an RmsNormView point at.
+struct Linear {
+  const PackedWeight* weight;
+  OptionalArray bias;
+
+  LinearView view() const { return {weight, optional_vector(bias, weight->rows(), "bias")}; }
+};
+struct RmsNorm {
+  OptionalArray weight;
+  RmsNormView view;
+};
+
+// The same for the steps; Python keeps alive what the views point at.
+struct BoundAttention {
+  AttentionStep step;
+  std::optional<RmsNormView> q_norm, k_norm;
+  OptionalArray sinks;
+};
+struct BoundExperts {
+  ExpertsStep step;
+  OptionalArray select_bias;
+  std::optional<ExpertBank> shared;
+};
+
+RmsNorm make_norm(OptionalArray weight, float eps, float offset) {
+  RmsNorm norm{std::move(weight), {nullptr, 0, offset, eps}};
+  if (norm.weight) {
+    norm.view.weight = data_of<float>(*norm.weight, 1, kOp, "weight");
+    norm.view.size = norm.weight->shape(0);
+  }
+  return norm;
+}
+
+std::unique_ptr<BoundAttention> make_attention(const RmsNorm& norm, const Linear& q,
+                                               const Linear& k, const Linear& v, const Linear& o,
+                                               std::optional<const RmsNorm*> q_norm,
+                                               std::optional<const RmsNorm*> k_norm, int64_t heads,
+                                               int64_t kv_heads, bool interleaved, float scale,
+                                               float softcap, int64_t window, int64_t chunk,
+                                               OptionalArray sinks) {
+  auto bound = std::make_unique<BoundAttention>();
+  AttentionStep& step = bound->step;
+  step.norm = norm.view;
+  step.q = q.view();
+  step.k = k.view();
+  step.v = v.view();
+  step.o = o.view();
+  if (const RmsNorm* given = q_norm.value_or(nullptr)) bound->q_norm = given->view;
+  if (const RmsNorm* given = k_norm.value_or(nullptr)) bound->k_norm = given->view;
+  step.q_norm = bound->q_norm ? &*bound->q_norm : nullptr;
+  step.k_norm = bound->k_norm ? &*bound->k_norm : nullptr;
+  step.heads = heads;
+  step.kv_heads = kv_heads;
+  step.interleaved = interleaved;
+  step.scale = scale;
+  step.softcap = softcap;
+  step.window = window;
+  step.chunk = chunk;
+  bound->sinks = std::move(sinks);
+  step.sinks = optional_vector(bound->sinks, heads, "sinks");
+  check_step(step);
+  return bound;
+}
+
+std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& router,
+                                           const RouterRule& rule, OptionalArray select_bias,
+                                           const Bank& experts, std::optional<const Bank*> shared,
+                                           const std::string& compute) {
+  auto bound = std::make_unique<BoundExperts>();
+  ExpertsStep& step = bound->step;
+  step.norm = norm.view;
+  step.router = router.view();
+  step.rule = rule;
+  bound->select_bias = std::move(select_bias);
+  step.select_bias = optional_vector(bound->select_bias, step.router.rows(), "select_bias");
+  step.experts = experts.view();
+  if (const Bank* given = shared.value_or(nullptr)) bound->shared = given->view();
+  step.shared = bound->shared ? &*bound->shared : nullptr;
+  step.compute = parse_compute(compute);
+  check_step(step);
+  return bound;
+}
+
+/// x [1, hidden]
+const float* row_of(const py::array& x, int64_t hidden, const char* name) {
+  const auto view = matrix_of<float>(x, kOp, name);
+  MOE_CHECK(view.rows == 1 && view.cols == hidden, "[token_step] ", name, " has shape ",
+            shape_text(x), "; [1, ", hidden, "] is required");
+  return view.data;
+}
+
+TokenCache cache_of(py::array& rows, std::optional<py::array>& scales, const char* name) {
+  TokenCache cache;
+  cache.rows = heads_of(rows, kOp, name, scales.has_value());
+  MOE_CHECK(rows.writeable() && (!scales || scales->writeable()), "[token_step] ", name,
+            " are read-only");
+  if (scales) {
+    add_scales(cache.rows, *scales, kOp, name);
+    cache.scales = static_cast<float*>(scales->mutable_data());
+    cache.scale_token_stride = 1;
+    cache.scale_head_stride = cache.rows.scale_head_stride;
+  }
+  return cache;
+}
+
+py::array_t<float> run_attention(const BoundAttention& bound, const py::array& x,
+                                 const std::optional<std::pair<py::array, py::array>>& angles,
+                                 py::array keys, py::array values,
+                                 std::optional<py::array> key_scales,
+                                 std::optional<py::array> value_scales, int64_t position) {
+  const int64_t hidden = bound.step.q.cols();
+  const float* row = row_of(x, hidden, "x");
+  TokenAngles token;
+  if (angles) {
+    const auto cos = matrix_of<float>(angles->first, kOp, "cos");
+    const auto sin = matrix_of<float>(angles->second, kOp, "sin");
+    MOE_CHECK(cos.rows == 1 && sin.rows == 1 && cos.cols == sin.cols, "[token_step] cos has shape ",
+              shape_text(angles->first), ", sin ", shape_text(angles->second),
+              "; one row each is required");
+    token = {cos.data, sin.data, cos.cols};
+  }
+  const TokenCache kept_keys = cache_of(keys, key_scales, "keys");
+  const TokenCache kept_values = cache_of(values, value_scales, "values");
+  auto out = new_array<float>({1, hidden});
+  float* data = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    attention_step(bound.step, row, token, kept_keys, kept_values, position, data);
+  }
+  return out;
+}
+
+using Arrays = std::tuple<py::array_t<float>, py::array_t<int32_t>, py::array_t<float>>;
+
+Arrays run_experts(const BoundExperts& bound, const py::array& x, const py::array& added,
+                   std::optional<ExpertTally*> tally, int64_t layer) {
+  const ExpertsStep& step = bound.step;
+  const int64_t hidden = step.router.cols();
+  const float *row = row_of(x, hidden, "x"), *other = row_of(added, hidden, "added");
+  auto experts = new_array<int32_t>({1, step.rule.top_k});
+  auto weights = new_array<float>({1, step.rule.top_k});
+  auto out = new_array<float>({1, hidden});
+  int32_t* chosen = experts.mutable_data();
+  float* by = weights.mutable_data();
+  float* data = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    experts_step(step, row, other, chosen, by, data);
+  }
+  if (ExpertTally* counts = tally.value_or(nullptr)) {
+    counts->count(layer, chosen, 1, step.rule.top_k);
+  }
+  return {std::move(out), std::move(experts), std::move(weights)};
+}
+
+}  // namespace
+
+void bind_token_step(py::module_& m) {
+  py::class_<Linear>(m, "LinearView", "A packed matrix and its bias.")
+      .def(py::init([](const PackedWeight& weight, OptionalArray bias) {
+             Linear linear{&weight, std::move(bias)};
+             linear.view();  // a wrong bias is told now
+             return linear;
+           }),
+           py::arg("weight"), py::arg("bias"), py::keep_alive<1, 2>());
+  py::class_<RmsNorm>(m, "RmsNormView", "rms_norm's arguments.")
+      .def(py::init(&make_norm), py::arg("weight"), py::arg("eps"), py::arg("offset"));
+
+  py::class_<BoundAttention>(m, "AttentionStep",
+                             "What attention adds to a token's row, its norm included.")
+      .def(py::init(&make_attention), py::arg("norm"), py::arg("q"), py::arg("k"), py::arg("v"),
+           py::arg("o"), py::arg("q_norm"), py::arg("k_norm"), py::arg("heads"),
+           py::arg("kv_heads"), py::arg("interleaved"), py::arg("scale"), py::arg("softcap"),
+           py::arg("window"), py::arg("chunk"), py::arg("sinks"), py::keep_alive<1, 2>(),
+           py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 5>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
+      .def("run", &run_attention, py::arg("x"), py::arg("angles"), py::arg("keys"),
+           py::arg("values"), py::arg("key_scales"), py::arg("value_scales"), py::arg("position"),
+           "x [1, H]; the caches [room, heads, dim] with scales [room, heads] or None.");
+  py::class_<BoundExperts>(
+      m, "ExpertsStep", "x + added and what the experts add to it, their norm and router included.")
+      .def(py::init(&make_experts), py::arg("norm"), py::arg("router"), py::arg("rule"),
+           py::arg("select_bias"), py::arg("experts"), py::arg("shared"), py::arg("compute"),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 6>(),
+           py::keep_alive<1, 7>())
+      .def("run", &run_experts, py::arg("x"), py::arg("added"), py::arg("tally"), py::arg("layer"),
+           "x, added [1, H] -> (rows [1, H], experts [1, K], weights [1, K]).");
+}
+
+}  // namespace moe::bindings
