@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
+from ..ops.watched import Watched
 from .batch import Batch
 from .gates import sigmoid, softplus
 from .linear import Linear, together
@@ -66,7 +67,7 @@ class LongContext:
         return cos, sin
 
 
-class Attention:
+class Attention(Watched):
     """`heads` queries share `kv_heads` keys and values; position by rotation of q and k.
 
     Linear layers: q [heads * D, H], k [kv_heads * D, H], v [kv_heads * V, H], o [H, heads * V]; v
@@ -206,6 +207,21 @@ class Attention:
         self.gate = gate
         self.gate_activation = gate_activation
         self.gated_queries = gated_queries
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it projections, norms of heads, rotation, attention and nothing else?"""
+        return (
+            self.v is not self.k
+            and self.v_norm is None
+            and self.clip is None
+            and self.value_scale == 1.0
+            and self.temperature is None
+            and self.long is None
+            and self.gate is None
+            and not self.gated_queries
+            and not (self.norm_after_rope and (self.q_norm or self.k_norm))
+        )
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:

@@ -4,9 +4,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ..ops.watched import Watched
 from .batch import Batch
 from .moe import MLP, MoE
 from .norm import Norm
+from .token_steps import TokenSteps
 from .types import Floats, Weights
 
 
@@ -32,7 +34,7 @@ class Layer(Protocol):
     def weights(self) -> Weights: ...
 
 
-class Block:
+class Block(Watched):
     """x += attention(norm(x)); x += ffn(norm(x)): the residual layer.
 
     Where its norms stand is a choice of the family: before each half (`attention_norm`,
@@ -44,6 +46,7 @@ class Block:
     """
 
     __slots__ = (
+        "_steps",
         "attention",
         "attention_norm",
         "attention_post_norm",
@@ -76,6 +79,7 @@ class Block:
         self.ffn_post_norm = ffn_post_norm
         self.parallel = parallel
         self.residual = residual
+        self._steps = TokenSteps()
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:
@@ -93,16 +97,39 @@ class Block:
         return self.ffn if isinstance(self.ffn, MoE) else None
 
     def __call__(self, x: Floats, batch: Batch | None = None, layer: int = 0) -> Floats:
-        normed = x if self.attention_norm is None else self.attention_norm(x)
-        mixed = self._added(self.attention(normed, batch, layer), self.attention_post_norm)
         if self.parallel:
+            normed = x if self.attention_norm is None else self.attention_norm(x)
+            mixed = self._added(self.attention(normed, batch, layer), self.attention_post_norm)
             x = x + mixed
-        elif self.ffn_norm is None:
+            x += self._added(self.ffn(normed, batch, layer), self.ffn_post_norm)
+            return x
+        if batch is not None and len(x) == len(batch.sequences) == 1:
+            return self._step(x, batch, layer)
+        return self._fed(x, self._mixed(x, batch, layer), batch, layer)
+
+    def _step(self, x: Floats, batch: Batch, layer: int) -> Floats:
+        """The same for one token: each half in one call of the core where it can."""
+        steps = self._steps.of(self)
+        if steps.attention is not None:
+            mixed = self._added(steps.attention(x, batch, layer), self.attention_post_norm)
+        else:
+            mixed = self._mixed(x, batch, layer)
+        if steps.experts is not None and batch.routing is None:
+            return steps.experts(x, mixed, batch, layer)
+        return self._fed(x, mixed, batch, layer)
+
+    def _mixed(self, x: Floats, batch: Batch | None, layer: int) -> Floats:
+        """What the attention half adds."""
+        normed = x if self.attention_norm is None else self.attention_norm(x)
+        return self._added(self.attention(normed, batch, layer), self.attention_post_norm)
+
+    def _fed(self, x: Floats, mixed: Floats, batch: Batch | None, layer: int) -> Floats:
+        """x + mixed, and the feed-forward half behind it."""
+        if self.ffn_norm is None:
             normed = x = x + mixed
         else:
             normed, x = self.ffn_norm.of_sum(x, mixed)
-        added = self._added(self.ffn(normed, batch, layer), self.ffn_post_norm)
-        x += added  # of_sum and the sums above have made x anew
+        x += self._added(self.ffn(normed, batch, layer), self.ffn_post_norm)  # made anew above
         return x
 
     def _added(self, part: Floats, norm: Norm | None) -> Floats:

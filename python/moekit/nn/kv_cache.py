@@ -96,6 +96,17 @@ class KVCache:
                 )
         return tuple([stream.append(given) for given, stream in zip(rows, streams, strict=True)])
 
+    def room(self, layer: int) -> tuple[Any, ...]:
+        """The layer's parts with room for one token more, which counts already: the core fills it.
+
+        A part has ``length`` tokens in ``flat`` [room, heads, width], int8 ones with
+        ``flat_scales`` [room, heads].
+        """
+        streams = self._streams(layer)
+        for stream in streams:
+            stream.extend(1)
+        return tuple(streams)
+
     def recall(self, key: Any, count: int) -> tuple[Array | None, ...]:
         """The ``count`` arrays of a recurrent state, or as many None before the first token."""
         state = self.state.get(key)
@@ -221,27 +232,32 @@ class _Rows:
         self._capacity, width = buffer.shape[-2:]
         flat = (prod(self.shape[:-1]), self._capacity, width)
         self._places = buffer.transpose(self._tokens_first)
-        self._flat = buffer.reshape(flat).transpose(1, 0, 2)
-        self._scale_places = self._flat_scales = None
+        self.flat = buffer.reshape(flat).transpose(1, 0, 2)
+        self._scale_places = self.flat_scales = None
         if scales is not None:
             self._scale_places = scales.transpose(self._tokens_first[:-1])
-            self._flat_scales = scales.reshape(flat[:2]).transpose()
+            self.flat_scales = scales.reshape(flat[:2]).transpose()
 
     @property
     def nbytes(self) -> int:
         return self.buffer.nbytes + (0 if self.scales is None else self.scales.nbytes)
 
     def append(self, rows: Array) -> Kept:
-        start, stop = self.length, self.length + len(rows)
+        start = self.extend(len(rows))
+        view = self.view()
+        self._keep(rows, start)
+        return view
+
+    def extend(self, count: int) -> int:
+        """Makes `count` tokens more count, whose rows are to be written; where they begin."""
+        start, stop = self.length, self.length + count
         if stop > self._capacity or start < self._shared:
             grown = max(stop, self._capacity, _FIRST_CAPACITY)
             if stop > self._capacity:
                 grown = max(grown, self._capacity * 3 // 2)
             self._move(grown)
         self.length = stop
-        view = self.view()
-        self._keep(rows, start)
-        return view
+        return start
 
     def _keep(self, rows: Array, start: int) -> None:
         seen = slice(start, self.length)
@@ -249,9 +265,9 @@ class _Rows:
             self._places[seen] = rows
             return
         if rows.dtype != np.float32 or rows.strides[-1] != 4 or rows.ndim != 3:
-            rows = np.ascontiguousarray(rows, np.float32).reshape(len(rows), *self._flat.shape[1:])
-        scales = None if self._flat_scales is None else self._flat_scales[seen]
-        _core.keep_rows(rows, self._flat[seen], scales)
+            rows = np.ascontiguousarray(rows, np.float32).reshape(len(rows), *self.flat.shape[1:])
+        scales = None if self.flat_scales is None else self.flat_scales[seen]
+        _core.keep_rows(rows, self.flat[seen], scales)
 
     def view(self) -> Kept:
         values = self._places[: self.length]

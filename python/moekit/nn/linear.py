@@ -7,10 +7,11 @@ import numpy.typing as npt
 
 from .. import ops
 from ..ops import PackedWeight
+from ..ops.watched import Watched
 from .types import Floats, Weights
 
 
-class Linear:
+class Linear(Watched):
     """y = x Wᵀ + bias, with W [rows, cols] packed in any format.
 
     `weight` is a PackedWeight, or an array [rows, cols] that is packed in `format`; `bias` [rows]

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..ops import Assignment, Experts
+from ..ops.watched import Watched
 from .batch import Batch
 from .gates import sigmoid
 from .linear import Linear
@@ -29,7 +30,7 @@ def _expert_work(experts: Experts) -> int:
     return (2 if experts.gate is None else 3) * experts.hidden * experts.inter
 
 
-class MoE:
+class MoE(Watched):
     """Routes each row to its experts and adds up what they give, the shared expert's part last.
 
     `router` is a `Router` or a function `(x, logits) -> Assignment`; a function that replaces a
@@ -96,6 +97,17 @@ class MoE:
     def count(self) -> int:
         """Ids that a router may give: 0 to count - 1, the zero experts last."""
         return self.experts.count + self.zero_experts
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it a router, experts and at most an ungated shared expert, and nothing else?"""
+        return (
+            self.shared_gate is None
+            and self.bias is None
+            and self.capacity is None
+            and not self.average
+            and self.zero_experts == 0
+        )
 
     @property
     def router(self) -> Router | RouterFunction:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import ops
+from ..ops.watched import Watched
 from .types import Floats, Weights
 
 
@@ -19,7 +20,7 @@ class Norm(Protocol):
     def size(self) -> int | None: ...
 
 
-class RMSNorm:
+class RMSNorm(Watched):
     """x / sqrt(mean(x²) + eps) * (weight + offset) over the last axis.
 
     Zhang & Sennrich, arXiv 1910.07467. `weight` [H] is kept in float32, None is 1 (Llama 4's norm

@@ -28,6 +28,7 @@ _NOT_FOLLOWED = {
     "expert_origin",
     "_banks",
     "_everyone",
+    "_steps",
 }
 
 

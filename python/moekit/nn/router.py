@@ -5,15 +5,16 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import ops
+from .. import _core, ops
 from ..ops import Assignment, PackedWeight
 from ..ops.router_rules import look_up
 from ..ops.routing import route_by, router_rule, weigh_by
+from ..ops.watched import Watched
 from .linear import Linear
 from .types import Floats, Ids, Weights
 
 
-class Router:
+class Router(Watched):
     """Scores `x` [T, H] against `weight` [E, H] and chooses `k` experts by `ops.route`'s rules.
 
     Every keyword is one of `ops.route` (score, select_bias, groups, top_groups, group_score,
@@ -63,6 +64,11 @@ class Router:
     def rule(self) -> dict[str, Any]:
         """The keywords of `ops.route` that this router uses, without k."""
         return dict(self._rule)
+
+    @property
+    def core_rule(self) -> tuple[_core.RouterRule, Floats | None]:
+        """The rule as the core reads it, and the bias [E] that selects."""
+        return self._core_rule, self._select_bias
 
     @property
     def weighs_input(self) -> bool:

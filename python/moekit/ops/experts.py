@@ -10,13 +10,14 @@ import numpy as np
 from moekit import _core
 from moekit.ops.arrays import Float32, Int32, as_count, as_float32, check_type
 from moekit.ops.assignment import Assignment
+from moekit.ops.watched import Watched
 from moekit.ops.weights import Formats, PackedWeight, pack
 
 # (rows, their experts' ids in the bank, the bank) -> what these rows get.
 Call: TypeAlias = "Callable[[slice, Int32, _core.ExpertBank], Float32]"
 
 
-class Experts:
+class Experts(Watched):
     """E feed-forward experts: ``down · (act(gate · x) * (up · x))``.
 
     Args:

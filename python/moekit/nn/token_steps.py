@@ -1,0 +1,155 @@
+"""A decoded token's way through half a block in one call of the core.
+
+Around the products of a token stand a dozen small operations, and the weights drive their code and
+data out of the caches in every layer: called one by one they cost a tenth of the token. The core
+runs them in the same order, with the same bytes. It holds what the parts were made of until a
+setting of one of them changes; a part that does more than its plain class is asked itself.
+"""
+
+from __future__ import annotations
+
+from operator import is_
+from typing import TYPE_CHECKING
+
+from .. import _core
+from ..ops import Assignment, Experts
+from ..ops.watched import settings
+from .attention import Attention
+from .linear import Linear
+from .moe import MoE
+from .norm import Norm, RMSNorm
+from .router import Router
+from .types import Floats
+
+if TYPE_CHECKING:
+    from .batch import Batch
+    from .block import Block
+
+
+class TokenSteps:
+    """The halves of a block that the core can run for a token; None for those that it cannot."""
+
+    __slots__ = ("_parts", "_seen", "attention", "experts")
+
+    def __init__(self) -> None:
+        self._parts: tuple[object, ...] = ()  # and not the block, which would live in a circle
+        self._seen = -1
+        self.attention: AttentionStep | None = None
+        self.experts: ExpertsStep | None = None
+
+    def of(self, block: Block) -> TokenSteps:
+        """Those of the block as it is now; a copy of a block with other parts gets its own."""
+        parts = (block.attention_norm, block.attention, block.ffn_norm, block.ffn)
+        if self._seen == settings.changes and all(map(is_, parts, self._parts)):
+            return self
+        steps = TokenSteps()
+        steps._parts, steps._seen = parts, settings.changes
+        steps.attention, steps.experts = AttentionStep.of(block), ExpertsStep.of(block)
+        object.__setattr__(block, "_steps", steps)  # no setting
+        return steps
+
+
+class AttentionStep:
+    """What attention adds to a token's row [1, H], its norm included."""
+
+    __slots__ = ("_attention", "_run")
+
+    def __init__(self, attention: Attention, core: _core.AttentionStep) -> None:
+        self._attention = attention
+        self._run = core.run
+
+    @classmethod
+    def of(cls, block: Block) -> AttentionStep | None:
+        """None where a part of the attention, or its norm, is none that the core knows."""
+        attention = block.attention
+        if type(attention) is not Attention or not attention.is_plain:
+            return None
+        limits = (attention.softcap, attention.window, attention.chunk)
+        if any(limit is not None and not limit > 0 for limit in limits):
+            return None  # the operation says what is wrong
+        linears = (attention.q, attention.k, attention.v, attention.o)
+        norm, head_norms = block.attention_norm, (attention.q_norm, attention.k_norm)
+        if any(type(linear) is not Linear for linear in linears) or type(norm) is not RMSNorm:
+            return None
+        if any(part is not None and type(part) is not RMSNorm for part in head_norms):
+            return None
+        core = _core.AttentionStep(
+            _norm(norm),
+            _linear(attention.q),
+            _linear(attention.k),
+            _linear(attention.v),
+            _linear(attention.o),
+            None if attention.q_norm is None else _norm(attention.q_norm),
+            None if attention.k_norm is None else _norm(attention.k_norm),
+            attention.heads,
+            attention.kv_heads,
+            attention.interleaved,
+            attention.scale,
+            attention.softcap or 0.0,
+            attention.window or 0,
+            attention.chunk or 0,
+            attention.sinks,
+        )
+        return cls(attention, core)
+
+    def __call__(self, x: Floats, batch: Batch, layer: int) -> Floats:
+        attention = self._attention
+        angles = None
+        if attention.frequencies is not None:
+            angles = batch.angles(attention.frequencies, attention.rope_factor)
+        keys, values = batch.sequences[0].room(layer)
+        return self._run(
+            x, angles, keys.flat, values.flat, keys.flat_scales, values.flat_scales, keys.length - 1
+        )
+
+
+class ExpertsStep:
+    """x [1, H] + added [1, H] and what the experts add to that, their norm and router included."""
+
+    __slots__ = ("_router", "_run")
+
+    def __init__(self, router: Router, core: _core.ExpertsStep) -> None:
+        self._router = router
+        self._run = core.run
+
+    @classmethod
+    def of(cls, block: Block) -> ExpertsStep | None:
+        """None where a part of the feed-forward half is none that the core knows."""
+        moe, norm = block.ffn, block.ffn_norm
+        if type(moe) is not MoE or type(norm) is not RMSNorm or not moe.is_plain:
+            return None
+        if block.parallel or block.ffn_post_norm is not None or block.residual != 1.0:
+            return None
+        router = moe.router
+        if type(router) is not Router or router.softcap is not None:
+            return None
+        parts = [moe.experts] if moe.shared is None else [moe.experts, moe.shared]
+        if any(type(part) is not Experts for part in parts) or type(router.linear) is not Linear:
+            return None
+        banks = [part.bank(part.activation) for part in parts]
+        core = _core.ExpertsStep(
+            _norm(norm),
+            _linear(router.linear),
+            *router.core_rule,
+            banks[0],
+            banks[1] if len(banks) > 1 else None,
+            moe.compute,
+        )
+        return cls(router, core)
+
+    def __call__(self, x: Floats, added: Floats, batch: Batch, layer: int) -> Floats:
+        out, experts, weights = self._run(x, added, batch.tally, layer)
+        if batch.choices is not None:
+            router = self._router
+            rule, _ = router.core_rule
+            batch.choices[layer] = Assignment.trusted(experts, weights, router.count, rule)
+        return out
+
+
+def _norm(norm: Norm) -> _core.RmsNormView:
+    assert isinstance(norm, RMSNorm)
+    return _core.RmsNormView(norm.weight, norm.eps, norm.offset)
+
+
+def _linear(linear: Linear) -> _core.LinearView:
+    return _core.LinearView(linear.weight.core, linear.bias)
