@@ -29,7 +29,9 @@ STEPS = {
     "minimax_m2": (True, True),  # a bias that selects, a part of a head rotated
     "qwen2_moe": (True, False),  # a gated shared expert
     "granitemoe": (True, False),  # a residual factor
-    "deepseek_v3": (False, True),  # latent attention
+    "deepseek_v3": (True, True),  # latent attention with compressed queries
+    "deepseek_v2": (True, True),
+    "deepseek_v32": (False, True),  # an indexer
     "dbrx": (False, False),  # clamped projections, LayerNorm
 }
 

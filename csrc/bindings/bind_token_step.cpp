@@ -11,6 +11,7 @@
 #include "bindings/array.h"
 #include "bindings/bank.h"
 #include "bindings/heads.h"
+#include "moe/ops/latent_step.h"
 #include "moe/ops/tally.h"
 #include "moe/ops/token_step.h"
 
@@ -46,6 +47,11 @@ struct BoundAttention {
   AttentionStep step;
   std::optional<RmsNormView> q_norm, k_norm;
   OptionalArray sinks;
+};
+struct BoundLatent {
+  LatentStep step;
+  std::optional<LinearView> q_a;
+  std::optional<RmsNormView> q_norm;
 };
 struct BoundExperts {
   ExpertsStep step;
@@ -93,6 +99,31 @@ std::unique_ptr<BoundAttention> make_attention(const RmsNorm& norm, const Linear
   return bound;
 }
 
+std::unique_ptr<BoundLatent> make_latent(const RmsNorm& norm, const Linear& q, const Linear& kv_a,
+                                         const RmsNorm& kv_norm, const PackedWeight& key_up,
+                                         const PackedWeight& value_up, const Linear& o,
+                                         std::optional<const Linear*> q_a,
+                                         std::optional<const RmsNorm*> q_norm, bool interleaved,
+                                         float scale) {
+  auto bound = std::make_unique<BoundLatent>();
+  LatentStep& step = bound->step;
+  step.norm = norm.view;
+  step.kv_norm = kv_norm.view;
+  step.q = q.view();
+  step.kv_a = kv_a.view();
+  step.o = o.view();
+  if (const Linear* given = q_a.value_or(nullptr)) bound->q_a = given->view();
+  if (const RmsNorm* given = q_norm.value_or(nullptr)) bound->q_norm = given->view;
+  step.q_a = bound->q_a ? &*bound->q_a : nullptr;
+  step.q_norm = bound->q_norm ? &*bound->q_norm : nullptr;
+  step.key_up = &key_up;
+  step.value_up = &value_up;
+  step.interleaved = interleaved;
+  step.scale = scale;
+  check_step(step);
+  return bound;
+}
+
 std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& router,
                                            const RouterRule& rule, OptionalArray select_bias,
                                            const Bank& experts, std::optional<const Bank*> shared,
@@ -134,22 +165,25 @@ TokenCache cache_of(py::array& rows, std::optional<py::array>& scales, const cha
   return cache;
 }
 
+using Angles = std::optional<std::pair<py::array, py::array>>;
+
+TokenAngles angles_of(const Angles& angles) {
+  if (!angles) return {};
+  const auto cos = matrix_of<float>(angles->first, kOp, "cos");
+  const auto sin = matrix_of<float>(angles->second, kOp, "sin");
+  MOE_CHECK(cos.rows == 1 && sin.rows == 1 && cos.cols == sin.cols, "[token_step] cos has shape ",
+            shape_text(angles->first), ", sin ", shape_text(angles->second),
+            "; one row each is required");
+  return {cos.data, sin.data, cos.cols};
+}
+
 py::array_t<float> run_attention(const BoundAttention& bound, const py::array& x,
-                                 const std::optional<std::pair<py::array, py::array>>& angles,
-                                 py::array keys, py::array values,
+                                 const Angles& angles, py::array keys, py::array values,
                                  std::optional<py::array> key_scales,
                                  std::optional<py::array> value_scales, int64_t position) {
   const int64_t hidden = bound.step.q.cols();
   const float* row = row_of(x, hidden, "x");
-  TokenAngles token;
-  if (angles) {
-    const auto cos = matrix_of<float>(angles->first, kOp, "cos");
-    const auto sin = matrix_of<float>(angles->second, kOp, "sin");
-    MOE_CHECK(cos.rows == 1 && sin.rows == 1 && cos.cols == sin.cols, "[token_step] cos has shape ",
-              shape_text(angles->first), ", sin ", shape_text(angles->second),
-              "; one row each is required");
-    token = {cos.data, sin.data, cos.cols};
-  }
+  const TokenAngles token = angles_of(angles);
   const TokenCache kept_keys = cache_of(keys, key_scales, "keys");
   const TokenCache kept_values = cache_of(values, value_scales, "values");
   auto out = new_array<float>({1, hidden});
@@ -157,6 +191,22 @@ py::array_t<float> run_attention(const BoundAttention& bound, const py::array& x
   {
     const py::gil_scoped_release release;
     attention_step(bound.step, row, token, kept_keys, kept_values, position, data);
+  }
+  return out;
+}
+
+py::array_t<float> run_latent(const BoundLatent& bound, const py::array& x, const Angles& angles,
+                              py::array entries, std::optional<py::array> scales,
+                              int64_t position) {
+  const int64_t hidden = bound.step.hidden();
+  const float* row = row_of(x, hidden, "x");
+  const TokenAngles token = angles_of(angles);
+  const TokenCache kept = cache_of(entries, scales, "entries");
+  auto out = new_array<float>({1, hidden});
+  float* data = out.mutable_data();
+  {
+    const py::gil_scoped_release release;
+    latent_step(bound.step, row, token, kept, position, data);
   }
   return out;
 }
@@ -208,6 +258,17 @@ void bind_token_step(py::module_& m) {
       .def("run", &run_attention, py::arg("x"), py::arg("angles"), py::arg("keys"),
            py::arg("values"), py::arg("key_scales"), py::arg("value_scales"), py::arg("position"),
            "x [1, H]; the caches [room, heads, dim] with scales [room, heads] or None.");
+  py::class_<BoundLatent>(m, "LatentStep",
+                          "What latent attention adds to a token's row, its norm included.")
+      .def(py::init(&make_latent), py::arg("norm"), py::arg("q"), py::arg("kv_a"),
+           py::arg("kv_norm"), py::arg("key_up"), py::arg("value_up"), py::arg("o"), py::arg("q_a"),
+           py::arg("q_norm"), py::arg("interleaved"), py::arg("scale"), py::keep_alive<1, 2>(),
+           py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 5>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>(),
+           py::keep_alive<1, 9>(), py::keep_alive<1, 10>())
+      .def("run", &run_latent, py::arg("x"), py::arg("angles"), py::arg("entries"),
+           py::arg("scales"), py::arg("position"),
+           "x [1, H]; the cache [room, 1, L + R] with scales [room, 1] or None.");
   py::class_<BoundExperts>(
       m, "ExpertsStep", "x + added and what the experts add to it, their norm and router included.")
       .def(py::init(&make_experts), py::arg("norm"), py::arg("router"), py::arg("rule"),

@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['AttentionStep', 'ExpertBank', 'ExpertTally', 'ExpertsStep', 'Fingerprint', 'LimitProbe', 'Limits', 'LinearView', 'Measured', 'PackedWeight', 'RmsNormView', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul_each', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
+__all__: list[str] = ['AttentionStep', 'ExpertBank', 'ExpertTally', 'ExpertsStep', 'Fingerprint', 'LatentStep', 'LimitProbe', 'Limits', 'LinearView', 'Measured', 'PackedWeight', 'RmsNormView', 'RouterRule', 'ThreadLimit', 'advance_states', 'attention', 'causal_conv', 'choose_tokens', 'clock_seconds', 'combine', 'compiler', 'cpu_name', 'decay_factors', 'dot_of', 'embed', 'format_names', 'gate', 'gated_rms_norm', 'ggml_grid', 'gptq_factor', 'gptq_format_names', 'grouped_matmul', 'hyper_connection', 'isa', 'keep_rows', 'last_level_cache_bytes', 'layer_norm', 'limit_capacity', 'matmul_each', 'measure_limits', 'mix_streams', 'moe_ffn', 'moe_ffn_plain', 'num_threads', 'packed_bytes', 'permute', 'plan', 'pool_windows', 'rms_norm', 'rope', 'rope_angles', 'route', 'runnable_isas', 'sample', 'select_keys', 'selective_scan', 'set_isa', 'set_num_threads', 'sparse_attention', 'time_step', 'weigh']
 class ThreadLimit:
     """
     Inside, this thread's calls use at most so many.
@@ -135,6 +135,16 @@ class AttentionStep:
     def run(self, x: numpy.ndarray, angles: tuple[numpy.ndarray, numpy.ndarray] | None, keys: numpy.ndarray, values: numpy.ndarray, key_scales: numpy.ndarray | None, value_scales: numpy.ndarray | None, position: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
         """
         x [1, H]; the caches [room, heads, dim] with scales [room, heads] or None.
+        """
+class LatentStep:
+    """
+    What latent attention adds to a token's row, its norm included.
+    """
+    def __init__(self, norm: RmsNormView, q: LinearView, kv_a: LinearView, kv_norm: RmsNormView, key_up: PackedWeight, value_up: PackedWeight, o: LinearView, q_a: LinearView | None, q_norm: RmsNormView | None, interleaved: bool, scale: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        ...
+    def run(self, x: numpy.ndarray, angles: tuple[numpy.ndarray, numpy.ndarray] | None, entries: numpy.ndarray, scales: numpy.ndarray | None, position: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        x [1, H]; the cache [room, 1, L + R] with scales [room, 1] or None.
         """
 class ExpertsStep:
     """

@@ -6,27 +6,11 @@
 #include "moe/base/check.h"
 #include "moe/kernels/table.h"
 #include "moe/ops/grouped_gemm.h"
-#include "moe/ops/norm.h"
 #include "moe/ops/rope.h"
 
 namespace moe {
 
 namespace {
-
-void check_norm(const RmsNormView& norm, int64_t size, const char* name) {
-  MOE_CHECK(norm.size == 0 || norm.size == size, "[token_step] ", name, " has ", norm.size,
-            " numbers; ", size, " are required");
-}
-
-void run_norm(const RmsNormView& norm, MatrixView<const float> x, float* out,
-              const float* residual = nullptr, float* sum = nullptr) {
-  NormParts parts;
-  parts.weight = norm.weight;
-  parts.offset = norm.offset;
-  parts.residual = residual;
-  parts.sum = sum;
-  rms_norm(x, parts, norm.eps, out);
-}
 
 // A projection of one token, in place.
 void norm_heads(const RmsNormView* norm, int64_t heads, int64_t width, float* x) {
@@ -35,46 +19,6 @@ void norm_heads(const RmsNormView* norm, int64_t heads, int64_t width, float* x)
   const MatrixView<const float> rows = per_head ? MatrixView<const float>{x, heads, width}
                                                 : MatrixView<const float>{x, 1, heads * width};
   run_norm(*norm, rows, x);
-}
-
-// A token's row [heads, dim].
-HeadsView token_row(const float* data, int64_t heads, int64_t dim) {
-  HeadsView view;
-  view.data = data;
-  view.tokens = 1;
-  view.heads = heads;
-  view.dim = dim;
-  view.token_stride = heads * dim;
-  view.head_stride = dim;
-  return view;
-}
-
-int64_t bytes_of(const CacheRows& rows) {
-  return rows.scales != nullptr ? 1 : static_cast<int64_t>(dtype_bytes(rows.rows.dtype));
-}
-
-void keep_token(const float* row, const TokenCache& cache, int64_t position) {
-  CacheRows to = cache;
-  auto* data = static_cast<std::byte*>(const_cast<void*>(cache.rows.data));
-  to.rows.data = data + position * cache.rows.token_stride * bytes_of(cache);
-  to.rows.tokens = 1;
-  if (to.scales != nullptr) to.scales += position * to.scale_token_stride;
-  keep_rows(token_row(row, cache.rows.heads, cache.rows.dim), to);
-}
-
-HeadsView first_rows(const TokenCache& cache, int64_t tokens) {
-  HeadsView view = cache.rows;
-  view.tokens = tokens;
-  return view;
-}
-
-void check_cache(const TokenCache& cache, int64_t heads, int64_t dim, int64_t position,
-                 const char* name) {
-  MOE_CHECK(cache.rows.heads == heads && cache.rows.dim == dim, "[token_step] the cache's ", name,
-            " are [", cache.rows.heads, ", ", cache.rows.dim, "]; [", heads, ", ", dim,
-            "] are required");
-  MOE_CHECK(position >= 0 && position < cache.rows.tokens, "[token_step] position is ", position,
-            "; the cache has room for ", cache.rows.tokens, " ", name);
 }
 
 }  // namespace

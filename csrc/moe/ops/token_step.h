@@ -9,28 +9,11 @@
 
 #include <cstdint>
 
-#include "moe/ops/attention.h"
-#include "moe/ops/kv_cache.h"
 #include "moe/ops/moe_block.h"
 #include "moe/ops/router.h"
+#include "moe/ops/token_parts.h"
 
 namespace moe {
-
-/// x · Wᵀ + bias; the bias [rows] may be null.
-struct LinearView {
-  const PackedWeight* weight = nullptr;
-  const float* bias = nullptr;
-
-  int64_t rows() const { return weight->rows(); }
-  int64_t cols() const { return weight->cols(); }
-};
-
-/// rms_norm's arguments. `size` is the weight's, 0 without one: it then fits every row.
-struct RmsNormView {
-  const float* weight = nullptr;
-  int64_t size = 0;
-  float offset = 0.0f, eps = 0.0f;
-};
 
 /// Grouped-query attention behind a norm. `q_norm` and `k_norm` may be null; of a head's size (or
 /// none) they norm each head, else the whole projection.
@@ -44,16 +27,6 @@ struct AttentionStep {
   float scale = 1.0f, softcap = 0.0f;
   int64_t window = 0, chunk = 0;
   const float* sinks = nullptr;  // [heads], or null
-};
-
-/// Where a sequence's rows of one kind lie: `rows.tokens` is what there is room for.
-using TokenCache = CacheRows;
-
-/// cos and sin [half] of the token's position; null: no rotation.
-struct TokenAngles {
-  const float* cos = nullptr;
-  const float* sin = nullptr;
-  int64_t half = 0;
 };
 
 /// Throws ValueError unless the sizes of a step's parts fit together.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from .. import ops
 from ..ops import PackedWeight
+from ..ops.watched import Watched
 from .attention import LongContext, QueryTemperature
 from .batch import Batch
 from .gates import sigmoid
@@ -23,7 +24,7 @@ from .norm import Norm
 from .types import Floats, Weights
 
 
-class MLA:
+class MLA(Watched):
     """Latent attention. Sizes: heads h, latent L, nope N, rope R, value V.
 
     `q` (or `q_a`, `q_norm`, `q_b` where queries are compressed too) gives [h * (N + R)], `kv_a`
@@ -120,6 +121,19 @@ class MLA:
         self.selected = shares_selection if indexer is None else indexer.top_k
         if indexer is not None and (q_a is None or frequencies is None):
             raise ValueError("[MLA] an indexer was given; q_a and frequencies are required with it")
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it projections, norms, rotation, attention to every token and nothing else?"""
+        return (
+            self.temperature is None
+            and self.long is None
+            and self.gate is None
+            and self.indexer is None
+            and self.selected is None
+            and self.first_stream == 0
+            and (self.q_a is not None or self.q_norm is None)
+        )
 
     @property
     def cache_rows(self) -> tuple[tuple[int, ...], ...]:

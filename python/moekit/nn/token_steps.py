@@ -16,6 +16,7 @@ from ..ops import Assignment, Experts
 from ..ops.watched import settings
 from .attention import Attention
 from .linear import Linear
+from .mla import MLA
 from .moe import MoE
 from .norm import Norm, RMSNorm
 from .router import Router
@@ -34,7 +35,7 @@ class TokenSteps:
     def __init__(self) -> None:
         self._parts: tuple[object, ...] = ()  # and not the block, which would live in a circle
         self._seen = -1
-        self.attention: AttentionStep | None = None
+        self.attention: AttentionStep | LatentStep | None = None
         self.experts: ExpertsStep | None = None
 
     def of(self, block: Block) -> TokenSteps:
@@ -44,7 +45,8 @@ class TokenSteps:
             return self
         steps = TokenSteps()
         steps._parts, steps._seen = parts, settings.changes
-        steps.attention, steps.experts = AttentionStep.of(block), ExpertsStep.of(block)
+        steps.attention = AttentionStep.of(block) or LatentStep.of(block)
+        steps.experts = ExpertsStep.of(block)
         object.__setattr__(block, "_steps", steps)  # no setting
         return steps
 
@@ -93,14 +95,54 @@ class AttentionStep:
         return cls(attention, core)
 
     def __call__(self, x: Floats, batch: Batch, layer: int) -> Floats:
-        attention = self._attention
-        angles = None
-        if attention.frequencies is not None:
-            angles = batch.angles(attention.frequencies, attention.rope_factor)
+        angles = _angles(self._attention, batch)
         keys, values = batch.sequences[0].room(layer)
         return self._run(
             x, angles, keys.flat, values.flat, keys.flat_scales, values.flat_scales, keys.length - 1
         )
+
+
+class LatentStep:
+    """The same where it is latent."""
+
+    __slots__ = ("_attention", "_run")
+
+    def __init__(self, attention: MLA, core: _core.LatentStep) -> None:
+        self._attention = attention
+        self._run = core.run
+
+    @classmethod
+    def of(cls, block: Block) -> LatentStep | None:
+        """None where a part of the attention, or its norm, is none that the core knows."""
+        attention, norm = block.attention, block.attention_norm
+        if type(attention) is not MLA or not attention.is_plain or type(norm) is not RMSNorm:
+            return None
+        linears = [attention.q, attention.kv_a, attention.o]
+        linears += [] if attention.q_a is None else [attention.q_a]
+        norms = [attention.kv_norm] + ([] if attention.q_norm is None else [attention.q_norm])
+        if any(type(part) is not Linear for part in linears):
+            return None
+        if any(type(part) is not RMSNorm for part in norms):
+            return None
+        core = _core.LatentStep(
+            _norm(norm),
+            _linear(attention.q),
+            _linear(attention.kv_a),
+            _norm(attention.kv_norm),
+            attention.key_up.core,
+            attention.value_up.core,
+            _linear(attention.o),
+            None if attention.q_a is None else _linear(attention.q_a),
+            None if attention.q_norm is None else _norm(attention.q_norm),
+            attention.interleaved,
+            attention.scale,
+        )
+        return cls(attention, core)
+
+    def __call__(self, x: Floats, batch: Batch, layer: int) -> Floats:
+        angles = _angles(self._attention, batch)
+        (entries,) = batch.sequences[0].room(layer)
+        return self._run(x, angles, entries.flat, entries.flat_scales, entries.length - 1)
 
 
 class ExpertsStep:
@@ -144,6 +186,12 @@ class ExpertsStep:
             rule, _ = router.core_rule
             batch.choices[layer] = Assignment.trusted(experts, weights, router.count, rule)
         return out
+
+
+def _angles(attention: Attention | MLA, batch: Batch) -> tuple[Floats, Floats] | None:
+    if attention.frequencies is None:
+        return None
+    return batch.angles(attention.frequencies, attention.rope_factor)
 
 
 def _norm(norm: Norm) -> _core.RmsNormView:
