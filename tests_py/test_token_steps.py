@@ -109,6 +109,9 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "attention.clip": lambda b: setattr(b.attention, "clip", 0.1),
     "attention_norm.eps": lambda b: setattr(b.attention_norm, "eps", 0.5),
     "attention_norm.weight in place": lambda b: b.attention_norm.weight.__imul__(np.float32(-2)),
+    "attention_norm.weight in double": lambda b: setattr(
+        b.attention_norm, "weight", b.attention_norm.weight.astype(np.float64) * 3
+    ),
     "ffn_norm": lambda b: setattr(b, "ffn_norm", nn.RMSNorm(None, 1e-3)),
     "residual": lambda b: setattr(b, "residual", 0.5),
     "parallel": lambda b: (setattr(b, "ffn_norm", None), setattr(b, "parallel", True)),

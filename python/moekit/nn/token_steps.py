@@ -45,8 +45,11 @@ class TokenSteps:
             return self
         steps = TokenSteps()
         steps._parts, steps._seen = parts, settings.changes
-        steps.attention = AttentionStep.of(block) or LatentStep.of(block)
-        steps.experts = ExpertsStep.of(block)
+        try:
+            steps.attention = AttentionStep.of(block) or LatentStep.of(block)
+            steps.experts = ExpertsStep.of(block)
+        except (TypeError, ValueError):
+            pass  # arrays of another kind, sizes that do not fit: the operations convert or tell
         object.__setattr__(block, "_steps", steps)  # no setting
         return steps
 
