@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,6 +50,18 @@ template <class T>
 MatrixView<const T> matrix_of(const py::array& array, const char* op, const char* argument) {
   const T* data = data_of<T>(array, 2, op, argument);
   return {data, array.shape(0), array.shape(1)};
+}
+
+using OptionalArray = std::optional<py::array>;
+
+/// Floats [n], or null.
+inline const float* vector_of(const OptionalArray& array, int64_t n, const char* op,
+                              const char* name) {
+  if (!array) return nullptr;
+  const float* data = data_of<float>(*array, 1, op, name);
+  MOE_CHECK(array->shape(0) == n, "[", op, "] ", name, " has shape ", shape_text(*array), "; [", n,
+            "] is required");
+  return data;
 }
 
 /// A fresh array; its memory is not initialised. A large one's is kept for the next when it dies.

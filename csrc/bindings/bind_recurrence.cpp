@@ -18,7 +18,6 @@ namespace moe::bindings {
 
 namespace {
 
-using OptionalArray = std::optional<py::array>;
 /// What came out, and the state to go on from (or the second of two results).
 using Pair = std::pair<py::array_t<float>, py::array_t<float>>;
 using Shape = std::vector<py::ssize_t>;

@@ -63,8 +63,6 @@ RouterRule make_rule(const std::string& score, int top_k, int groups, int top_gr
   return rule;
 }
 
-using OptionalArray = std::optional<py::array>;
-
 RouterInput input_of(const py::array& logits, const OptionalArray& select_bias,
                      const OptionalArray& noise, const OptionalArray& mask, bool check_finite,
                      const char* op) {

@@ -15,17 +15,6 @@ namespace moe::bindings {
 
 namespace {
 
-using OptionalArray = std::optional<py::array>;
-
-/// weight or bias [n], or null.
-const float* vector_of(const OptionalArray& array, int64_t n, const char* op, const char* name) {
-  if (!array) return nullptr;
-  const float* data = data_of<float>(*array, 1, op, name);
-  MOE_CHECK(array->shape(0) == n, "[", op, "] ", name, " has shape ", shape_text(*array), "; [", n,
-            "] is required");
-  return data;
-}
-
 using Norm = void (*)(MatrixView<const float>, const NormParts&, float, float*);
 
 py::object run_norm(Norm norm, const char* op, const py::array& x, const OptionalArray& weight,

@@ -20,22 +20,12 @@ namespace moe::bindings {
 namespace {
 
 constexpr auto kOp = "token_step";
-using OptionalArray = std::optional<py::array>;
-
-const float* optional_vector(const OptionalArray& array, int64_t n, const char* name) {
-  if (!array) return nullptr;
-  const float* data = data_of<float>(*array, 1, kOp, name);
-  MOE_CHECK(array->shape(0) == n, "[token_step] ", name, " has shape ", shape_text(*array), "; [",
-            n, "] is required");
-  return data;
-}
-
 // What a LinearView and an RmsNormView point at.
 struct Linear {
   const PackedWeight* weight;
   OptionalArray bias;
 
-  LinearView view() const { return {weight, optional_vector(bias, weight->rows(), "bias")}; }
+  LinearView view() const { return {weight, vector_of(bias, weight->rows(), kOp, "bias")}; }
 };
 struct RmsNorm {
   OptionalArray weight;
@@ -94,7 +84,7 @@ std::unique_ptr<BoundAttention> make_attention(const RmsNorm& norm, const Linear
   step.window = window;
   step.chunk = chunk;
   bound->sinks = std::move(sinks);
-  step.sinks = optional_vector(bound->sinks, heads, "sinks");
+  step.sinks = vector_of(bound->sinks, heads, kOp, "sinks");
   check_step(step);
   return bound;
 }
@@ -134,7 +124,7 @@ std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& ro
   step.router = router.view();
   step.rule = rule;
   bound->select_bias = std::move(select_bias);
-  step.select_bias = optional_vector(bound->select_bias, step.router.rows(), "select_bias");
+  step.select_bias = vector_of(bound->select_bias, step.router.rows(), kOp, "select_bias");
   step.experts = experts.view();
   if (const Bank* given = shared.value_or(nullptr)) bound->shared = given->view();
   step.shared = bound->shared ? &*bound->shared : nullptr;
