@@ -2,6 +2,7 @@
 is set, recorded or counted meanwhile."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,24 @@ def test_a_model_is_freed_at_once(checkpoint_maker: Maker) -> None:
         assert [ref() for ref in alive] == [None] * len(alive)
     finally:
         gc.enable()
+
+
+def test_threads_decode_one_model_side_by_side(model: nn.Model) -> None:
+    prompts = [ids_of(seed, 30) for seed in range(3)]
+    alone = [decoded(model, ids) for ids in prompts]
+    together: dict[int, np.ndarray] = {}
+
+    def work(i: int) -> None:
+        together[i] = decoded(model, prompts[i])
+        model.layers[0].attention.window = None  # as it was: steps are made anew meanwhile
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, expected in enumerate(alone):
+        assert together[i].tobytes() == expected.tobytes()
 
 
 def test_a_wrong_setting_is_told_by_the_operation(model: nn.Model) -> None:

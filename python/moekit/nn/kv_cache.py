@@ -208,6 +208,21 @@ class _Rows:
     memory in one piece, which is what attention reads. int8 rows have scales [Hk, capacity].
     """
 
+    # A token looks at all of them, in memory that its weights have driven out of the caches.
+    __slots__ = (
+        "_capacity",
+        "_places",
+        "_scale_places",
+        "_shared",
+        "_tokens_first",
+        "buffer",
+        "flat",
+        "flat_scales",
+        "length",
+        "scales",
+        "shape",
+    )
+
     def __init__(self, shape: RowShape, dtype: np.dtype[Any]) -> None:
         self.shape = shape
         self.length = 0

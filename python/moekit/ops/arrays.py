@@ -20,7 +20,7 @@ Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
-_FLOAT32 = np.dtype(np.float32)
+_FLOAT32, _INT32, _INT64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
 # In the machine's byte order: the others are equal to none of these.
 _PLAIN = frozenset(
     np.dtype(kind)
@@ -166,6 +166,12 @@ def as_integers(
     ndim: int | tuple[int, ...] | None = None,
 ) -> Array:
     """``x`` as C-contiguous integers of ``dtype``; floats and what does not fit are refused."""
+    # A token's ids and positions, which need none of what follows.
+    if type(x) is np.ndarray and dtype is np.int64 and (ndim is None or x.ndim == ndim):
+        if x.dtype is _INT32:
+            return x.astype(_INT64, order="C")
+        if x.dtype is _INT64 and x.flags.c_contiguous:
+            return x
     array = to_numpy(x, op, name)
     if array.size == 0:
         array = array.astype(dtype)
