@@ -176,6 +176,37 @@ def test_a_subclass_is_asked_itself(model: nn.Model) -> None:
     assert decoded(model, ids).tobytes() == once.tobytes()
 
 
+def test_parts_of_the_callers_own_may_give_other_floats_and_keep_rows_themselves(
+    model: nn.Model, plain: Any
+) -> None:
+    class Wide(nn.Attention):
+        def __call__(self, *args: Any) -> np.ndarray:
+            return super().__call__(*args).astype(np.float64)
+
+    class Counting(nn.KVCache):
+        appended = 0
+
+        def append(self, layer: int, *rows: np.ndarray, first: int | None = None) -> Any:
+            self.appended += 1
+            return super().append(layer, *rows, first=first)
+
+    ids = ids_of(8)
+    expected = decoded(model, ids)
+    own = model.new_cache()
+    own.sequences = [Counting([block.cache_rows for block in model.layers])]
+    assert decoded(model, ids, own).tobytes() == expected.tobytes()
+    assert own.sequences[0].appended == len(ids) * len(model.layers)
+
+    attention = model.layers[0].attention
+    wide = object.__new__(Wide)
+    for name in nn.Attention.__slots__:
+        setattr(wide, name, getattr(attention, name))
+    model.layers[0].attention = wide
+    assert decoded(model, ids).tobytes() == expected.tobytes()
+    with plain():
+        assert decoded(model, ids).tobytes() == expected.tobytes()
+
+
 def test_records_counters_and_interventions_see_every_token(model: nn.Model, plain: Any) -> None:
     ids = ids_of(2)
 

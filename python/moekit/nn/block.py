@@ -6,6 +6,7 @@ import numpy as np
 
 from ..ops.watched import Watched
 from .batch import Batch
+from .kv_cache import KVCache
 from .moe import MLP, MoE
 from .norm import Norm
 from .token_steps import TokenSteps
@@ -110,7 +111,7 @@ class Block(Watched):
     def _step(self, x: Floats, batch: Batch, layer: int) -> Floats:
         """The same for one token: each half in one call of the core where it can."""
         steps = self._steps.of(self)
-        if steps.attention is not None:
+        if steps.attention is not None and type(batch.sequences[0]) is KVCache:
             mixed = self._added(steps.attention(x, batch, layer), self.attention_post_norm)
         else:
             mixed = self._mixed(x, batch, layer)

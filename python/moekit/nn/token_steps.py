@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .. import _core
 from ..ops import Assignment, Experts
+from ..ops.arrays import as_float32
 from ..ops.watched import settings
 from .attention import Attention
 from .linear import Linear
@@ -99,9 +100,16 @@ class AttentionStep:
 
     def __call__(self, x: Floats, batch: Batch, layer: int) -> Floats:
         angles = _angles(self._attention, batch)
+        row = as_float32(x, "attention", "x", 2)
         keys, values = batch.sequences[0].room(layer)
         return self._run(
-            x, angles, keys.flat, values.flat, keys.flat_scales, values.flat_scales, keys.length - 1
+            row,
+            angles,
+            keys.flat,
+            values.flat,
+            keys.flat_scales,
+            values.flat_scales,
+            keys.length - 1,
         )
 
 
@@ -144,8 +152,9 @@ class LatentStep:
 
     def __call__(self, x: Floats, batch: Batch, layer: int) -> Floats:
         angles = _angles(self._attention, batch)
+        row = as_float32(x, "mla_attention", "x", 2)
         (entries,) = batch.sequences[0].room(layer)
-        return self._run(x, angles, entries.flat, entries.flat_scales, entries.length - 1)
+        return self._run(row, angles, entries.flat, entries.flat_scales, entries.length - 1)
 
 
 class ExpertsStep:
@@ -183,7 +192,8 @@ class ExpertsStep:
         return cls(router, core)
 
     def __call__(self, x: Floats, added: Floats, batch: Batch, layer: int) -> Floats:
-        out, experts, weights = self._run(x, added, batch.tally, layer)
+        row, other = as_float32(x, "moe_ffn", "x", 2), as_float32(added, "moe_ffn", "added", 2)
+        out, experts, weights = self._run(row, other, batch.tally, layer)
         if batch.choices is not None:
             router = self._router
             rule, _ = router.core_rule
