@@ -28,7 +28,8 @@ STEPS = {
     "gpt_oss": (True, True),  # biases, sinks, windows
     "dots1": (True, True),  # an ungated shared expert, groups
     "minimax_m2": (True, True),  # a bias that selects, a part of a head rotated
-    "qwen2_moe": (True, False),  # a gated shared expert
+    "qwen2_moe": (True, True),  # a gated shared expert
+    "qwen3_next": (False, True),  # gated queries, recurrent layers
     "granitemoe": (True, False),  # a residual factor
     "deepseek_v3": (True, True),  # latent attention with compressed queries
     "deepseek_v2": (True, True),

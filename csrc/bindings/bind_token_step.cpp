@@ -47,6 +47,7 @@ struct BoundExperts {
   ExpertsStep step;
   OptionalArray select_bias;
   std::optional<ExpertBank> shared;
+  std::optional<LinearView> shared_gate;
 };
 
 RmsNorm make_norm(OptionalArray weight, float eps, float offset) {
@@ -117,6 +118,7 @@ std::unique_ptr<BoundLatent> make_latent(const RmsNorm& norm, const Linear& q, c
 std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& router,
                                            const RouterRule& rule, OptionalArray select_bias,
                                            const Bank& experts, std::optional<const Bank*> shared,
+                                           std::optional<const Linear*> shared_gate,
                                            const std::string& compute) {
   auto bound = std::make_unique<BoundExperts>();
   ExpertsStep& step = bound->step;
@@ -128,6 +130,8 @@ std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& ro
   step.experts = experts.view();
   if (const Bank* given = shared.value_or(nullptr)) bound->shared = given->view();
   step.shared = bound->shared ? &*bound->shared : nullptr;
+  if (const Linear* given = shared_gate.value_or(nullptr)) bound->shared_gate = given->view();
+  step.shared_gate = bound->shared_gate ? &*bound->shared_gate : nullptr;
   step.compute = parse_compute(compute);
   check_step(step);
   return bound;
@@ -262,9 +266,9 @@ void bind_token_step(py::module_& m) {
   py::class_<BoundExperts>(
       m, "ExpertsStep", "x + added and what the experts add to it, their norm and router included.")
       .def(py::init(&make_experts), py::arg("norm"), py::arg("router"), py::arg("rule"),
-           py::arg("select_bias"), py::arg("experts"), py::arg("shared"), py::arg("compute"),
-           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 6>(),
-           py::keep_alive<1, 7>())
+           py::arg("select_bias"), py::arg("experts"), py::arg("shared"), py::arg("shared_gate"),
+           py::arg("compute"), py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>(), py::keep_alive<1, 8>())
       .def("run", &run_experts, py::arg("x"), py::arg("added"), py::arg("tally"), py::arg("layer"),
            "x, added [1, H] -> (rows [1, H], experts [1, K], weights [1, K]).");
 }

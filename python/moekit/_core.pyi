@@ -150,7 +150,7 @@ class ExpertsStep:
     """
     x + added and what the experts add to it, their norm and router included.
     """
-    def __init__(self, norm: RmsNormView, router: LinearView, rule: RouterRule, select_bias: numpy.ndarray | None, experts: ExpertBank, shared: ExpertBank | None, compute: str) -> None:
+    def __init__(self, norm: RmsNormView, router: LinearView, rule: RouterRule, select_bias: numpy.ndarray | None, experts: ExpertBank, shared: ExpertBank | None, shared_gate: LinearView | None, compute: str) -> None:
         ...
     def run(self, x: numpy.ndarray, added: numpy.ndarray, tally: ExpertTally | None, layer: typing.SupportsInt | typing.SupportsIndex) -> tuple[numpy.typing.NDArray[numpy.float32], numpy.typing.NDArray[numpy.int32], numpy.typing.NDArray[numpy.float32]]:
         """

@@ -172,8 +172,12 @@ TEST_P(TokenStep, ExpertsAddToTheSumOfBothRows) {
   step.experts.gate = &gate;
   step.experts.up = &up;
   step.experts.down = &down;
-  for (const bool beside : {false, true}) {
+  const Matrix shared_gate(1, kHidden, 60);
+  const LinearView gate_view = shared_gate.view();
+  for (const int variant : {0, 1, 2}) {
+    const bool beside = variant > 0;
     step.shared = beside ? &shared : nullptr;
+    step.shared_gate = variant == 2 ? &gate_view : nullptr;
     check_step(step);
     for (uint64_t t = 0; t < 9; ++t) {
       const auto x = normal(kHidden, 200 + t), added = normal(kHidden, 300 + t);
@@ -205,7 +209,8 @@ TEST_P(TokenStep, ExpertsAddToTheSumOfBothRows) {
         ASSERT_NEAR(routed.weights[s], by[s], 1e-5);
         add(static_cast<size_t>(chosen[s]), routed.weights[s]);
       }
-      if (beside) add(kExperts, 1.0);
+      const double logit = shared_gate.times(normed)[0];
+      if (beside) add(kExperts, variant == 2 ? 1 / (1 + std::exp(-logit)) : 1.0);
       expect_near(expected, {out.begin(), out.end()});
     }
   }
@@ -233,10 +238,18 @@ TEST(TokenStepSizes, AreChecked) {
                               attention.cache(attention.values, 12), 0, out.data()),
                ValueError);
 
+  const PackedWeight one({Format::kF32}, 1, 4, Attention::kHidden);
   ExpertsStep experts;
   experts.router = attention.q.view();
   experts.rule.top_k = 2;
   experts.experts.up = &attention.k.packed;  // one expert
+  EXPECT_THROW(check_step(experts), ValueError);
+  const LinearView router{&one};
+  const PackedWeight four({Format::kF32}, 4, 3, Attention::kHidden);
+  experts.router = router;
+  experts.experts.up = &four;
+  check_step(experts);
+  experts.shared_gate = &router;  // without a shared expert, and of four rows
   EXPECT_THROW(check_step(experts), ValueError);
 }
 

@@ -1,10 +1,12 @@
 #include "moe/ops/token_step.h"
 
 #include <tuple>
+#include <vector>
 
 #include "moe/base/buffer.h"
 #include "moe/base/check.h"
 #include "moe/kernels/table.h"
+#include "moe/ops/gating.h"
 #include "moe/ops/grouped_gemm.h"
 #include "moe/ops/rope.h"
 
@@ -92,6 +94,10 @@ void check_step(const ExpertsStep& step) {
   MOE_CHECK(step.experts.up->experts() == step.router.rows() && step.experts.up->cols() == hidden,
             "[token_step] the router chooses among ", step.router.rows(), " experts of ", hidden,
             " columns; there are ", step.experts.up->experts(), " of ", step.experts.up->cols());
+  const LinearView* gate = step.shared_gate;
+  MOE_CHECK(
+      gate == nullptr || (step.shared != nullptr && gate->rows() == 1 && gate->cols() == hidden),
+      "[token_step] shared_gate needs a shared expert and the shape [1, ", hidden, "]");
 }
 
 void experts_step(const ExpertsStep& step, const float* x, const float* added, int32_t* chosen,
@@ -100,8 +106,13 @@ void experts_step(const ExpertsStep& step, const float* x, const float* added, i
   float* normed = scratch_of<float>(Scratch::kToken, static_cast<size_t>(2 * hidden + experts));
   float *part = normed + hidden, *logits = part + hidden;
   run_norm(step.norm, {x, 1, hidden}, normed, added, out);
-  matmul_each({normed, 1, hidden}, {{step.router.weight, step.router.bias, {logits, 1, experts}}},
-              Compute::kAuto);
+  std::vector<MatrixProduct> scores = {
+      {step.router.weight, step.router.bias, {logits, 1, experts}}};
+  float factor = 1.0f;
+  if (step.shared_gate != nullptr) {
+    scores.push_back({step.shared_gate->weight, step.shared_gate->bias, {&factor, 1, 1}});
+  }
+  matmul_each({normed, 1, hidden}, scores, Compute::kAuto);
   RouterInput input;
   input.logits = {logits, 1, experts};
   input.select_bias = step.select_bias;
@@ -111,6 +122,10 @@ void experts_step(const ExpertsStep& step, const float* x, const float* added, i
                             step.rule.score == Score::kInputSigmoid};
   SharedExpert shared;
   if (step.shared != nullptr) shared.bank = *step.shared;
+  if (step.shared_gate != nullptr) {
+    gate({}, {&factor, 1, 1}, Gating::kSigmoid, &factor);
+    shared.scale = &factor;
+  }
   moe_ffn({normed, 1, hidden}, assignment, step.experts, step.shared != nullptr ? &shared : nullptr,
           step.compute, {part, 1, hidden});
   kernels().rowwise->add_scaled(out, part, 1.0f, hidden);

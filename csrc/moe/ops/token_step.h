@@ -37,7 +37,8 @@ void check_step(const AttentionStep& step);
 void attention_step(const AttentionStep& step, const float* x, const TokenAngles& angles,
                     const TokenCache& keys, const TokenCache& values, int64_t position, float* out);
 
-/// A router and its experts behind a norm.
+/// A router and its experts behind a norm; the shared one's part is times the sigmoid of
+/// `shared_gate` [1, H] where there is such a gate.
 struct ExpertsStep {
   RmsNormView norm;
   LinearView router;
@@ -45,6 +46,7 @@ struct ExpertsStep {
   const float* select_bias = nullptr;  // [E], or null
   ExpertBank experts;
   const ExpertBank* shared = nullptr;
+  const LinearView* shared_gate = nullptr;
   Compute compute = Compute::kAuto;
 };
 

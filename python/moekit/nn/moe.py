@@ -10,7 +10,6 @@ from .. import ops
 from ..ops import Assignment, Experts
 from ..ops.watched import Watched
 from .batch import Batch
-from .gates import sigmoid
 from .linear import Linear
 from .router import Router
 from .types import Floats, Ids, Tally, Weights
@@ -100,10 +99,9 @@ class MoE(Watched):
 
     @property
     def is_plain(self) -> bool:
-        """Is it a router, experts and at most an ungated shared expert, and nothing else?"""
+        """Is it a router, experts and at most a shared one, gated or not, and nothing else?"""
         return (
-            self.shared_gate is None
-            and self.bias is None
+            self.bias is None
             and self.capacity is None
             and not self.average
             and self.zero_experts == 0
@@ -204,7 +202,9 @@ class MoE(Watched):
         self, x: Floats, assignment: Assignment, tally: Tally | None = None, layer: int = 0
     ) -> Floats:
         """Run the experts of a given assignment, which `tally` counts as that of a layer."""
-        scale = None if self.shared_gate is None else sigmoid(self.shared_gate(x)[:, 0])
+        scale = None
+        if self.shared_gate is not None:
+            scale = ops.gate(None, self.shared_gate(x), "sigmoid").reshape(-1)
         out = ops.moe_ffn(
             x,
             assignment,

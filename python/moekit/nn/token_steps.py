@@ -177,8 +177,11 @@ class ExpertsStep:
         router = moe.router
         if type(router) is not Router or router.softcap is not None:
             return None
+        gate = moe.shared_gate
         parts = [moe.experts] if moe.shared is None else [moe.experts, moe.shared]
         if any(type(part) is not Experts for part in parts) or type(router.linear) is not Linear:
+            return None
+        if gate is not None and type(gate) is not Linear:
             return None
         banks = [part.bank(part.activation) for part in parts]
         core = _core.ExpertsStep(
@@ -187,6 +190,7 @@ class ExpertsStep:
             *router.core_rule,
             banks[0],
             banks[1] if len(banks) > 1 else None,
+            None if gate is None else _linear(gate),
             moe.compute,
         )
         return cls(router, core)
