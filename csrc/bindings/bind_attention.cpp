@@ -71,15 +71,7 @@ py::array_t<float> bound_attention(
 void keep(const py::array& rows, py::array kept, std::optional<py::array> scales) {
   constexpr auto kOp = "keep_rows";
   const HeadsView from = float_heads_of(rows, kOp, "rows");
-  CacheRows to;
-  to.rows = heads_of(kept, kOp, "kept", scales.has_value());
-  MOE_CHECK(kept.writeable() && (!scales || scales->writeable()), "[keep_rows] kept is read-only");
-  if (scales) {
-    add_scales(to.rows, *scales, kOp, "kept");
-    to.scales = static_cast<float*>(scales->mutable_data());
-    to.scale_token_stride = 1;
-    to.scale_head_stride = to.rows.scale_head_stride;
-  }
+  const CacheRows to = cache_rows_of(kept, scales, kOp, "kept");
   const py::gil_scoped_release release;
   keep_rows(from, to);
 }

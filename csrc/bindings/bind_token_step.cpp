@@ -29,54 +29,45 @@ struct Linear {
 };
 struct RmsNorm {
   OptionalArray weight;
-  RmsNormView view;
+  float eps, offset;
+
+  RmsNormView view() const {
+    if (!weight) return {nullptr, 0, offset, eps};
+    return {data_of<float>(*weight, 1, kOp, "weight"), weight->shape(0), offset, eps};
+  }
 };
 
-// The same for the steps; Python keeps alive what the views point at.
+// Steps and the arrays of their own; Python keeps alive what the views point at.
 struct BoundAttention {
   AttentionStep step;
-  std::optional<RmsNormView> q_norm, k_norm;
   OptionalArray sinks;
-};
-struct BoundLatent {
-  LatentStep step;
-  std::optional<LinearView> q_a;
-  std::optional<RmsNormView> q_norm;
 };
 struct BoundExperts {
   ExpertsStep step;
   OptionalArray select_bias;
-  std::optional<ExpertBank> shared;
-  std::optional<LinearView> shared_gate;
 };
 
-RmsNorm make_norm(OptionalArray weight, float eps, float offset) {
-  RmsNorm norm{std::move(weight), {nullptr, 0, offset, eps}};
-  if (norm.weight) {
-    norm.view.weight = data_of<float>(*norm.weight, 1, kOp, "weight");
-    norm.view.size = norm.weight->shape(0);
-  }
-  return norm;
+template <class Holder>
+auto view_of(std::optional<const Holder*> part) -> std::optional<decltype((*part)->view())> {
+  const Holder* given = part.value_or(nullptr);
+  return given != nullptr ? std::optional(given->view()) : std::nullopt;
 }
 
-std::unique_ptr<BoundAttention> make_attention(const RmsNorm& norm, const Linear& q,
-                                               const Linear& k, const Linear& v, const Linear& o,
-                                               std::optional<const RmsNorm*> q_norm,
-                                               std::optional<const RmsNorm*> k_norm, int64_t heads,
-                                               int64_t kv_heads, bool interleaved, float scale,
-                                               float softcap, int64_t window, int64_t chunk,
-                                               OptionalArray sinks) {
-  auto bound = std::make_unique<BoundAttention>();
-  AttentionStep& step = bound->step;
-  step.norm = norm.view;
+BoundAttention make_attention(const RmsNorm& norm, const Linear& q, const Linear& k,
+                              const Linear& v, const Linear& o,
+                              std::optional<const RmsNorm*> q_norm,
+                              std::optional<const RmsNorm*> k_norm, int64_t heads, int64_t kv_heads,
+                              bool interleaved, float scale, float softcap, int64_t window,
+                              int64_t chunk, OptionalArray sinks) {
+  BoundAttention bound;
+  AttentionStep& step = bound.step;
+  step.norm = norm.view();
   step.q = q.view();
   step.k = k.view();
   step.v = v.view();
   step.o = o.view();
-  if (const RmsNorm* given = q_norm.value_or(nullptr)) bound->q_norm = given->view;
-  if (const RmsNorm* given = k_norm.value_or(nullptr)) bound->k_norm = given->view;
-  step.q_norm = bound->q_norm ? &*bound->q_norm : nullptr;
-  step.k_norm = bound->k_norm ? &*bound->k_norm : nullptr;
+  step.q_norm = view_of(q_norm);
+  step.k_norm = view_of(k_norm);
   step.heads = heads;
   step.kv_heads = kv_heads;
   step.interleaved = interleaved;
@@ -84,54 +75,47 @@ std::unique_ptr<BoundAttention> make_attention(const RmsNorm& norm, const Linear
   step.softcap = softcap;
   step.window = window;
   step.chunk = chunk;
-  bound->sinks = std::move(sinks);
-  step.sinks = vector_of(bound->sinks, heads, kOp, "sinks");
+  bound.sinks = std::move(sinks);
+  step.sinks = vector_of(bound.sinks, heads, kOp, "sinks");
   check_step(step);
   return bound;
 }
 
-std::unique_ptr<BoundLatent> make_latent(const RmsNorm& norm, const Linear& q, const Linear& kv_a,
-                                         const RmsNorm& kv_norm, const PackedWeight& key_up,
-                                         const PackedWeight& value_up, const Linear& o,
-                                         std::optional<const Linear*> q_a,
-                                         std::optional<const RmsNorm*> q_norm, bool interleaved,
-                                         float scale) {
-  auto bound = std::make_unique<BoundLatent>();
-  LatentStep& step = bound->step;
-  step.norm = norm.view;
-  step.kv_norm = kv_norm.view;
+LatentStep make_latent(const RmsNorm& norm, const Linear& q, const Linear& kv_a,
+                       const RmsNorm& kv_norm, const PackedWeight& key_up,
+                       const PackedWeight& value_up, const Linear& o,
+                       std::optional<const Linear*> q_a, std::optional<const RmsNorm*> q_norm,
+                       bool interleaved, float scale) {
+  LatentStep step;
+  step.norm = norm.view();
+  step.kv_norm = kv_norm.view();
   step.q = q.view();
   step.kv_a = kv_a.view();
   step.o = o.view();
-  if (const Linear* given = q_a.value_or(nullptr)) bound->q_a = given->view();
-  if (const RmsNorm* given = q_norm.value_or(nullptr)) bound->q_norm = given->view;
-  step.q_a = bound->q_a ? &*bound->q_a : nullptr;
-  step.q_norm = bound->q_norm ? &*bound->q_norm : nullptr;
+  step.q_a = view_of(q_a);
+  step.q_norm = view_of(q_norm);
   step.key_up = &key_up;
   step.value_up = &value_up;
   step.interleaved = interleaved;
   step.scale = scale;
   check_step(step);
-  return bound;
+  return step;
 }
 
-std::unique_ptr<BoundExperts> make_experts(const RmsNorm& norm, const Linear& router,
-                                           const RouterRule& rule, OptionalArray select_bias,
-                                           const Bank& experts, std::optional<const Bank*> shared,
-                                           std::optional<const Linear*> shared_gate,
-                                           const std::string& compute) {
-  auto bound = std::make_unique<BoundExperts>();
-  ExpertsStep& step = bound->step;
-  step.norm = norm.view;
+BoundExperts make_experts(const RmsNorm& norm, const Linear& router, const RouterRule& rule,
+                          OptionalArray select_bias, const Bank& experts,
+                          std::optional<const Bank*> shared,
+                          std::optional<const Linear*> shared_gate, const std::string& compute) {
+  BoundExperts bound;
+  ExpertsStep& step = bound.step;
+  step.norm = norm.view();
   step.router = router.view();
   step.rule = rule;
-  bound->select_bias = std::move(select_bias);
-  step.select_bias = vector_of(bound->select_bias, step.router.rows(), kOp, "select_bias");
+  bound.select_bias = std::move(select_bias);
+  step.select_bias = vector_of(bound.select_bias, step.router.rows(), kOp, "select_bias");
   step.experts = experts.view();
-  if (const Bank* given = shared.value_or(nullptr)) bound->shared = given->view();
-  step.shared = bound->shared ? &*bound->shared : nullptr;
-  if (const Linear* given = shared_gate.value_or(nullptr)) bound->shared_gate = given->view();
-  step.shared_gate = bound->shared_gate ? &*bound->shared_gate : nullptr;
+  step.shared = view_of(shared);
+  step.shared_gate = view_of(shared_gate);
   step.compute = parse_compute(compute);
   check_step(step);
   return bound;
@@ -143,20 +127,6 @@ const float* row_of(const py::array& x, int64_t hidden, const char* name) {
   MOE_CHECK(view.rows == 1 && view.cols == hidden, "[token_step] ", name, " has shape ",
             shape_text(x), "; [1, ", hidden, "] is required");
   return view.data;
-}
-
-TokenCache cache_of(py::array& rows, std::optional<py::array>& scales, const char* name) {
-  TokenCache cache;
-  cache.rows = heads_of(rows, kOp, name, scales.has_value());
-  MOE_CHECK(rows.writeable() && (!scales || scales->writeable()), "[token_step] ", name,
-            " are read-only");
-  if (scales) {
-    add_scales(cache.rows, *scales, kOp, name);
-    cache.scales = static_cast<float*>(scales->mutable_data());
-    cache.scale_token_stride = 1;
-    cache.scale_head_stride = cache.rows.scale_head_stride;
-  }
-  return cache;
 }
 
 using Angles = std::optional<std::pair<py::array, py::array>>;
@@ -178,8 +148,8 @@ py::array_t<float> run_attention(const BoundAttention& bound, const py::array& x
   const int64_t hidden = bound.step.q.cols();
   const float* row = row_of(x, hidden, "x");
   const TokenAngles token = angles_of(angles);
-  const TokenCache kept_keys = cache_of(keys, key_scales, "keys");
-  const TokenCache kept_values = cache_of(values, value_scales, "values");
+  const TokenCache kept_keys = cache_rows_of(keys, key_scales, kOp, "keys");
+  const TokenCache kept_values = cache_rows_of(values, value_scales, kOp, "values");
   auto out = new_array<float>({1, hidden});
   float* data = out.mutable_data();
   {
@@ -189,18 +159,18 @@ py::array_t<float> run_attention(const BoundAttention& bound, const py::array& x
   return out;
 }
 
-py::array_t<float> run_latent(const BoundLatent& bound, const py::array& x, const Angles& angles,
+py::array_t<float> run_latent(const LatentStep& step, const py::array& x, const Angles& angles,
                               py::array entries, std::optional<py::array> scales,
                               int64_t position) {
-  const int64_t hidden = bound.step.hidden();
+  const int64_t hidden = step.hidden();
   const float* row = row_of(x, hidden, "x");
   const TokenAngles token = angles_of(angles);
-  const TokenCache kept = cache_of(entries, scales, "entries");
+  const TokenCache kept = cache_rows_of(entries, scales, kOp, "entries");
   auto out = new_array<float>({1, hidden});
   float* data = out.mutable_data();
   {
     const py::gil_scoped_release release;
-    latent_step(bound.step, row, token, kept, position, data);
+    latent_step(step, row, token, kept, position, data);
   }
   return out;
 }
@@ -239,7 +209,12 @@ void bind_token_step(py::module_& m) {
            }),
            py::arg("weight"), py::arg("bias"), py::keep_alive<1, 2>());
   py::class_<RmsNorm>(m, "RmsNormView", "rms_norm's arguments.")
-      .def(py::init(&make_norm), py::arg("weight"), py::arg("eps"), py::arg("offset"));
+      .def(py::init([](OptionalArray weight, float eps, float offset) {
+             RmsNorm norm{std::move(weight), eps, offset};
+             norm.view();  // a wrong weight is told now
+             return norm;
+           }),
+           py::arg("weight"), py::arg("eps"), py::arg("offset"));
 
   py::class_<BoundAttention>(m, "AttentionStep",
                              "What attention adds to a token's row, its norm included.")
@@ -252,8 +227,8 @@ void bind_token_step(py::module_& m) {
       .def("run", &run_attention, py::arg("x"), py::arg("angles"), py::arg("keys"),
            py::arg("values"), py::arg("key_scales"), py::arg("value_scales"), py::arg("position"),
            "x [1, H]; the caches [room, heads, dim] with scales [room, heads] or None.");
-  py::class_<BoundLatent>(m, "LatentStep",
-                          "What latent attention adds to a token's row, its norm included.")
+  py::class_<LatentStep>(m, "LatentStep",
+                         "What latent attention adds to a token's row, its norm included.")
       .def(py::init(&make_latent), py::arg("norm"), py::arg("q"), py::arg("kv_a"),
            py::arg("kv_norm"), py::arg("key_up"), py::arg("value_up"), py::arg("o"), py::arg("q_a"),
            py::arg("q_norm"), py::arg("interleaved"), py::arg("scale"), py::keep_alive<1, 2>(),

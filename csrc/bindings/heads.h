@@ -1,8 +1,11 @@
 #pragma once
 // NumPy arrays [tokens, heads, dim] as attention reads them.
 
+#include <optional>
+
 #include "array.h"
 #include "moe/ops/attention.h"
+#include "moe/ops/kv_cache.h"
 
 namespace moe::bindings {
 
@@ -46,6 +49,22 @@ inline void add_scales(HeadsView& view, const py::array& scales, const char* op,
   }
   view.scales = static_cast<const float*>(scales.data());
   view.scale_head_stride = scales.strides(1) / 4;
+}
+
+/// Rows [tokens, heads, dim] that are written to, int8 ones with their scales.
+inline CacheRows cache_rows_of(py::array& kept, std::optional<py::array>& scales, const char* op,
+                               const char* argument) {
+  CacheRows to;
+  to.rows = heads_of(kept, op, argument, scales.has_value());
+  MOE_CHECK(kept.writeable() && (!scales || scales->writeable()), "[", op, "] ", argument,
+            " is read-only");
+  if (scales) {
+    add_scales(to.rows, *scales, op, argument);
+    to.scales = static_cast<float*>(scales->mutable_data());
+    to.scale_token_stride = 1;
+    to.scale_head_stride = to.rows.scale_head_stride;
+  }
+  return to;
 }
 
 inline HeadsView float_heads_of(const py::array& array, const char* op, const char* argument) {

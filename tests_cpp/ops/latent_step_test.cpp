@@ -33,7 +33,6 @@ struct Layer {
   std::vector<float> weight = normal(kHidden, 11), kv_weight = normal(kLatent, 12),
                      q_weight = normal(kLow, 13), entries = std::vector<float>(kRoom * kWidth, NAN);
   PackedWeight key_up, value_up;
-  LinearView low_view;
   RmsNormView q_norm{q_weight.data(), kLow, 0.0f, 1e-5f};
   LatentStep step;
 
@@ -51,13 +50,12 @@ struct Layer {
       : keys_up(heads(kLatent, kNope, 20)),
         values_up(heads(kValue, kLatent, 40)),
         key_up(together(keys_up)),
-        value_up(together(values_up)),
-        low_view(q_a.view()) {
+        value_up(together(values_up)) {
     step.norm = {weight.data(), kHidden, 1.0f, 1e-6f};
     step.kv_norm = {kv_weight.data(), kLatent, 0.0f, 1e-6f};
     step.q = compressed ? q_low.view() : q.view();
-    step.q_a = compressed ? &low_view : nullptr;
-    step.q_norm = compressed ? &q_norm : nullptr;
+    if (compressed) step.q_a = q_a.view();
+    if (compressed) step.q_norm = q_norm;
     step.kv_a = kv_a.view();
     step.o = o.view();
     step.key_up = &key_up;
@@ -98,7 +96,7 @@ struct Reference {
     Row normed(x.begin(), x.end());
     norm(of.step.norm, normed, 0, kHidden);
     Row q = of.q.times(normed);
-    if (of.step.q_a != nullptr) {
+    if (of.step.q_a) {
       Row low = of.q_a.times(normed);
       norm(of.q_norm, low, 0, kLow);
       q = of.q_low.times(low);
@@ -157,9 +155,9 @@ TEST(LatentStepSizes, AreChecked) {
   Layer layer(true);
   LatentStep& step = layer.step;
   check_step(step);
-  step.q_a = nullptr;  // q has too few columns then
+  step.q_a.reset();  // q has too few columns then
   EXPECT_THROW(check_step(step), ValueError);
-  step.q_a = &layer.low_view;
+  step.q_a = layer.q_a.view();
   step.kv_norm.size = kLatent + 1;
   EXPECT_THROW(check_step(step), ValueError);
   step.kv_norm.size = kLatent;

@@ -63,12 +63,13 @@ struct Reference {
   const Attention& of;
   std::vector<Row> keys, values;
 
-  void prepare(Row& x, const RmsNormView* by, int64_t heads, const TokenAngles& angles) const {
+  void prepare(Row& x, const std::optional<RmsNormView>& by, int64_t heads,
+               const TokenAngles& angles) const {
     const int64_t dim = Attention::kDim, half = angles.half;
-    if (by != nullptr && by->size == heads * dim) norm(*by, x, 0, heads * dim);
+    if (by && by->size == heads * dim) norm(*by, x, 0, heads * dim);
     for (int64_t h = 0; h < heads; ++h) {
       double* head = x.data() + h * dim;
-      if (by != nullptr && by->size != heads * dim) norm(*by, x, h * dim, (h + 1) * dim);
+      if (by && by->size != heads * dim) norm(*by, x, h * dim, (h + 1) * dim);
       for (int64_t i = 0; i < half; ++i) {
         double& a = head[of.step.interleaved ? 2 * i : i];
         double& b = head[of.step.interleaved ? 2 * i + 1 : half + i];
@@ -116,8 +117,8 @@ TEST_P(TokenStep, AttentionGoesFromTheResidualStreamBackToIt) {
   for (int variant = 0; variant < 6; ++variant) {
     Attention attention;
     AttentionStep& step = attention.step;
-    if (variant == 1) step.q_norm = step.k_norm = &attention.head_norm;
-    if (variant == 2) step.q_norm = &attention.whole_norm;
+    if (variant == 1) step.q_norm = step.k_norm = attention.head_norm;
+    if (variant == 2) step.q_norm = attention.whole_norm;
     if (variant == 3) step.interleaved = true;
     if (variant == 4) {
       step.window = 3;
@@ -173,11 +174,10 @@ TEST_P(TokenStep, ExpertsAddToTheSumOfBothRows) {
   step.experts.up = &up;
   step.experts.down = &down;
   const Matrix shared_gate(1, kHidden, 60);
-  const LinearView gate_view = shared_gate.view();
   for (const int variant : {0, 1, 2}) {
     const bool beside = variant > 0;
-    step.shared = beside ? &shared : nullptr;
-    step.shared_gate = variant == 2 ? &gate_view : nullptr;
+    step.shared = beside ? std::optional(shared) : std::nullopt;
+    step.shared_gate = variant == 2 ? std::optional(shared_gate.view()) : std::nullopt;
     check_step(step);
     for (uint64_t t = 0; t < 9; ++t) {
       const auto x = normal(kHidden, 200 + t), added = normal(kHidden, 300 + t);
@@ -223,9 +223,9 @@ TEST(TokenStepSizes, AreChecked) {
   step.heads = 5;
   EXPECT_THROW(check_step(step), ValueError);
   step.heads = Attention::kHeads;
-  step.q_norm = &step.norm;  // of another size
+  step.q_norm = step.norm;  // of another size
   EXPECT_THROW(check_step(step), ValueError);
-  step.q_norm = nullptr;
+  step.q_norm.reset();
   step.o = step.q;
   EXPECT_THROW(check_step(step), ValueError);
   step.o = attention.o.view();
@@ -249,7 +249,7 @@ TEST(TokenStepSizes, AreChecked) {
   experts.router = router;
   experts.experts.up = &four;
   check_step(experts);
-  experts.shared_gate = &router;  // without a shared expert, and of four rows
+  experts.shared_gate = router;  // without a shared expert, and of four rows
   EXPECT_THROW(check_step(experts), ValueError);
 }
 

@@ -19,14 +19,14 @@ void check_step(const LatentStep& step) {
   MOE_CHECK(step.rope() >= 1 && step.q.rows() == heads * (step.nope() + step.rope()),
             "[latent_step] q gives ", step.q.rows(), " and kv_a ", step.kv_a.rows(), "; ", heads,
             " heads of ", step.nope(), " + rope and a latent of ", latent, " + rope are required");
-  MOE_CHECK((step.q_a != nullptr ? step.q_a->cols() : step.q.cols()) == hidden &&
-                (step.q_a == nullptr || step.q_a->rows() == step.q.cols()) &&
-                step.o.rows() == hidden && step.o.cols() == heads * step.value(),
+  MOE_CHECK((step.q_a ? step.q_a->cols() : step.q.cols()) == hidden &&
+                (!step.q_a || step.q_a->rows() == step.q.cols()) && step.o.rows() == hidden &&
+                step.o.cols() == heads * step.value(),
             "[latent_step] q has ", step.q.cols(), " columns, o is [", step.o.rows(), ", ",
             step.o.cols(), "]; they do not fit a row of ", hidden);
   check_norm(step.norm, hidden, "norm");
   check_norm(step.kv_norm, latent, "kv_norm");
-  if (step.q_norm != nullptr) check_norm(*step.q_norm, step.q.cols(), "q_norm");
+  if (step.q_norm) check_norm(*step.q_norm, step.q.cols(), "q_norm");
 }
 
 void latent_step(const LatentStep& step, const float* x, const TokenAngles& angles,
@@ -34,8 +34,8 @@ void latent_step(const LatentStep& step, const float* x, const TokenAngles& angl
   const int64_t hidden = step.hidden(), heads = step.heads(), latent = step.latent();
   const int64_t nope = step.nope(), rope_dim = step.rope(), width = latent + rope_dim;
   check_cache(entries, 1, width, position, "entries");
-  const LinearView& first = step.q_a != nullptr ? *step.q_a : step.q;
-  const int64_t compressed = step.q_a != nullptr ? first.rows() : 0;
+  const LinearView& first = step.q_a ? *step.q_a : step.q;
+  const int64_t compressed = step.q_a ? first.rows() : 0;
   const int64_t floats =
       hidden + compressed + step.q.rows() + width + heads * (rope_dim + 2 * latent + step.value());
   float* normed = scratch_of<float>(Scratch::kToken, static_cast<size_t>(floats));
@@ -45,11 +45,11 @@ void latent_step(const LatentStep& step, const float* x, const TokenAngles& angl
 
   run_norm(step.norm, {x, 1, hidden}, normed);
   matmul_each({normed, 1, hidden},
-              {{first.weight, first.bias, {step.q_a != nullptr ? low : q, 1, first.rows()}},
+              {{first.weight, first.bias, {step.q_a ? low : q, 1, first.rows()}},
                {step.kv_a.weight, step.kv_a.bias, {entry, 1, width}}},
               Compute::kAuto);
-  if (step.q_a != nullptr) {
-    if (step.q_norm != nullptr) run_norm(*step.q_norm, {low, 1, compressed}, low);
+  if (step.q_a) {
+    if (step.q_norm) run_norm(*step.q_norm, {low, 1, compressed}, low);
     matmul_each({low, 1, compressed}, {{step.q.weight, step.q.bias, {q, 1, step.q.rows()}}},
                 Compute::kAuto);
   }

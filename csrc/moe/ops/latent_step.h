@@ -1,10 +1,11 @@
 #pragma once
 // A decoded token's way through multi-head latent attention, in one call (token_step.h).
 //
-// Definition    DeepSeek-V2 (2024), section 2.1, absorbed: q_latent = key_up · q_nope for each
-// head,
-//               attention over rows of latent and rotated key, value_up for each head, o: the same
-//               bytes as calling the operations.
+// Definition    DeepSeek-V2 (2024), section 2.1, absorbed. For each head: key_up · q_nope,
+//               attention over rows of latent and rotated key, value_up; then o of all heads. The
+//               same bytes as calling the operations.
+
+#include <optional>
 
 #include "moe/ops/attention.h"
 #include "moe/ops/token_parts.h"
@@ -12,12 +13,12 @@
 namespace moe {
 
 /// Sizes: heads h, latent L, nope N, rope R, value V. `q` gives [h · (N + R)], from the row itself
-/// or, with `q_a`, from q_norm(q_a(row)); `q_norm` may be null there. `kv_a` gives [L + R].
+/// or, with `q_a`, from q_norm(q_a(row)), or q_a(row) without q_norm. `kv_a` gives [L + R].
 struct LatentStep {
   RmsNormView norm, kv_norm;
   LinearView q, kv_a, o;
-  const LinearView* q_a = nullptr;
-  const RmsNormView* q_norm = nullptr;
+  std::optional<LinearView> q_a;
+  std::optional<RmsNormView> q_norm;
   const PackedWeight* key_up = nullptr;    // h × [L, N]
   const PackedWeight* value_up = nullptr;  // h × [V, L]
   bool interleaved = true;

@@ -15,8 +15,8 @@ namespace moe {
 namespace {
 
 // A projection of one token, in place.
-void norm_heads(const RmsNormView* norm, int64_t heads, int64_t width, float* x) {
-  if (norm == nullptr) return;
+void norm_heads(const std::optional<RmsNormView>& norm, int64_t heads, int64_t width, float* x) {
+  if (!norm) return;
   const bool per_head = norm->size == width || norm->size == 0;
   const MatrixView<const float> rows = per_head ? MatrixView<const float>{x, heads, width}
                                                 : MatrixView<const float>{x, 1, heads * width};
@@ -40,7 +40,7 @@ void check_step(const AttentionStep& step) {
   for (const auto& [norm, rows, count, name] :
        {std::tuple{step.q_norm, step.q.rows(), heads, "q_norm"},
         std::tuple{step.k_norm, step.k.rows(), kv_heads, "k_norm"}}) {
-    if (norm != nullptr && norm->size != rows) check_norm(*norm, rows / count, name);
+    if (norm && norm->size != rows) check_norm(*norm, rows / count, name);
   }
 }
 
@@ -94,10 +94,9 @@ void check_step(const ExpertsStep& step) {
   MOE_CHECK(step.experts.up->experts() == step.router.rows() && step.experts.up->cols() == hidden,
             "[token_step] the router chooses among ", step.router.rows(), " experts of ", hidden,
             " columns; there are ", step.experts.up->experts(), " of ", step.experts.up->cols());
-  const LinearView* gate = step.shared_gate;
-  MOE_CHECK(
-      gate == nullptr || (step.shared != nullptr && gate->rows() == 1 && gate->cols() == hidden),
-      "[token_step] shared_gate needs a shared expert and the shape [1, ", hidden, "]");
+  const auto& gate = step.shared_gate;
+  MOE_CHECK(!gate || (step.shared && gate->rows() == 1 && gate->cols() == hidden),
+            "[token_step] shared_gate needs a shared expert and the shape [1, ", hidden, "]");
 }
 
 void experts_step(const ExpertsStep& step, const float* x, const float* added, int32_t* chosen,
@@ -109,7 +108,7 @@ void experts_step(const ExpertsStep& step, const float* x, const float* added, i
   std::vector<MatrixProduct> scores = {
       {step.router.weight, step.router.bias, {logits, 1, experts}}};
   float factor = 1.0f;
-  if (step.shared_gate != nullptr) {
+  if (step.shared_gate) {
     scores.push_back({step.shared_gate->weight, step.shared_gate->bias, {&factor, 1, 1}});
   }
   matmul_each({normed, 1, hidden}, scores, Compute::kAuto);
@@ -121,12 +120,12 @@ void experts_step(const ExpertsStep& step, const float* x, const float* added, i
   AssignmentView assignment{chosen, weights, 1, step.rule.top_k,
                             step.rule.score == Score::kInputSigmoid};
   SharedExpert shared;
-  if (step.shared != nullptr) shared.bank = *step.shared;
-  if (step.shared_gate != nullptr) {
+  if (step.shared) shared.bank = *step.shared;
+  if (step.shared_gate) {
     gate({}, {&factor, 1, 1}, Gating::kSigmoid, &factor);
     shared.scale = &factor;
   }
-  moe_ffn({normed, 1, hidden}, assignment, step.experts, step.shared != nullptr ? &shared : nullptr,
+  moe_ffn({normed, 1, hidden}, assignment, step.experts, step.shared ? &shared : nullptr,
           step.compute, {part, 1, hidden});
   kernels().rowwise->add_scaled(out, part, 1.0f, hidden);
 }

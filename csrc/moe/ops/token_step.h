@@ -8,6 +8,7 @@
 //               and moe_block.h in the token's order: the same bytes as calling them.
 
 #include <cstdint>
+#include <optional>
 
 #include "moe/ops/moe_block.h"
 #include "moe/ops/router.h"
@@ -15,13 +16,12 @@
 
 namespace moe {
 
-/// Grouped-query attention behind a norm. `q_norm` and `k_norm` may be null; of a head's size (or
-/// none) they norm each head, else the whole projection.
+/// Grouped-query attention behind a norm. `q_norm` and `k_norm` of a head's size (or of none) norm
+/// each head, else the whole projection.
 struct AttentionStep {
   RmsNormView norm;
   LinearView q, k, v, o;
-  const RmsNormView* q_norm = nullptr;
-  const RmsNormView* k_norm = nullptr;
+  std::optional<RmsNormView> q_norm, k_norm;
   int64_t heads = 0, kv_heads = 0;
   bool interleaved = false;  // pairs of rotation
   float scale = 1.0f, softcap = 0.0f;
@@ -45,8 +45,8 @@ struct ExpertsStep {
   RouterRule rule;
   const float* select_bias = nullptr;  // [E], or null
   ExpertBank experts;
-  const ExpertBank* shared = nullptr;
-  const LinearView* shared_gate = nullptr;
+  std::optional<ExpertBank> shared;
+  std::optional<LinearView> shared_gate;
   Compute compute = Compute::kAuto;
 };
 
