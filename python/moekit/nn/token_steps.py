@@ -73,11 +73,10 @@ class AttentionStep:
         limits = (attention.softcap, attention.window, attention.chunk)
         if any(limit is not None and not limit > 0 for limit in limits):
             return None  # the operation says what is wrong
-        linears = (attention.q, attention.k, attention.v, attention.o)
-        norm, head_norms = block.attention_norm, (attention.q_norm, attention.k_norm)
-        if any(type(linear) is not Linear for linear in linears) or type(norm) is not RMSNorm:
+        norm = block.attention_norm
+        if not _are(Linear, attention.q, attention.k, attention.v, attention.o) or norm is None:
             return None
-        if any(part is not None and type(part) is not RMSNorm for part in head_norms):
+        if not _are(RMSNorm, norm, attention.q_norm, attention.k_norm):
             return None
         core = _core.AttentionStep(
             _norm(norm),
@@ -128,12 +127,9 @@ class LatentStep:
         attention, norm = block.attention, block.attention_norm
         if type(attention) is not MLA or not attention.is_plain or type(norm) is not RMSNorm:
             return None
-        linears = [attention.q, attention.kv_a, attention.o]
-        linears += [] if attention.q_a is None else [attention.q_a]
-        norms = [attention.kv_norm] + ([] if attention.q_norm is None else [attention.q_norm])
-        if any(type(part) is not Linear for part in linears):
+        if not _are(Linear, attention.q, attention.q_a, attention.kv_a, attention.o):
             return None
-        if any(type(part) is not RMSNorm for part in norms):
+        if not _are(RMSNorm, attention.kv_norm, attention.q_norm):
             return None
         core = _core.LatentStep(
             _norm(norm),
@@ -177,19 +173,15 @@ class ExpertsStep:
         router = moe.router
         if type(router) is not Router or router.softcap is not None:
             return None
-        gate = moe.shared_gate
-        parts = [moe.experts] if moe.shared is None else [moe.experts, moe.shared]
-        if any(type(part) is not Experts for part in parts) or type(router.linear) is not Linear:
+        shared, gate = moe.shared, moe.shared_gate
+        if not _are(Experts, moe.experts, shared) or not _are(Linear, router.linear, gate):
             return None
-        if gate is not None and type(gate) is not Linear:
-            return None
-        banks = [part.bank(part.activation) for part in parts]
         core = _core.ExpertsStep(
             _norm(norm),
             _linear(router.linear),
             *router.core_rule,
-            banks[0],
-            banks[1] if len(banks) > 1 else None,
+            _bank(moe.experts),
+            None if shared is None else _bank(shared),
             None if gate is None else _linear(gate),
             moe.compute,
         )
@@ -211,6 +203,11 @@ def _angles(attention: Attention | MLA, batch: Batch) -> tuple[Floats, Floats] |
     return batch.angles(attention.frequencies, attention.rope_factor)
 
 
+def _are(kind: type, *parts: object) -> bool:
+    """Is what there is of the parts of this very class?"""
+    return all(part is None or type(part) is kind for part in parts)
+
+
 def _norm(norm: Norm) -> _core.RmsNormView:
     assert isinstance(norm, RMSNorm)
     return _core.RmsNormView(norm.weight, norm.eps, norm.offset)
@@ -218,3 +215,7 @@ def _norm(norm: Norm) -> _core.RmsNormView:
 
 def _linear(linear: Linear) -> _core.LinearView:
     return _core.LinearView(linear.weight.core, linear.bias)
+
+
+def _bank(experts: Experts) -> _core.ExpertBank:
+    return experts.bank(experts.activation)
